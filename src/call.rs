@@ -1,0 +1,123 @@
+//! The record of one call: what was sent to one webhook and what came of it, a row of `relay.webhook_calls`.
+//!
+//! Plain data, shared by the HTTP side, which fills it, and the store, which writes it. Knows neither HTTP nor
+//! Postgres.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Why a call failed, the column `error_kind` (DESIGN section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The webhook's URL is not one that can be called.
+    BadUrl,
+    /// The address is not one that may be called.
+    BlockedAddress,
+    /// The name has no address, or the resolver did not answer.
+    Dns,
+    /// No connection, or it broke before an answer.
+    Connect,
+    /// TLS handshake or certificate.
+    Tls,
+    /// The wall-time limit of the call passed.
+    Timeout,
+    /// The answer is not HTTP.
+    Protocol,
+    /// The answer's status is not 2xx.
+    HttpStatus,
+    /// The instance that had the call in hand died or was told to stop.
+    Interrupted,
+    /// Our own failure.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The word in the column and in the journal.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorKind::BadUrl => "bad_url",
+            ErrorKind::BlockedAddress => "blocked_address",
+            ErrorKind::Dns => "dns",
+            ErrorKind::Connect => "connect",
+            ErrorKind::Tls => "tls",
+            ErrorKind::Timeout => "timeout",
+            ErrorKind::Protocol => "protocol",
+            ErrorKind::HttpStatus => "http_status",
+            ErrorKind::Interrupted => "interrupted",
+            ErrorKind::Internal => "internal",
+        }
+    }
+}
+
+/// One call, finished. All texts are such that Postgres can hold them (UTF-8 without NUL).
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The webhook that was called.
+    pub webhook_id: i64,
+    /// Its URL, without user and password.
+    pub url: String,
+    /// The request's headers as a JSON object; empty (`{}`) when nothing was sent. Never a secret.
+    pub request_headers: String,
+    /// The request's body.
+    pub request_body: Arc<str>,
+    /// The answer's status, when one was read.
+    pub status_code: Option<u16>,
+    /// The answer's headers as a JSON object.
+    pub response_headers: Option<String>,
+    /// The answer's body, at most `--max-response-body` bytes of it.
+    pub response_body: Option<String>,
+    /// Bytes of the answer's body that came over the wire before reading stopped.
+    pub response_bytes: u64,
+    /// Whether `response_body` is less than what the endpoint meant to send.
+    pub response_truncated: bool,
+    /// First byte of work.
+    pub start_time: SystemTime,
+    /// Last byte read, or the failure.
+    pub end_time: SystemTime,
+    /// The failure's kind; none is a success.
+    pub error_kind: Option<ErrorKind>,
+    /// What happened, for people. Set for each failure, and for a success with a flaw.
+    pub error_message: Option<String>,
+    /// Address and port that the socket was connected to.
+    pub remote_addr: Option<String>,
+}
+
+impl Call {
+    /// Whether the endpoint took the event: a 2xx within the time limit.
+    pub fn succeeded(&self) -> bool {
+        self.error_kind.is_none()
+    }
+
+    /// Whether the wall-time limit ended the call.
+    pub fn is_timeout(&self) -> bool {
+        self.error_kind == Some(ErrorKind::Timeout)
+    }
+
+    /// Memory that this record keeps until it is written, in bytes, roughly.
+    pub fn size(&self) -> usize {
+        let text = |t: &Option<String>| t.as_ref().map_or(0, String::len);
+        size_of::<Call>()
+            + self.url.len()
+            + self.request_headers.len()
+            + text(&self.response_headers)
+            + text(&self.response_body)
+            + text(&self.error_message)
+    }
+}
+
+/// Makes foreign bytes a text that Postgres can hold: invalid UTF-8 and NUL become U+FFFD.
+pub fn storable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    if text.contains('\0') { text.replace('\0', "\u{FFFD}") } else { text.into_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_postgres_cannot_hold_is_replaced() {
+        assert_eq!(storable(b"a\0b\xff\xe2\x82"), "a\u{FFFD}b\u{FFFD}\u{FFFD}");
+        assert_eq!(storable("größe".as_bytes()), "größe");
+    }
+}

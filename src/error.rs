@@ -1,0 +1,167 @@
+//! The one error type, grouped by what the operator must do about it.
+//!
+//! Owns the exit codes. Never decides by the text of an error: by variant, or by SQLSTATE. A failed *call* is not
+//! an error at all: it is a value ([`crate::call::Call`]) that goes into the call log.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use tokio_postgres::error::SqlState;
+
+/// Result with this crate's [`enum@Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, by what helps.
+#[derive(Debug)]
+pub enum Error {
+    /// What the user typed cannot be meant. Exit code 2.
+    Usage(String),
+    /// The configuration cannot work; a restart will not help. Exit code 78.
+    Config(String),
+    /// The schema is missing, older, newer or changed; a restart will not help. Exit code 78.
+    Schema(String),
+    /// Postgres said no, or went away. Exit code by SQLSTATE, see [`Error::exit_code`].
+    Postgres {
+        /// What was being done: "connecting to Postgres", "claiming rows".
+        doing: &'static str,
+        /// What tokio-postgres says.
+        source: tokio_postgres::Error,
+    },
+    /// The operating system said no. Exit code 1.
+    Io {
+        /// What was being done, with the path where there is one.
+        doing: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Anything else that ended the command; a restart may help. Exit code 1.
+    Failed(String),
+}
+
+impl Error {
+    /// For `map_err`: wraps an error of tokio-postgres with what was being done.
+    pub fn postgres(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
+        move |source| Error::Postgres { doing, source }
+    }
+
+    /// For `map_err`: wraps an I/O error with what was being done.
+    pub fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+        let doing = doing.into();
+        move |source| Error::Io { doing, source }
+    }
+
+    /// The process's exit code: 1 when a restart may help, 2 for usage, 78 (`EX_CONFIG` of sysexits) when it will
+    /// not. A Postgres that refuses *us* (password, role, database, privilege, missing object) is configuration;
+    /// one that is away, full or starting is not.
+    pub fn exit_code(&self) -> u8 {
+        const FAILED: u8 = 1;
+        const USAGE: u8 = 2;
+        const CONFIG: u8 = 78;
+        match self {
+            Error::Usage(_) => USAGE,
+            Error::Config(_) | Error::Schema(_) => CONFIG,
+            Error::Postgres { source, .. } => match source.code() {
+                Some(code) if refused_for_good(code) => CONFIG,
+                _ => FAILED,
+            },
+            Error::Io { .. } | Error::Failed(_) => FAILED,
+        }
+    }
+
+    /// The SQLSTATE, when Postgres answered with one.
+    pub fn sqlstate(&self) -> Option<&SqlState> {
+        match self {
+            Error::Postgres { source, .. } => source.code(),
+            _ => None,
+        }
+    }
+
+    /// Whether the *data* of a statement is what Postgres refused (SQLSTATE classes 21, 22 and 23): the same
+    /// statement fails again, with other data it succeeds.
+    pub fn is_data(&self) -> bool {
+        self.sqlstate().is_some_and(|code| matches!(&code.code()[..2], "21" | "22" | "23"))
+    }
+}
+
+/// SQLSTATEs that say "not with this configuration": no restart changes the answer.
+fn refused_for_good(code: &SqlState) -> bool {
+    [
+        SqlState::INVALID_PASSWORD,
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        SqlState::INVALID_CATALOG_NAME,
+        SqlState::INSUFFICIENT_PRIVILEGE,
+        SqlState::UNDEFINED_TABLE,
+        SqlState::UNDEFINED_COLUMN,
+        SqlState::UNDEFINED_FUNCTION,
+        SqlState::INVALID_SCHEMA_NAME,
+    ]
+    .contains(code)
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Usage(text) | Error::Config(text) | Error::Schema(text) | Error::Failed(text) => {
+                f.write_str(text)
+            }
+            Error::Postgres { doing, .. } => f.write_str(doing),
+            Error::Io { doing, .. } => f.write_str(doing),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Error::Postgres { source, .. } => Some(source),
+            Error::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// An error and its causes on one line, `a: b: c`, for stderr and the journal.
+///
+/// A Postgres error is given with its severity's text, detail and hint; line breaks become spaces.
+pub fn one_line(error: &(dyn StdError + 'static)) -> String {
+    let mut line = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = match error.downcast_ref::<tokio_postgres::error::DbError>() {
+            Some(db) => [Some(db.message()), db.detail(), db.hint()]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join("; "),
+            None => error.to_string(),
+        };
+        // tokio-postgres says "db error" and then has the story as its source; some errors repeat their source.
+        if text != "db error" && !line.ends_with(&text) {
+            if !line.is_empty() {
+                line.push_str(": ");
+            }
+            line.push_str(&text);
+        }
+        next = error.source();
+    }
+    line.replace(['\r', '\n'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_group_has_its_exit_code() {
+        assert_eq!(Error::Usage(String::new()).exit_code(), 2);
+        assert_eq!(Error::Config(String::new()).exit_code(), 78);
+        assert_eq!(Error::Schema(String::new()).exit_code(), 78);
+        assert_eq!(Error::Failed(String::new()).exit_code(), 1);
+    }
+
+    #[test]
+    fn causes_are_told_on_one_line() {
+        let cause = std::io::Error::other("no\nspace");
+        assert_eq!(one_line(&Error::io("writing the log")(cause)), "writing the log: no space");
+    }
+}

@@ -1,0 +1,5 @@
+//! `promptpal-relay`: an outbox relay for Postgres.
+
+pub mod call;
+pub mod error;
+pub mod event;
