@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::event::Webhook;
+
 /// Why a call failed, the column `error_kind` (DESIGN section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -83,6 +85,32 @@ pub struct Call {
 }
 
 impl Call {
+    /// A call that has no answer: it failed before anything was sent, or what came of it cannot be told.
+    pub fn unanswered(
+        webhook: &Webhook,
+        body: &Arc<str>,
+        kind: ErrorKind,
+        message: impl Into<String>,
+    ) -> Call {
+        let now = SystemTime::now();
+        Call {
+            webhook_id: webhook.id,
+            url: String::new(),
+            request_headers: "{}".into(),
+            request_body: body.clone(),
+            status_code: None,
+            response_headers: None,
+            response_body: None,
+            response_bytes: 0,
+            response_truncated: false,
+            start_time: now,
+            end_time: now,
+            error_kind: Some(kind),
+            error_message: Some(message.into()),
+            remote_addr: None,
+        }
+    }
+
     /// Whether the endpoint took the event: a 2xx within the time limit.
     pub fn succeeded(&self) -> bool {
         self.error_kind.is_none()

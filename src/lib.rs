@@ -1,5 +1,50 @@
-//! `promptpal-relay`: an outbox relay for Postgres.
+//! An outbox relay for Postgres: takes rows that an application inserted in its own transactions, makes one HTTP
+//! POST for each enabled webhook of the row's project, and records each call in the transaction that marks the row
+//! done.
+//!
+//! # How a row travels
+//!
+//! ```text
+//! app: INSERT, COMMIT ──(statement trigger: wakes only a sleeping relay)──▶ wake ◀── poll
+//!                                                                             │ "look"
+//!  claim   short transaction, FOR UPDATE SKIP LOCKED,               relay ◀───┘
+//!          stamps claimed_by; joins the enabled webhooks              │ rows
+//!  post    worker threads, one blocking POST for each webhook,      pool ──▶ endpoint ──▶ receivers
+//!          no transaction anywhere                                    │ rows whose calls have ended
+//!  finish  one transaction for many rows: call logs and done_at,    relay
+//!          guarded by claimed_by
+//! ```
+//!
+//! # Where things are
+//!
+//! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look; [`instance`] knows who is
+//!   alive; [`retention`] throws away; [`stop`] and [`systemd`] are the world outside.
+//! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
+//!   It knows no HTTP.
+//! - The endpoints' side: [`endpoint`] makes one POST. It blocks, and knows no Postgres.
+//! - Between them: [`pool`], the threads, where asynchronous meets blocking and nowhere else; [`places`] decides
+//!   which call is next.
+//! - Data that both sides share: [`event`] and [`call`].
+//! - What the user typed is [`cli`], what it means [`config`]; [`command`] has the commands, [`error`] the exit codes,
+//!   [`logging`] the journal, [`failures`] the failed calls in it.
 
 pub mod call;
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod db;
+pub mod endpoint;
 pub mod error;
 pub mod event;
+pub mod failures;
+pub mod instance;
+pub mod logging;
+pub mod places;
+pub mod pool;
+pub mod relay;
+pub mod retention;
+pub mod schema;
+pub mod stop;
+pub mod store;
+pub mod systemd;
+pub mod wake;

@@ -1,2 +1,38 @@
-//! stub
-fn main() {}
+//! The program: parses, dispatches, picks the exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use promptpal_relay::cli::{Cli, Command};
+use promptpal_relay::command::{check, demo, migrate, run};
+use promptpal_relay::error::{Error, Result, one_line};
+use promptpal_relay::logging;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("promptpal-relay: {}", one_line(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<()> {
+    let files = logging::install(&cli.global)?;
+    // One thread for all that is asynchronous; the calls have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::io("starting the runtime"))?;
+    runtime.block_on(async {
+        match &cli.command {
+            Command::Run(flags) => run::run(&cli.global, flags, files).await,
+            Command::Migrate { print: true } => migrate::print(),
+            Command::Migrate { print: false } => migrate::run(&cli.global).await,
+            Command::Check(flags) => check::run(&cli.global, flags).await,
+            Command::Demo { keep } => demo::run(*keep).await,
+        }
+    })
+}

@@ -1,0 +1,481 @@
+-- The schema of promptpal-relay.
+--
+-- What the application writes: relay.outbox (inserts only) and relay.webhooks. What the daemon writes: the columns
+-- claimed_by, done_at and parked of relay.outbox, relay.webhook_calls and relay.instances. No foreign keys between
+-- them: a call log outlives its webhook, and relay.webhooks may be replaced by a view over other tables; for the
+-- same reason no view here depends on it.
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- The outbox. The application inserts a row in the transaction in which it records the execution.
+--
+-- Two indexes carry the queue: the pending rows in order of id, and the parked ones by project. claimed_by is in no
+-- index, so that a claim is a heap-only update; fillfactor leaves it room in the page of the row. A row leaves both
+-- indexes when it is done, so neither grows with the history.
+
+CREATE TABLE relay.outbox (
+    id                      bigint GENERATED ALWAYS AS IDENTITY,
+    created_at              timestamptz NOT NULL DEFAULT now(),
+    event                   text        NOT NULL DEFAULT 'onPromptFinished',
+    trace_id                text        NOT NULL DEFAULT replace(gen_random_uuid()::text, '-', ''),
+    project_id              bigint      NOT NULL,
+    prompt_id               bigint      NOT NULL,
+    user_id                 text        NOT NULL,
+    result                  smallint    NOT NULL,
+    finished_at             timestamptz NOT NULL DEFAULT now(),
+    duration_ms             bigint      NOT NULL,
+    prompt_tokens           integer     NOT NULL,
+    completion_tokens       integer     NOT NULL,
+    total_tokens            integer,
+    cached                  boolean     NOT NULL DEFAULT false,
+    ip                      text        NOT NULL DEFAULT '',
+    user_agent              text        NOT NULL DEFAULT '',
+    provider_id             bigint,
+    provider_default_model  text,
+    webhook_id              bigint,
+    replay_of               bigint,
+    claimed_by              bigint,
+    done_at                 timestamptz,
+    parked                  boolean     NOT NULL DEFAULT false,
+    CONSTRAINT outbox_pkey PRIMARY KEY (id),
+    CONSTRAINT outbox_event_known CHECK (event = 'onPromptFinished'),
+    CONSTRAINT outbox_result_known CHECK (result IN (0, 1)),
+    CONSTRAINT outbox_duration_not_negative CHECK (duration_ms >= 0),
+    CONSTRAINT outbox_prompt_tokens_not_negative CHECK (prompt_tokens >= 0),
+    CONSTRAINT outbox_completion_tokens_not_negative CHECK (completion_tokens >= 0),
+    CONSTRAINT outbox_total_tokens_not_negative CHECK (total_tokens >= 0),
+    -- What the payload's timestamp (YYYY-MM-DDThh:mm:ssZ) can say; keeps out infinity, too.
+    CONSTRAINT outbox_finished_at_has_four_digit_year CHECK (
+        finished_at >= '1970-01-01 00:00:00+00' AND finished_at < '10000-01-01 00:00:00+00')
+) WITH (
+    fillfactor = 60,
+    -- Each row is updated twice and soon deleted: vacuum by count, not by share of the table, and without pauses.
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 20000,
+    autovacuum_vacuum_insert_scale_factor = 0,
+    autovacuum_vacuum_insert_threshold = 100000,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 100000,
+    autovacuum_vacuum_cost_delay = 0
+);
+
+CREATE INDEX outbox_pending ON relay.outbox (id) WHERE done_at IS NULL AND NOT parked;
+CREATE INDEX outbox_parked ON relay.outbox (project_id, id) WHERE done_at IS NULL AND parked;
+
+COMMENT ON TABLE relay.outbox IS
+    'Events to deliver. The application inserts in its own transaction; promptpal-relay delivers what is committed and sets done_at.';
+COMMENT ON COLUMN relay.outbox.id IS 'Drawn before commit: a lower id can become visible later than a higher one. Never written by the application.';
+COMMENT ON COLUMN relay.outbox.created_at IS 'Start of the inserting transaction.';
+COMMENT ON COLUMN relay.outbox.event IS 'The event''s name; onPromptFinished is the only one so far.';
+COMMENT ON COLUMN relay.outbox.trace_id IS 'Ties the calls of one execution together; random unless given.';
+COMMENT ON COLUMN relay.outbox.project_id IS 'Every enabled webhook of this project gets one POST. Payload key projectId.';
+COMMENT ON COLUMN relay.outbox.prompt_id IS 'Payload key promptId.';
+COMMENT ON COLUMN relay.outbox.user_id IS 'Payload key userId.';
+COMMENT ON COLUMN relay.outbox.result IS '0 success, 1 failure. Payload key result.';
+COMMENT ON COLUMN relay.outbox.finished_at IS 'When the execution finished. Payload key timestamp, in UTC with whole seconds.';
+COMMENT ON COLUMN relay.outbox.duration_ms IS 'Milliseconds that the execution took. Payload key duration.';
+COMMENT ON COLUMN relay.outbox.prompt_tokens IS 'Payload key tokens.prompt.';
+COMMENT ON COLUMN relay.outbox.completion_tokens IS 'Payload key tokens.completion.';
+COMMENT ON COLUMN relay.outbox.total_tokens IS 'Payload key tokens.total; null is the sum of the two.';
+COMMENT ON COLUMN relay.outbox.cached IS 'Payload key cached.';
+COMMENT ON COLUMN relay.outbox.ip IS 'Of the client that ran the prompt; free text, never parsed. Payload key ip.';
+COMMENT ON COLUMN relay.outbox.user_agent IS 'Of the client that ran the prompt; free text, never parsed. Payload key userAgent.';
+COMMENT ON COLUMN relay.outbox.provider_id IS 'Payload key providerId, left out when null.';
+COMMENT ON COLUMN relay.outbox.provider_default_model IS 'Payload key providerDefaultModel, left out when null.';
+COMMENT ON COLUMN relay.outbox.webhook_id IS 'When set, only this webhook of the project is called (replay, test).';
+COMMENT ON COLUMN relay.outbox.replay_of IS 'The relay.webhook_calls.id that this row repeats.';
+COMMENT ON COLUMN relay.outbox.claimed_by IS 'Epoch of the instance that has the row in hand. Written by the daemon only.';
+COMMENT ON COLUMN relay.outbox.done_at IS 'When the row''s calls were recorded; null: not done. Written by the daemon only.';
+COMMENT ON COLUMN relay.outbox.parked IS 'The row waits for a place at a slow webhook of its project, out of the way of the others. Written by the daemon only.';
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Webhooks. The daemon only reads them.
+
+CREATE TABLE relay.webhooks (
+    id              bigint GENERATED BY DEFAULT AS IDENTITY,
+    project_id      bigint      NOT NULL,
+    name            text        NOT NULL DEFAULT '',
+    description     text        NOT NULL DEFAULT '',
+    url             text        NOT NULL,
+    event           text        NOT NULL DEFAULT 'onPromptFinished',
+    enabled         boolean     NOT NULL DEFAULT true,
+    signing_secret  text,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    updated_at      timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT webhooks_pkey PRIMARY KEY (id)
+);
+
+CREATE INDEX webhooks_project ON relay.webhooks (project_id) WHERE enabled;
+
+COMMENT ON TABLE relay.webhooks IS
+    'Endpoints by project. May be replaced by a view with these columns; the daemon only reads it.';
+COMMENT ON COLUMN relay.webhooks.id IS 'Named by relay.webhook_calls.webhook_id.';
+COMMENT ON COLUMN relay.webhooks.project_id IS 'The project whose events go there.';
+COMMENT ON COLUMN relay.webhooks.name IS 'For people.';
+COMMENT ON COLUMN relay.webhooks.description IS 'For people.';
+COMMENT ON COLUMN relay.webhooks.url IS 'http or https. One that cannot be called gives a logged call with error_kind bad_url.';
+COMMENT ON COLUMN relay.webhooks.event IS 'Only events of this name go there.';
+COMMENT ON COLUMN relay.webhooks.enabled IS 'Read when a row is claimed: only enabled webhooks are called.';
+COMMENT ON COLUMN relay.webhooks.signing_secret IS 'Standard Webhooks secret; when set, calls are signed. Not readable by relay_reader.';
+COMMENT ON COLUMN relay.webhooks.created_at IS 'For people.';
+COMMENT ON COLUMN relay.webhooks.updated_at IS 'For people; kept by whoever updates the row.';
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- The call log, one row a call, partitioned by UTC day of start_time. It is written at the pace of the queue, and
+-- each B-tree on it would cost as much as the whole queue operation: block-range indexes find a call by id, time,
+-- outbox row, trace and webhook at nearly no cost, a partial index the failures of a webhook.
+
+CREATE SEQUENCE relay.webhook_calls_id_seq AS bigint;
+
+CREATE TABLE relay.webhook_calls (
+    id                  bigint      NOT NULL DEFAULT nextval('relay.webhook_calls_id_seq'),
+    outbox_id           bigint      NOT NULL,
+    webhook_id          bigint      NOT NULL,
+    project_id          bigint      NOT NULL,
+    trace_id            text        NOT NULL,
+    url                 text        NOT NULL,
+    request_headers     jsonb       NOT NULL,
+    request_body        text        NOT NULL,
+    status_code         integer,
+    response_headers    jsonb,
+    response_body       text,
+    response_bytes      bigint      NOT NULL,
+    response_truncated  boolean     NOT NULL,
+    start_time          timestamptz NOT NULL,
+    end_time            timestamptz NOT NULL,
+    is_timeout          boolean     NOT NULL,
+    error_message       text,
+    error_kind          text,
+    succeeded           boolean     NOT NULL,
+    repeated            boolean     NOT NULL,
+    remote_addr         text,
+    user_agent          text        NOT NULL,
+    ip                  text        NOT NULL,
+    provider_id         bigint,
+    CONSTRAINT webhook_calls_error_kind_known CHECK (error_kind IN (
+        'bad_url', 'blocked_address', 'dns', 'connect', 'tls', 'timeout', 'protocol', 'http_status', 'interrupted',
+        'internal'))
+) PARTITION BY RANGE (start_time);
+
+ALTER SEQUENCE relay.webhook_calls_id_seq OWNED BY relay.webhook_calls.id;
+
+-- Where a call goes whose day has no partition: a missing partition never loses a log.
+CREATE TABLE relay.webhook_calls_default PARTITION OF relay.webhook_calls DEFAULT;
+
+CREATE INDEX webhook_calls_place ON relay.webhook_calls
+    USING brin (id, start_time, outbox_id) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX webhook_calls_bloom ON relay.webhook_calls
+    USING brin (trace_id text_bloom_ops, webhook_id int8_bloom_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX webhook_calls_failures ON relay.webhook_calls (webhook_id, start_time) WHERE NOT succeeded;
+
+COMMENT ON TABLE relay.webhook_calls IS
+    'The call log: one row for each call, written in the transaction that marks its outbox row done. Partitioned by UTC day of start_time.';
+COMMENT ON TABLE relay.webhook_calls_default IS 'Calls of days without a partition; empty in a healthy system.';
+COMMENT ON COLUMN relay.webhook_calls.id IS 'Grows with time; what relay.replay() takes.';
+COMMENT ON COLUMN relay.webhook_calls.outbox_id IS 'The relay.outbox row; that row is deleted some time after it is done.';
+COMMENT ON COLUMN relay.webhook_calls.webhook_id IS 'The webhook that was called; it may be gone.';
+COMMENT ON COLUMN relay.webhook_calls.project_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.webhook_calls.trace_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.webhook_calls.url IS 'The webhook''s URL at the time of the call, without user and password.';
+COMMENT ON COLUMN relay.webhook_calls.request_headers IS 'The headers that went out: an object with lower-case names, an array for a name that came twice; {} when nothing was sent. Never a secret.';
+COMMENT ON COLUMN relay.webhook_calls.request_body IS 'The payload.';
+COMMENT ON COLUMN relay.webhook_calls.status_code IS 'Of the answer; null when none was read.';
+COMMENT ON COLUMN relay.webhook_calls.response_headers IS 'Of the answer, in the form of request_headers.';
+COMMENT ON COLUMN relay.webhook_calls.response_body IS 'Of the answer, cut at --max-response-body; bytes that are no UTF-8 text, and NUL, are replaced by U+FFFD.';
+COMMENT ON COLUMN relay.webhook_calls.response_bytes IS 'Bytes of the answer''s body that came over the wire before reading stopped.';
+COMMENT ON COLUMN relay.webhook_calls.response_truncated IS 'response_body is less than what the endpoint sent or meant to send.';
+COMMENT ON COLUMN relay.webhook_calls.start_time IS 'First byte of work: before the name was resolved.';
+COMMENT ON COLUMN relay.webhook_calls.end_time IS 'Last byte read, or the failure.';
+COMMENT ON COLUMN relay.webhook_calls.is_timeout IS 'The call passed --timeout; with a status when one had been read.';
+COMMENT ON COLUMN relay.webhook_calls.error_message IS 'What happened, for people; also set for a success with a flaw.';
+COMMENT ON COLUMN relay.webhook_calls.error_kind IS 'Null for a success; else bad_url, blocked_address, dns, connect, tls, timeout, protocol, http_status, interrupted or internal.';
+COMMENT ON COLUMN relay.webhook_calls.succeeded IS 'A 2xx within the time limit.';
+COMMENT ON COLUMN relay.webhook_calls.repeated IS 'An instance that died had the row in hand before: the receiver may have seen this call already.';
+COMMENT ON COLUMN relay.webhook_calls.remote_addr IS 'Address and port that the socket was connected to.';
+COMMENT ON COLUMN relay.webhook_calls.user_agent IS 'From the outbox row: of the client that ran the prompt.';
+COMMENT ON COLUMN relay.webhook_calls.ip IS 'From the outbox row: of the client that ran the prompt.';
+COMMENT ON COLUMN relay.webhook_calls.provider_id IS 'From the outbox row.';
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Daemons. A living instance holds the advisory lock (1886415986, epoch) on its session; the row is written after
+-- the lock is taken. Who gets the lock of a listed epoch writes dead_at, and only rows of dead epochs are claimed
+-- again.
+
+CREATE SEQUENCE relay.instances_epoch_seq AS integer;
+
+CREATE TABLE relay.instances (
+    epoch       integer     NOT NULL DEFAULT nextval('relay.instances_epoch_seq'),
+    host        text        NOT NULL,
+    pid         integer     NOT NULL,
+    version     text        NOT NULL,
+    started_at  timestamptz NOT NULL DEFAULT now(),
+    dead_at     timestamptz,
+    cleared_at  timestamptz,
+    CONSTRAINT instances_pkey PRIMARY KEY (epoch)
+);
+
+ALTER SEQUENCE relay.instances_epoch_seq OWNED BY relay.instances.epoch;
+
+COMMENT ON TABLE relay.instances IS 'Daemons that ran or run on this database, one row for each time that one registered.';
+COMMENT ON COLUMN relay.instances.epoch IS 'Never used twice; relay.outbox.claimed_by names it.';
+COMMENT ON COLUMN relay.instances.host IS 'Host name of the daemon.';
+COMMENT ON COLUMN relay.instances.pid IS 'Its process id there.';
+COMMENT ON COLUMN relay.instances.version IS 'Version of the program.';
+COMMENT ON COLUMN relay.instances.started_at IS 'When it registered this epoch.';
+COMMENT ON COLUMN relay.instances.dead_at IS 'When it ended, or was found dead; null: it lives.';
+COMMENT ON COLUMN relay.instances.cleared_at IS 'No row is claimed by this epoch any more; null on a dead one: its rows are being taken over.';
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- The wake-up. A NOTIFY in every inserting transaction would take a cluster-wide lock at commit, so only a sleeping
+-- relay is notified: it holds the lock below exclusively while it sleeps. The inserter tries it shared and, when it
+-- gets it, keeps it until its transaction ends, so that no relay can fall asleep between the insert and the commit.
+
+CREATE FUNCTION relay.wake() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_notify('promptpal_relay', '');
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION relay.wake() IS 'Wakes sleeping relays; called by the trigger outbox_wake.';
+
+CREATE TRIGGER outbox_wake
+    AFTER INSERT ON relay.outbox
+    FOR EACH STATEMENT
+    WHEN (NOT pg_try_advisory_xact_lock_shared(1886415987, 0))
+    EXECUTE FUNCTION relay.wake();
+
+COMMENT ON TRIGGER outbox_wake ON relay.outbox IS
+    'Notifies only a sleeping relay. Without it rows are found by polling: later, never lost.';
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- For people: repeat a call, send a test event. Usable inside the caller's own transaction.
+
+CREATE FUNCTION relay.replay(call_id bigint) RETURNS bigint
+    LANGUAGE plpgsql
+    SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    call    record;
+    payload jsonb;
+    new_id  bigint;
+BEGIN
+    SELECT c.trace_id, c.webhook_id, c.project_id, c.request_body
+      INTO call
+      FROM relay.webhook_calls c
+     WHERE c.id = call_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no call % in relay.webhook_calls', call_id
+            USING ERRCODE = 'no_data_found', HINT = 'Calls are kept for --retain-calls (30 days unless set).';
+    END IF;
+    -- The outbox row may be deleted by now; the payload has everything.
+    payload := call.request_body::jsonb;
+    INSERT INTO relay.outbox (
+        event, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens,
+        completion_tokens, total_tokens, cached, ip, user_agent, provider_id, provider_default_model, webhook_id,
+        replay_of)
+    VALUES (
+        payload ->> 'event', call.trace_id, call.project_id, (payload ->> 'promptId')::bigint, payload ->> 'userId',
+        (payload ->> 'result')::smallint, (payload ->> 'timestamp')::timestamptz, (payload ->> 'duration')::bigint,
+        (payload #>> '{tokens,prompt}')::integer, (payload #>> '{tokens,completion}')::integer,
+        CASE WHEN (payload #>> '{tokens,total}')::bigint
+                  <> (payload #>> '{tokens,prompt}')::bigint + (payload #>> '{tokens,completion}')::bigint
+             THEN (payload #>> '{tokens,total}')::integer END,
+        (payload ->> 'cached')::boolean, payload ->> 'ip', payload ->> 'userAgent',
+        (payload ->> 'providerId')::bigint, payload ->> 'providerDefaultModel', call.webhook_id, call_id)
+    RETURNING id INTO new_id;
+    RETURN new_id;
+END
+$$;
+
+COMMENT ON FUNCTION relay.replay(bigint) IS
+    'Inserts an outbox row that repeats one call, to its webhook only, and returns the row''s id. It is delivered after commit if that webhook is enabled then.';
+
+CREATE FUNCTION relay.send_test(webhook_id bigint) RETURNS bigint
+    LANGUAGE plpgsql
+    SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    webhook record;
+    new_id  bigint;
+BEGIN
+    SELECT w.id, w.project_id, w.event, w.enabled
+      INTO webhook
+      FROM relay.webhooks w
+     WHERE w.id = send_test.webhook_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no webhook % in relay.webhooks', send_test.webhook_id
+            USING ERRCODE = 'no_data_found';
+    ELSIF NOT webhook.enabled THEN
+        RAISE EXCEPTION 'webhook % is disabled', send_test.webhook_id
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Only enabled webhooks are called. Enable it first.';
+    END IF;
+    INSERT INTO relay.outbox (
+        event, project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens, user_agent,
+        webhook_id)
+    VALUES (webhook.event, webhook.project_id, 0, 'promptpal-relay test', 0, 0, 0, 0, 'promptpal-relay', webhook.id)
+    RETURNING id INTO new_id;
+    RETURN new_id;
+END
+$$;
+
+COMMENT ON FUNCTION relay.send_test(bigint) IS
+    'Inserts an outbox row with a test event (prompt 0, user "promptpal-relay test") for one webhook and returns the row''s id.';
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Partitions of the call log. The daemon's role does not own the tables: these two functions are all that it may do
+-- to them.
+
+CREATE FUNCTION relay.make_call_partitions(days_ahead integer) RETURNS integer
+    LANGUAGE plpgsql
+    SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    today date := (now() AT TIME ZONE 'UTC')::date;
+    day   date;
+    made  integer := 0;
+BEGIN
+    FOR day IN SELECT today + n FROM generate_series(0, days_ahead) AS n LOOP
+        CONTINUE WHEN to_regclass(format('relay.webhook_calls_%s', to_char(day, 'YYYYMMDD'))) IS NOT NULL;
+        BEGIN
+            -- Made apart and attached: that takes a lock on the parent which lets inserts and reports go on.
+            EXECUTE format(
+                'CREATE TABLE relay.webhook_calls_%1$s (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
+                to_char(day, 'YYYYMMDD'));
+            EXECUTE format(
+                'ALTER TABLE relay.webhook_calls ATTACH PARTITION relay.webhook_calls_%s FOR VALUES FROM (%L) TO (%L)',
+                to_char(day, 'YYYYMMDD'), day::text || ' 00:00:00+00', (day + 1)::text || ' 00:00:00+00');
+            made := made + 1;
+        EXCEPTION
+            -- The default partition has rows of that day, or another instance was faster: both are no harm.
+            WHEN check_violation OR duplicate_table OR invalid_object_definition THEN NULL;
+        END;
+    END LOOP;
+    RETURN made;
+END
+$$;
+
+COMMENT ON FUNCTION relay.make_call_partitions(integer) IS
+    'Makes the missing daily partitions of relay.webhook_calls from today (UTC) on, and returns how many.';
+
+CREATE FUNCTION relay.drop_call_partitions(before timestamptz) RETURNS integer
+    LANGUAGE plpgsql
+    SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- A partition goes when its whole day is before the limit.
+    last_day text := to_char((before AT TIME ZONE 'UTC')::date - 1, 'YYYYMMDD');
+    partition record;
+    dropped  integer := 0;
+BEGIN
+    FOR partition IN
+        SELECT c.relname
+          FROM pg_inherits i
+          JOIN pg_class c ON c.oid = i.inhrelid
+         WHERE i.inhparent = 'relay.webhook_calls'::regclass
+           AND c.relname ~ '^webhook_calls_\d{8}$'
+           AND right(c.relname, 8) <= last_day
+         ORDER BY c.relname
+    LOOP
+        EXECUTE format('DROP TABLE relay.%I', partition.relname);
+        dropped := dropped + 1;
+    END LOOP;
+    RETURN dropped;
+END
+$$;
+
+COMMENT ON FUNCTION relay.drop_call_partitions(timestamptz) IS
+    'Drops the daily partitions of relay.webhook_calls whose whole day is before the given time, and returns how many.';
+
+REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.make_call_partitions(integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.drop_call_partitions(timestamptz) FROM PUBLIC;
+
+DO $$ BEGIN PERFORM relay.make_call_partitions(7); END $$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Views for people. Each is bounded: none reads a whole backlog or the whole history.
+
+CREATE VIEW relay.backlog AS
+    SELECT project_id,
+           count(*)                         AS pending,
+           count(*) FILTER (WHERE parked)   AS parked,
+           now() - min(created_at)          AS oldest_age
+      FROM (
+            (SELECT project_id, created_at, parked
+               FROM relay.outbox
+              WHERE done_at IS NULL AND NOT parked
+              ORDER BY id
+              LIMIT 100000)
+            UNION ALL
+            (SELECT project_id, created_at, parked
+               FROM relay.outbox
+              WHERE done_at IS NULL AND parked
+              ORDER BY project_id, id
+              LIMIT 100000)
+           ) AS pending
+     GROUP BY project_id
+     ORDER BY pending DESC, project_id;
+
+COMMENT ON VIEW relay.backlog IS
+    'Rows that are not done, by project, with the age of the oldest. Counts the first 100,000 rows of each lane, so its cost does not grow with the backlog.';
+
+CREATE VIEW relay.in_flight AS
+    SELECT o.id, o.project_id, o.trace_id, o.created_at, o.claimed_by AS epoch, i.host, i.pid,
+           i.dead_at IS NOT NULL AS instance_dead
+      FROM (
+            (SELECT id, project_id, trace_id, created_at, claimed_by
+               FROM relay.outbox
+              WHERE done_at IS NULL AND NOT parked
+              ORDER BY id
+              LIMIT 100000)
+            UNION ALL
+            (SELECT id, project_id, trace_id, created_at, claimed_by
+               FROM relay.outbox
+              WHERE done_at IS NULL AND parked
+              ORDER BY project_id, id
+              LIMIT 100000)
+           ) AS o
+      LEFT JOIN relay.instances i ON i.epoch = o.claimed_by
+     WHERE o.claimed_by IS NOT NULL
+     ORDER BY o.id;
+
+COMMENT ON VIEW relay.in_flight IS
+    'Rows that an instance has in hand, among the first 100,000 rows of each lane.';
+
+CREATE VIEW relay.webhook_health AS
+    SELECT c.webhook_id,
+           count(*)                                    AS calls,
+           count(*) FILTER (WHERE NOT c.succeeded)     AS failures,
+           count(*) FILTER (WHERE c.is_timeout)        AS timeouts,
+           round((percentile_cont(0.5) WITHIN GROUP (
+               ORDER BY extract(epoch FROM c.end_time - c.start_time) * 1000))::numeric, 1)  AS p50_ms,
+           round((percentile_cont(0.95) WITHIN GROUP (
+               ORDER BY extract(epoch FROM c.end_time - c.start_time) * 1000))::numeric, 1)  AS p95_ms,
+           (array_agg(c.error_kind || ': ' || coalesce(c.error_message, '') ORDER BY c.start_time DESC)
+               FILTER (WHERE NOT c.succeeded))[1]      AS last_error
+      FROM relay.webhook_calls c
+     WHERE c.start_time > now() - interval '1 hour'
+     GROUP BY c.webhook_id
+     ORDER BY failures DESC, c.webhook_id;
+
+COMMENT ON VIEW relay.webhook_health IS
+    'By webhook, over the last hour: calls, failures, timeouts, median and 95th percentile of the duration in milliseconds, and the last failure.';
+
+CREATE VIEW relay.recent_failures AS
+    SELECT c.id AS call_id, c.start_time, c.webhook_id, c.project_id, c.trace_id, c.url, c.error_kind, c.status_code,
+           c.error_message, c.end_time - c.start_time AS duration
+      FROM relay.webhook_calls c
+     WHERE NOT c.succeeded
+       AND c.start_time > now() - interval '1 day'
+     ORDER BY c.start_time DESC
+     LIMIT 1000;
+
+COMMENT ON VIEW relay.recent_failures IS 'The last 1,000 failed calls of the last day, newest first.';

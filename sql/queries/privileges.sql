@@ -1,0 +1,39 @@
+-- Whether the current user may do what `run` needs, one row for each need.
+--
+-- Locks: none. Index: none. Parameters: none.
+-- Returns: what, whether it is granted.
+SELECT need, granted
+  FROM (VALUES
+        (1, 'USAGE on schema relay',
+         has_schema_privilege('relay', 'USAGE')),
+        (2, 'SELECT on relay.outbox',
+         has_table_privilege('relay.outbox', 'SELECT')),
+        (3, 'UPDATE (claimed_by, done_at, parked) on relay.outbox',
+         has_column_privilege('relay.outbox', 'claimed_by', 'UPDATE')
+         AND has_column_privilege('relay.outbox', 'done_at', 'UPDATE')
+         AND has_column_privilege('relay.outbox', 'parked', 'UPDATE')),
+        (4, 'DELETE on relay.outbox',
+         has_table_privilege('relay.outbox', 'DELETE')),
+        (5, 'SELECT on relay.webhooks',
+         has_column_privilege('relay.webhooks', 'id', 'SELECT')
+         AND has_column_privilege('relay.webhooks', 'project_id', 'SELECT')
+         AND has_column_privilege('relay.webhooks', 'url', 'SELECT')
+         AND has_column_privilege('relay.webhooks', 'event', 'SELECT')
+         AND has_column_privilege('relay.webhooks', 'enabled', 'SELECT')
+         AND has_column_privilege('relay.webhooks', 'signing_secret', 'SELECT')),
+        (6, 'INSERT on relay.webhook_calls',
+         has_table_privilege('relay.webhook_calls', 'INSERT')),
+        (7, 'USAGE on sequence relay.webhook_calls_id_seq',
+         has_sequence_privilege('relay.webhook_calls_id_seq', 'USAGE')),
+        (8, 'SELECT, INSERT, UPDATE and DELETE on relay.instances',
+         has_table_privilege('relay.instances', 'SELECT')
+         AND has_table_privilege('relay.instances', 'INSERT')
+         AND has_table_privilege('relay.instances', 'UPDATE')
+         AND has_table_privilege('relay.instances', 'DELETE')),
+        (9, 'USAGE on sequence relay.instances_epoch_seq',
+         has_sequence_privilege('relay.instances_epoch_seq', 'USAGE')),
+        (10, 'EXECUTE on relay.make_call_partitions and relay.drop_call_partitions',
+         has_function_privilege('relay.make_call_partitions(integer)', 'EXECUTE')
+         AND has_function_privilege('relay.drop_call_partitions(timestamptz)', 'EXECUTE'))
+       ) AS needs (n, need, granted)
+ ORDER BY n

@@ -1,0 +1,57 @@
+-- Group roles and what they may do. Run by every migrate, after the migrations: it can be repeated, and a role that
+-- a DBA made in the meantime gets its privileges then. Roles belong to the whole cluster and need CREATEROLE; where
+-- that is missing, a warning says what is to be done.
+
+DO $$
+DECLARE
+    role text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['relay_app', 'relay_daemon', 'relay_reader'] LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = role);
+        BEGIN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', role);
+        EXCEPTION
+            -- Another migrate, on another database of this cluster, was faster.
+            WHEN duplicate_object OR unique_violation THEN NULL;
+            WHEN insufficient_privilege THEN
+                RAISE WARNING 'role % is missing and % may not create it: as a superuser run CREATE ROLE % NOLOGIN, then migrate again',
+                    role, current_user, role;
+        END;
+    END LOOP;
+
+    -- Inserts events, and owns the webhooks' rows.
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_app') THEN
+        GRANT USAGE ON SCHEMA relay TO relay_app;
+        GRANT SELECT ON relay.outbox TO relay_app;
+        GRANT INSERT (created_at, event, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms,
+                      prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
+                      provider_default_model, webhook_id, replay_of)
+            ON relay.outbox TO relay_app;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
+        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.send_test(bigint) TO relay_app;
+    END IF;
+
+    -- What `run` needs and no more.
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_daemon') THEN
+        GRANT USAGE ON SCHEMA relay TO relay_daemon;
+        GRANT SELECT, DELETE ON relay.outbox TO relay_daemon;
+        GRANT UPDATE (claimed_by, done_at, parked) ON relay.outbox TO relay_daemon;
+        GRANT SELECT ON relay.webhooks, relay.migrations TO relay_daemon;
+        GRANT SELECT, INSERT ON relay.webhook_calls TO relay_daemon;
+        GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq, relay.instances_epoch_seq TO relay_daemon;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
+        GRANT EXECUTE ON FUNCTION relay.make_call_partitions(integer), relay.drop_call_partitions(timestamptz)
+            TO relay_daemon;
+    END IF;
+
+    -- Reads everything but signing secrets.
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_reader') THEN
+        GRANT USAGE ON SCHEMA relay TO relay_reader;
+        GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.migrations, relay.backlog,
+                        relay.in_flight, relay.webhook_health, relay.recent_failures
+            TO relay_reader;
+        GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)
+            ON relay.webhooks TO relay_reader;
+    END IF;
+END
+$$;

@@ -1,0 +1,224 @@
+//! What the user typed: commands, flags and their environment variables. What it means is decided in
+//! [`crate::config`].
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+/// Outbox relay for Postgres: delivers PromptPal's webhooks and records every call.
+#[derive(Debug, Parser)]
+#[command(name = "promptpal-relay", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    /// Flags of all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 finished, or drained after a signal; 1 failed, a restart may help; 2 usage; \
+                          78 configuration or schema, a restart will not help.";
+
+/// Flags that every command has.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// Postgres, as a URL or as key=value pairs; also DATABASE_URL. Without it: the PG* variables, then the local
+    /// socket. Better in the environment than here, where other users see it in the process list
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "PROMPTPAL_RELAY_DATABASE_URL",
+        hide_env_values = true,
+        global = true
+    )]
+    pub database_url: Option<String>,
+    /// How log lines look
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "PROMPTPAL_RELAY_LOG_FORMAT",
+        default_value = "text",
+        global = true
+    )]
+    pub log_format: LogFormat,
+    /// Least important level that is logged
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "PROMPTPAL_RELAY_LOG_LEVEL",
+        default_value = "info",
+        global = true
+    )]
+    pub log_level: LogLevel,
+    /// Log into daily files in this folder instead of standard error; SIGHUP opens them anew
+    #[arg(long, value_name = "DIR", env = "PROMPTPAL_RELAY_LOG_DIR", global = true)]
+    pub log_dir: Option<PathBuf>,
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people and the journal.
+    Text,
+    /// One object a line, for collectors.
+    Json,
+}
+
+/// `--log-level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Something needs an operator.
+    Error,
+    /// Something went wrong and is being dealt with.
+    Warn,
+    /// Start, stop, failed calls.
+    Info,
+    /// What the program does.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The daemon: claims rows, makes the calls, records them
+    Run(Box<Run>),
+    /// Creates or upgrades the schema
+    Migrate {
+        /// Write the SQL to standard output, for a DBA to run, instead of running it
+        #[arg(long)]
+        print: bool,
+    },
+    /// Tells whether everything is in place: configuration, connection, schema, privileges, webhooks
+    Check(Box<Run>),
+    /// Shows everything on this machine with a private, throw-away Postgres
+    Demo {
+        /// Leave it running until Ctrl-C, and print how to connect
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+/// Flags of `run`; `check` takes them too, to check them.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Most calls in flight, one thread each, started when needed
+    #[arg(long, value_name = "N", env = "PROMPTPAL_RELAY_WORKERS", default_value = "256", value_parser = count(4096))]
+    pub workers: u32,
+    /// Most calls in flight to one webhook
+    #[arg(long, value_name = "N", env = "PROMPTPAL_RELAY_PER_WEBHOOK", default_value = "32", value_parser = count(4096))]
+    pub per_webhook: u32,
+    /// Wall time that a call may take, from the first byte of work to the last byte read
+    #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub timeout: Duration,
+    /// How often to look for rows when nobody notifies us
+    #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_POLL_INTERVAL", default_value = "1s", value_parser = duration)]
+    pub poll_interval: Duration,
+    /// How much of an answer's body is read and kept
+    #[arg(long, value_name = "SIZE", env = "PROMPTPAL_RELAY_MAX_RESPONSE_BODY", default_value = "64KiB", value_parser = size)]
+    pub max_response_body: usize,
+    /// Allow calls to this network although it is not globally reachable (repeatable; in the variable separated by
+    /// commas)
+    #[arg(long, value_name = "CIDR", env = "PROMPTPAL_RELAY_ALLOW_NET", value_delimiter = ',', value_parser = network)]
+    pub allow_net: Vec<IpNet>,
+    /// Refuse webhooks with http: URLs
+    #[arg(long, env = "PROMPTPAL_RELAY_HTTPS_ONLY")]
+    pub https_only: bool,
+    /// Trust the certificates in this PEM file, besides those of the system
+    #[arg(long, value_name = "FILE", env = "PROMPTPAL_RELAY_CA_FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// What happens to rows that an instance had in hand when it died: post them again, or record them as interrupted
+    #[arg(long, value_name = "WHAT", env = "PROMPTPAL_RELAY_AFTER_CRASH", default_value = "resend")]
+    pub after_crash: AfterCrash,
+    /// How long call logs are kept (whole days)
+    #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_RETAIN_CALLS", default_value = "30d", value_parser = duration)]
+    pub retain_calls: Duration,
+    /// How long done outbox rows are kept
+    #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_RETAIN_OUTBOX", default_value = "1d", value_parser = duration)]
+    pub retain_outbox: Duration,
+    /// The version in the header User-Agent: PromptPal-Webhook@VERSION
+    #[arg(long, value_name = "VERSION", env = "PROMPTPAL_RELAY_USER_AGENT_VERSION", default_value = env!("CARGO_PKG_VERSION"), value_parser = header_text)]
+    pub user_agent_version: String,
+}
+
+/// `--after-crash`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AfterCrash {
+    /// At least once: post again.
+    Resend,
+    /// At most once: record as interrupted.
+    Record,
+}
+
+fn count(max: i64) -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=max)
+}
+
+/// `10s`, `1h 30m`, `30d`. Zero is refused: no flag of ours has a use for it.
+fn duration(text: &str) -> Result<Duration, String> {
+    /// Longer is a slip of the keyboard, and would overflow what Postgres and the timers can hold.
+    const MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration.is_zero() => Err("must be more than zero".into()),
+        Ok(duration) if duration > MAX => Err("must be less than 100 years".into()),
+        Ok(duration) => Ok(duration),
+        Err(_) => Err("write a duration such as 500ms, 10s, 5m, 1h or 30d".into()),
+    }
+}
+
+/// `65536`, `64KiB`, `1MB`.
+fn size(text: &str) -> Result<usize, String> {
+    /// 256 calls at once keep their answers in memory.
+    const MAX: u64 = 16 * 1024 * 1024;
+    let size: bytesize::ByteSize =
+        text.parse().map_err(|_| String::from("write a size such as 65536, 64KiB or 1MB"))?;
+    if size.as_u64() > MAX {
+        return Err("must be at most 16MiB".into());
+    }
+    usize::try_from(size.as_u64()).map_err(|error| error.to_string())
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| "write a network such as 10.0.0.0/8 or fd00::/8, or an address".into())
+}
+
+/// What a header can carry unharmed.
+fn header_text(text: &str) -> Result<String, String> {
+    if !text.is_empty() && text.len() <= 100 && text.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(text.into())
+    } else {
+        Err("write 1 to 100 visible ASCII characters without spaces".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_and_sizes_are_written_as_people_write_them() {
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86400)));
+        assert!(duration("0s").is_err() && duration("10").is_err() && duration("9999999y").is_err());
+        assert_eq!(size("64KiB"), Ok(65536));
+        assert_eq!(size("65536"), Ok(65536));
+        assert!(size("64 apples").is_err() && size("1TB").is_err());
+        assert_eq!(network("10.1.2.3/8").map(|n| n.trunc().to_string()), Ok("10.0.0.0/8".into()));
+        assert_eq!(network("::1").map(|n| n.to_string()), Ok("::1/128".into()));
+        assert!(network("10.0.0.0/33").is_err());
+        assert!(header_text("1.0\r\nX: y").is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! `check`: is everything in place? One line for each thing that was looked at.
+
+use std::io::Write;
+
+use crate::cli::{Global, Run};
+use crate::config::Config;
+use crate::endpoint::Caller;
+use crate::error::{Error, Result, one_line};
+use crate::schema;
+use crate::store::{Role, Store};
+
+/// Webhooks that are read at once.
+const PAGE: i64 = 1000;
+/// Webhooks with a problem that are named; the rest is counted.
+const NAMED_MAX: usize = 20;
+
+/// Prints the lines to standard output. What cannot be looked at because something before it failed is left out.
+///
+/// # Errors
+///
+/// The first thing that keeps the daemon from running, also when it was told in a line already.
+pub async fn run(global: &Global, run: &Run) -> Result<()> {
+    let report = Report;
+    let config = report.outcome("configuration", Config::new(global, run), |_| "can be meant".into())?;
+    let caller = report.outcome("endpoints", Caller::new(config.endpoint.clone()), |_| {
+        format!("timeout {}, {} threads", humantime::format_duration(run.timeout), run.workers)
+    })?;
+    let store = Store::connect(&config.database, Role::Command).await;
+    let store = report.outcome("connection", store, |_| config.database.describe())?;
+    let server = store.server().await?;
+    report.outcome("server", schema::check_server(&server), |()| {
+        format!("PostgreSQL {}, {}", server.version / 10_000, server.encoding)
+    })?;
+    report.outcome("schema", schema::require_current(&store).await, |()| {
+        format!("migration {}", schema::MIGRATIONS.len())
+    })?;
+    privileges(&report, &store).await?;
+    trigger(&report, &store).await?;
+    webhooks(&report, &store, &caller).await
+}
+
+async fn privileges(report: &Report, store: &Store) -> Result<()> {
+    let missing: Vec<String> =
+        store.privileges().await?.into_iter().filter(|(_, granted)| !granted).map(|(need, _)| need).collect();
+    let result = match missing.as_slice() {
+        [] => Ok(()),
+        missing => Err(Error::Config(format!(
+            "missing: {}; make the user a member of relay_daemon (GRANT relay_daemon TO …)",
+            missing.join("; ")
+        ))),
+    };
+    report.outcome("privileges", result, |()| "all that run needs".into())
+}
+
+async fn trigger(report: &Report, store: &Store) -> Result<()> {
+    if store.wake_trigger().await? {
+        report.line("ok", "wake-up", "trigger outbox_wake is in place")
+    } else {
+        report.line(
+            "warning",
+            "wake-up",
+            "trigger outbox_wake is missing or disabled: rows wait for the poll interval",
+        )
+    }
+}
+
+/// Webhooks that can never work are the customers' mistakes: told, but no reason not to run.
+async fn webhooks(report: &Report, store: &Store, caller: &Caller) -> Result<()> {
+    let (mut after, mut all, mut bad) = (0, 0, 0);
+    loop {
+        let page = store.enabled_webhooks(after, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = last.id;
+        all += page.len();
+        for webhook in &page {
+            let Some(problem) = caller.problem(webhook) else { continue };
+            bad += 1;
+            if bad <= NAMED_MAX {
+                report.line("warning", "webhook", &format!("{} can never work: {problem}", webhook.id))?;
+            }
+        }
+    }
+    match bad {
+        0 => report.line("ok", "webhooks", &format!("{all} enabled")),
+        _ => report.line("warning", "webhooks", &format!("{bad} of {all} enabled ones can never work")),
+    }
+}
+
+struct Report;
+
+impl Report {
+    fn line(&self, verdict: &str, what: &str, text: &str) -> Result<()> {
+        writeln!(std::io::stdout().lock(), "{verdict:<8} {what:<14} {text}")
+            .map_err(Error::io("writing to standard output"))
+    }
+
+    /// A line for something that must be right to go on.
+    fn outcome<T>(&self, what: &str, result: Result<T>, text: impl FnOnce(&T) -> String) -> Result<T> {
+        match &result {
+            Ok(value) => self.line("ok", what, &text(value))?,
+            Err(error) => self.line("FAILED", what, &one_line(error))?,
+        }
+        result
+    }
+}

@@ -1,0 +1,6 @@
+//! stub
+use crate::error::Result;
+/// stub
+pub async fn run(_keep: bool) -> Result<()> {
+    Ok(())
+}

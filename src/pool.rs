@@ -1,0 +1,455 @@
+//! The worker threads: where asynchronous meets blocking, and the only place where it does.
+//!
+//! The relay hands rows in; threads make the calls, one blocking POST each; a row whose last call has ended goes out
+//! through a channel. Threads are started when needed and leave when idle. Knows no Postgres. Which call is next is
+//! decided in [`crate::places`].
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::call::{Call, ErrorKind};
+use crate::endpoint::Outcome;
+use crate::event::Webhook;
+use crate::places::{Limits, Offer, Places, Ticket};
+use crate::store::{Claimed, Finished};
+
+/// A thread without work leaves after this time.
+const IDLE: Duration = Duration::from_secs(10);
+/// Our own stack needs little; 256 threads of the usual 2 MiB would still be only address space, but the less the
+/// better where memory is overcommitted strictly.
+const STACK_BYTES: usize = 512 * 1024;
+/// No call is started for this time after one that could not be made for a shortage of ours.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(200);
+/// When claiming waits for a quick endpoint, it looks again after this time at the latest: the endpoint may turn out
+/// not to be quick.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Makes one call, blocking.
+pub type Post = dyn Fn(&Webhook, i64, &Arc<str>) -> Outcome + Send + Sync;
+
+/// A row in hand.
+struct Row {
+    id: i64,
+    project_id: i64,
+    repeated: bool,
+    body: Arc<str>,
+    webhooks: usize,
+    // Written by the threads as the calls end; the one that adds the last takes them all.
+    calls: Mutex<Vec<Call>>,
+    // Set under the pool's lock when the first of its calls starts.
+    started: AtomicBool,
+}
+
+struct Job {
+    row: Arc<Row>,
+    webhook: Webhook,
+}
+
+/// Handle to the threads; cheap to clone.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    post: Box<Post>,
+    results: UnboundedSender<Finished>,
+    limits: Limits,
+    result_bytes_max: usize,
+    state: Mutex<State>,
+    // For whoever waits in Pool::offer or Pool::freed.
+    freed: Notify,
+}
+
+struct State {
+    places: Places<Job>,
+    threads: usize,
+    // Threads without work, the last one to go idle at the end: it is taken first, and the others can leave.
+    idle: Vec<Thread>,
+    // Memory of the calls that have ended and are not committed yet.
+    result_bytes: usize,
+    paused_until: Option<Instant>,
+    // Notify `freed` when no more than this many calls are in hand.
+    notify_at: Option<usize>,
+}
+
+impl Pool {
+    /// No threads yet. `post` makes a call; rows whose calls have all ended go to `results`. No call starts while
+    /// more than `result_bytes_max` of results wait for [`Pool::release`].
+    pub fn new(
+        limits: Limits,
+        result_bytes_max: usize,
+        post: Box<Post>,
+        results: UnboundedSender<Finished>,
+    ) -> Pool {
+        let state = State {
+            places: Places::new(limits),
+            threads: 0,
+            idle: Vec::new(),
+            result_bytes: 0,
+            paused_until: None,
+            notify_at: None,
+        };
+        Pool {
+            shared: Arc::new(Shared {
+                post,
+                results,
+                limits,
+                result_bytes_max,
+                state: Mutex::new(state),
+                freed: Notify::new(),
+            }),
+        }
+    }
+
+    /// What may be claimed now; waits until a claim is worth its round trip. Cancel-safe.
+    pub async fn offer(&self) -> Offer {
+        loop {
+            let freed = self.shared.freed.notified();
+            {
+                let mut state = self.shared.lock();
+                // Should a thread have been refused to us, this is where it is tried again.
+                self.shared.wake_one(&mut state);
+                let offer = state.places.offer(Instant::now());
+                let held = state.result_bytes > self.shared.result_bytes_max / 2 || state.paused();
+                if offer.limit >= offer.worth && !held {
+                    state.notify_at = None;
+                    return offer;
+                }
+                let in_hand = state.places.in_hand();
+                state.notify_at = Some(in_hand.saturating_sub(offer.worth.max(1)));
+            }
+            tokio::select! {
+                () = freed => {}
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+        }
+    }
+
+    /// Waits until a call of a project with parked rows has ended.
+    pub async fn freed(&self) {
+        self.shared.freed.notified().await;
+    }
+
+    /// Starts the calls of a row, as places become free. A row without webhooks is finished at once.
+    pub fn hand_in(&self, rows: Vec<Claimed>) {
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        for claimed in rows {
+            let row = Arc::new(Row {
+                id: claimed.id,
+                project_id: claimed.event.project_id,
+                repeated: claimed.repeated,
+                body: claimed.event.payload().into(),
+                webhooks: claimed.webhooks.len(),
+                calls: Mutex::new(Vec::with_capacity(claimed.webhooks.len())),
+                started: AtomicBool::new(false),
+            });
+            if claimed.webhooks.is_empty() {
+                self.shared.send(&row, Vec::new());
+            }
+            for webhook in claimed.webhooks {
+                state.places.push(webhook.id, row.project_id, Job { row: row.clone(), webhook }, now);
+            }
+        }
+        self.shared.wake_one(&mut state);
+    }
+
+    /// Says that results of this size are committed, or given up.
+    pub fn release(&self, bytes: usize) {
+        let mut state = self.shared.lock();
+        let was_held = state.result_bytes > self.shared.result_bytes_max;
+        state.result_bytes = state.result_bytes.saturating_sub(bytes);
+        if was_held {
+            self.shared.wake_one(&mut state);
+        }
+    }
+
+    /// Says which projects have parked rows.
+    pub fn set_parked(&self, projects: HashSet<i64>) {
+        self.shared.lock().places.set_parked(projects);
+    }
+
+    /// Parked projects that have room, each with how many rows.
+    pub fn parked_room(&self) -> Vec<(i64, usize)> {
+        self.shared.lock().places.parked_room(Instant::now())
+    }
+
+    /// Starts nothing new but the rest of rows that have begun; returns the ids of the rows that have not.
+    pub fn stop(&self) -> Vec<i64> {
+        let mut state = self.shared.lock();
+        let now = Instant::now();
+        let mut unstarted = HashSet::new();
+        for job in state.places.take_waiting() {
+            if job.row.started.load(Ordering::Relaxed) {
+                state.places.push(job.webhook.id, job.row.project_id, job, now);
+            } else {
+                unstarted.insert(job.row.id);
+            }
+        }
+        self.shared.wake_one(&mut state);
+        unstarted.into_iter().collect()
+    }
+
+    /// Calls running now.
+    pub fn running(&self) -> usize {
+        self.shared.lock().places.running()
+    }
+}
+
+impl State {
+    fn paused(&self) -> bool {
+        self.paused_until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under this lock would be a defect of ours; the state is still the best there is.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes a thread if there is a call to start; each thread that takes one wakes the next. So there are as many
+    /// awake as calls that can run, and short calls need few.
+    fn wake_one(self: &Arc<Self>, state: &mut State) {
+        if state.paused() || state.result_bytes > self.result_bytes_max || !state.places.may_start() {
+            return;
+        }
+        if let Some(thread) = state.idle.pop() {
+            thread.unpark();
+        } else if state.threads < self.limits.workers {
+            let shared = self.clone();
+            let thread = thread::Builder::new().name("call".into()).stack_size(STACK_BYTES);
+            match thread.spawn(move || shared.work()) {
+                Ok(_) => state.threads += 1,
+                Err(error) => {
+                    tracing::warn!(%error, threads = state.threads, "cannot start another thread");
+                    state.paused_until = Some(Instant::now() + SHORTAGE_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// A thread: one call after the other.
+    fn work(self: Arc<Self>) {
+        let mut ended = None;
+        while let Some((ticket, job)) = self.next(ended.take()) {
+            let Job { row, webhook } = &job;
+            let outcome = catch_unwind(AssertUnwindSafe(|| (self.post)(webhook, row.id, &row.body)))
+                .unwrap_or_else(|_| {
+                    let text = "the call ended in a panic; see the journal";
+                    Outcome::Called(Call::unanswered(webhook, &row.body, ErrorKind::Internal, text))
+                });
+            match outcome {
+                Outcome::Called(call) => {
+                    self.record(&job, call);
+                    ended = Some(ticket);
+                }
+                Outcome::Shortage(reason) => self.pause(ticket, job, &reason),
+            }
+        }
+    }
+
+    /// Frees the place of the call that has ended and takes the next one; waits for it, up to [`IDLE`].
+    fn next(self: &Arc<Self>, ended: Option<Ticket>) -> Option<(Ticket, Job)> {
+        let mut state = self.lock();
+        if let Some(ticket) = ended {
+            let look = state.places.finish(ticket, Instant::now());
+            if look || state.notify_at.is_some_and(|at| state.places.in_hand() <= at) {
+                state.notify_at = None;
+                self.freed.notify_one();
+            }
+        }
+        let me = thread::current();
+        loop {
+            if !state.paused() && state.result_bytes <= self.result_bytes_max {
+                if let Some((ticket, job)) = state.places.start(Instant::now()) {
+                    job.row.started.store(true, Ordering::Relaxed);
+                    self.wake_one(&mut state);
+                    return Some((ticket, job));
+                }
+            }
+            state.idle.push(me.clone());
+            drop(state);
+            let since = Instant::now();
+            let pause = self.wait_for_work();
+            state = self.lock();
+            // Whoever wakes us takes us off the list; still on it, nobody did.
+            if let Some(at) = state.idle.iter().position(|thread| thread.id() == me.id()) {
+                state.idle.remove(at);
+                if since.elapsed() >= IDLE && !pause {
+                    state.threads -= 1;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Parks this thread until it is woken or [`IDLE`] is over; after a shortage only as long as the pause. Whether
+    /// it was a pause.
+    fn wait_for_work(&self) -> bool {
+        let until = self.lock().paused_until.filter(|until| *until > Instant::now());
+        thread::park_timeout(until.map_or(IDLE, |until| until - Instant::now()));
+        until.is_some()
+    }
+
+    /// Adds a call to its row; with the last one the row goes out.
+    fn record(&self, job: &Job, call: Call) {
+        let row = &job.row;
+        self.lock().result_bytes += call.size();
+        let mut calls = row.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.push(call);
+        if calls.len() == row.webhooks {
+            let calls = std::mem::take(&mut *calls);
+            self.send(row, calls);
+        }
+    }
+
+    fn send(&self, row: &Row, calls: Vec<Call>) {
+        let finished = Finished { id: row.id, repeated: row.repeated, calls };
+        if self.results.send(finished).is_err() {
+            // The relay is gone and the process about to end: the row stays claimed and will be taken over.
+            tracing::debug!(outbox_id = row.id, "a call ended after the relay");
+        }
+    }
+
+    fn pause(self: &Arc<Self>, ticket: Ticket, job: Job, reason: &str) {
+        let mut state = self.lock();
+        if !state.paused() {
+            tracing::warn!(reason, running = state.places.running(), "short of resources, calls wait");
+        }
+        let now = Instant::now();
+        state.paused_until = Some(now + SHORTAGE_PAUSE);
+        state.places.put_back(ticket, job, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc;
+    use std::time::SystemTime;
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::event::Event;
+
+    fn claimed(id: i64, webhooks: &[i64]) -> Claimed {
+        let event = Event {
+            event: "onPromptFinished".into(),
+            project_id: 1,
+            prompt_id: 1,
+            user_id: "u".into(),
+            result: 0,
+            finished_at: SystemTime::now(),
+            duration_ms: 1,
+            prompt_tokens: 1,
+            completion_tokens: 1,
+            total_tokens: None,
+            cached: false,
+            ip: String::new(),
+            user_agent: String::new(),
+            provider_id: None,
+            provider_default_model: None,
+        };
+        let webhook = |id: &i64| Webhook { id: *id, url: "http://a/".into(), signing_secret: None };
+        Claimed {
+            id,
+            parked: false,
+            repeated: false,
+            event,
+            webhooks: webhooks.iter().map(webhook).collect(),
+        }
+    }
+
+    fn success(webhook: &Webhook, body: &Arc<str>) -> Outcome {
+        let mut call = Call::unanswered(webhook, body, ErrorKind::Internal, "");
+        (call.error_kind, call.error_message) = (None, None);
+        Outcome::Called(call)
+    }
+
+    const LIMITS: Limits = Limits { workers: 4, per_webhook: 2 };
+
+    #[tokio::test]
+    async fn a_row_goes_out_once_with_a_call_for_each_webhook() {
+        let (results, mut out) = unbounded_channel();
+        let pool = Pool::new(LIMITS, usize::MAX, Box::new(|w, _, body| success(w, body)), results);
+        pool.hand_in(vec![claimed(1, &[10, 11, 12]), claimed(2, &[])]);
+        let mut got = vec![out.recv().await.expect("a row"), out.recv().await.expect("a row")];
+        got.sort_by_key(|row| row.id);
+        let mut called: Vec<_> = got[0].calls.iter().map(|call| call.webhook_id).collect();
+        called.sort_unstable();
+        assert_eq!(called, [10, 11, 12]);
+        assert!(got[1].calls.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_failed_call_and_the_thread_goes_on() {
+        let (results, mut out) = unbounded_channel();
+        let post = |w: &Webhook, id: i64, body: &Arc<str>| {
+            assert!(id != 1, "a defect");
+            success(w, body)
+        };
+        let pool = Pool::new(LIMITS, usize::MAX, Box::new(post), results);
+        pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
+        let mut got = vec![out.recv().await.expect("a row"), out.recv().await.expect("a row")];
+        got.sort_by_key(|row| row.id);
+        assert_eq!(got[0].calls[0].error_kind, Some(ErrorKind::Internal));
+        assert!(got[1].calls[0].succeeded());
+    }
+
+    #[tokio::test]
+    async fn a_shortage_is_no_failed_call() {
+        let (results, mut out) = unbounded_channel();
+        let tries = AtomicUsize::new(0);
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>| match tries.fetch_add(1, Ordering::SeqCst) {
+            0 => Outcome::Shortage("too many open files".into()),
+            _ => success(w, body),
+        };
+        let pool = Pool::new(LIMITS, usize::MAX, Box::new(post), results);
+        pool.hand_in(vec![claimed(1, &[10])]);
+        assert!(out.recv().await.expect("a row").calls[0].succeeded());
+    }
+
+    #[tokio::test]
+    async fn stopping_gives_back_the_rows_that_have_not_begun_and_finishes_the_others() {
+        let (results, mut out) = unbounded_channel();
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>| {
+            if w.id == 10 {
+                gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+            }
+            success(w, body)
+        };
+        let pool = Pool::new(Limits { workers: 1, per_webhook: 1 }, usize::MAX, Box::new(post), results);
+        // Row 1 begins with webhook 10 and waits there; its call to 11 and row 2 have not begun.
+        pool.hand_in(vec![claimed(1, &[10, 11]), claimed(2, &[10])]);
+        while pool.running() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pool.stop(), [2]);
+        open.send(()).expect("the thread waits");
+        assert_eq!(out.recv().await.expect("row 1").calls.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn no_call_starts_while_too_many_results_wait() {
+        let (results, mut out) = unbounded_channel();
+        let pool = Pool::new(LIMITS, 0, Box::new(|w, _, body| success(w, body)), results);
+        pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
+        let first = out.recv().await.expect("a row");
+        pool.hand_in(vec![claimed(3, &[10])]);
+        assert!(out.try_recv().is_err() && pool.running() == 0);
+        pool.release(first.calls[0].size());
+        assert!(out.recv().await.is_some());
+    }
+}

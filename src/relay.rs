@@ -1,0 +1,538 @@
+//! The daemon: claim, hand out, finish.
+//!
+//! Three loops on one thread, each on a session of its own: one claims rows and hands them to the worker threads,
+//! one commits what comes back, one watches the sessions and the other instances. When a session is lost all are made
+//! anew; the worker threads go on meanwhile, and their results wait.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::{Mutex, Notify};
+
+use crate::call::{Call, ErrorKind};
+use crate::cli::AfterCrash;
+use crate::config::{Config, RESULT_BYTES_MAX};
+use crate::endpoint::Caller;
+use crate::error::{Error, Result, one_line};
+use crate::failures::Failures;
+use crate::instance::Instance;
+use crate::pool::Pool;
+use crate::schema;
+use crate::stop::Stop;
+use crate::store::{Claimed, Finished, Role, Store};
+use crate::wake::{Cause, Wake};
+use crate::{retention, systemd};
+
+/// Most rows in one claim: a few milliseconds of a transaction.
+const CLAIM_MAX: usize = 500;
+/// Most rows in one finish.
+const FINISH_MAX: usize = 1000;
+/// A rescan from the oldest row takes at most this share of the time: it is not repeated before its own duration
+/// times this. Its cost is the dead index entries before the first live row, and somebody's report can keep many.
+const RESCAN_SHARE: u32 = 10;
+/// Nor before this, while there is other work.
+const RESCAN_MIN: Duration = Duration::from_millis(20);
+/// How often the other instances are looked at.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(3);
+/// Projects with parked rows that are read at once.
+const PARKED_PROJECTS_MAX: i64 = 10_000;
+
+/// The sessions of one registration.
+struct Link {
+    instance: Instance,
+    claim: Store,
+    finish: Store,
+}
+
+impl Link {
+    async fn connect(config: &Config) -> Result<Link> {
+        let claim = Store::connect(&config.database, Role::Claim).await?;
+        schema::require_current(&claim).await?;
+        let finish = Store::connect(&config.database, Role::Finish).await?;
+        let instance = Instance::register(&config.database).await?;
+        Ok(Link { instance, claim, finish })
+    }
+
+    fn is_lost(&self) -> bool {
+        [self.instance.session(), &self.claim, &self.finish].iter().any(|session| session.is_closed())
+    }
+}
+
+/// What outlives a lost session.
+struct Relay<'a> {
+    config: &'a Config,
+    stop: Stop,
+    pool: Pool,
+    ended_rows: Mutex<EndedRows>,
+    // The way to them for rows that never went to the threads.
+    to_results: UnboundedSender<Finished>,
+    // Rows in hand, each with the epoch it is claimed by. Entered by the claim, taken out by the finish.
+    in_hand: RefCell<HashMap<i64, i64>>,
+    // Set when we were told to stop and the claiming loop has claimed its last.
+    claimed_last: Cell<bool>,
+    // Rung when the claiming loop has ended, for the finishing loop.
+    claiming_ended: Notify,
+    // Rung when another instance's rows are to be taken over, for the claiming loop.
+    takeover: Notify,
+    failures: RefCell<Failures>,
+}
+
+/// Rows whose calls have ended. The finishing loop has it locked for as long as it runs.
+struct EndedRows {
+    results: UnboundedReceiver<Finished>,
+    // Taken from `results` and not committed yet.
+    uncommitted: Vec<Finished>,
+}
+
+/// The daemon, until it is told to stop or cannot go on.
+///
+/// # Errors
+///
+/// What keeps it from starting. Once it runs, a lost session is no error: it reconnects for as long as it takes.
+pub async fn run(config: &Config, stop: Stop) -> Result<()> {
+    let caller = Arc::new(Caller::new(config.endpoint.clone())?);
+    let (to_results, results) = mpsc::unbounded_channel();
+    let post = Box::new({
+        let caller = caller.clone();
+        move |webhook: &_, outbox_id, body: &_| caller.call(webhook, outbox_id, body)
+    });
+    let relay = Relay {
+        config,
+        stop,
+        pool: Pool::new(config.limits, RESULT_BYTES_MAX, post, to_results.clone()),
+        ended_rows: Mutex::new(EndedRows { results, uncommitted: Vec::new() }),
+        to_results,
+        in_hand: RefCell::default(),
+        claimed_last: Cell::new(false),
+        claiming_ended: Notify::new(),
+        takeover: Notify::new(),
+        failures: RefCell::default(),
+    };
+    let mut link = Link::connect(config).await?;
+    systemd::ready();
+    tracing::info!(epoch = link.instance.epoch(), database = %config.database.describe(), "relaying");
+    while let Err(error) = relay.serve(&link).await {
+        tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
+        if !link.is_lost() {
+            // A statement failed for another reason; do not turn that into a storm of connections.
+            tokio::time::sleep(RETRY_MAX).await;
+        }
+        drop(link);
+        let Some(again) = relay.reconnect().await? else { return Ok(()) };
+        link = again;
+        tracing::info!(epoch = link.instance.epoch(), "found Postgres again");
+    }
+    link.instance.retire().await?;
+    tracing::info!("drained");
+    Ok(())
+}
+
+impl Relay<'_> {
+    /// Works until drained (Ok) or until a session is lost (Err).
+    async fn serve(&self, link: &Link) -> Result<()> {
+        tokio::select! {
+            result = self.claiming(link) => result,
+            result = self.finishing(link) => result,
+            result = self.watching(link) => result,
+            never = retention::keep_house(self.config) => match never {},
+        }
+    }
+
+    // ---- claim ------------------------------------------------------------------------------------------------
+
+    /// Claims what can start soon and hands it to the threads, until told to stop. Ends only with an error.
+    async fn claiming(&self, link: &Link) -> Result<()> {
+        let mut wake = Wake::new(&link.claim, link.instance.session(), self.config.poll_interval);
+        let mut look = Look::new(self, link);
+        let mut pause = RETRY_MIN;
+        look.learn_parked().await?;
+        while !self.stop.asked() {
+            let offer = tokio::select! {
+                offer = self.pool.offer() => offer,
+                () = self.stop.wait() => break,
+            };
+            let found = match look.look(offer.limit.min(CLAIM_MAX), &offer.park).await {
+                Ok(found) => found,
+                Err(error) if link.claim.is_closed() => return Err(error),
+                Err(error) => {
+                    tracing::error!(error = %one_line(&error), retry_ms = pause.as_millis(), "trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = longer(pause);
+                    continue;
+                }
+            };
+            pause = RETRY_MIN;
+            if found.any {
+                wake.rouse().await?;
+            }
+            if found.more {
+                continue;
+            }
+            let cause = tokio::select! {
+                cause = wake.rest(look.reason()) => cause?,
+                () = self.stop.wait() => break,
+            };
+            match cause {
+                Cause::LastLook => look.from_the_oldest(),
+                Cause::Poll => {
+                    look.from_the_oldest();
+                    look.learn_parked().await?;
+                }
+                Cause::Dozing | Cause::Notified | Cause::Other => {}
+            }
+        }
+        self.give_back(link).await?;
+        self.claimed_last.set(true);
+        self.claiming_ended.notify_one();
+        std::future::pending().await
+    }
+
+    /// Hands claimed rows to the threads. With `--after-crash record` rows that a dead instance had in hand are
+    /// recorded as interrupted instead.
+    fn hand_out(&self, rows: Vec<Claimed>, epoch: i64) {
+        self.in_hand.borrow_mut().extend(rows.iter().map(|row| (row.id, epoch)));
+        let record = self.config.after_crash == AfterCrash::Record;
+        let (interrupted, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| record && row.repeated);
+        self.pool.hand_in(rows);
+        for row in interrupted {
+            let body = row.event.payload().into();
+            let text = "the instance that had this call in hand died; it may or may not have been made";
+            let calls = row
+                .webhooks
+                .iter()
+                .map(|webhook| Call::unanswered(webhook, &body, ErrorKind::Interrupted, text))
+                .collect();
+            let finished = Finished { id: row.id, repeated: true, calls };
+            self.to_results.send(finished).expect("the receiver lives as long as the relay");
+        }
+    }
+
+    /// We are stopping: what has not begun goes back, for a peer or the next start.
+    async fn give_back(&self, link: &Link) -> Result<()> {
+        systemd::stopping();
+        let ids = self.pool.stop();
+        let epoch = link.instance.epoch();
+        if !ids.is_empty() {
+            link.claim.give_back(epoch, &ids).await?;
+            let mut in_hand = self.in_hand.borrow_mut();
+            for id in &ids {
+                in_hand.remove(id);
+            }
+        }
+        let running = self.pool.running();
+        tracing::info!(given_back = ids.len(), running, "stopping: calls in flight are finished");
+        Ok(())
+    }
+
+    // ---- finish -----------------------------------------------------------------------------------------------
+
+    /// Commits what has ended; the next commit starts when the last one returned. Returns when drained.
+    async fn finishing(&self, link: &Link) -> Result<()> {
+        let mut rows = self.ended_rows.lock().await;
+        let EndedRows { results, uncommitted } = &mut *rows;
+        loop {
+            // What a lost session left comes first.
+            self.commit(link, uncommitted).await?;
+            if self.claimed_last.get() && self.in_hand.borrow().is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                _ = results.recv_many(uncommitted, FINISH_MAX) => {}
+                () = self.claiming_ended.notified() => {}
+            }
+        }
+    }
+
+    /// Commits these rows, whatever it takes short of a lost session. What is committed is taken out.
+    async fn commit(&self, link: &Link, uncommitted: &mut Vec<Finished>) -> Result<()> {
+        while let Some(epoch) = uncommitted.first().map(|row| self.epoch_of(row)) {
+            // One epoch, but for those that were in hand when a session was lost.
+            let same = uncommitted.iter().take_while(|row| self.epoch_of(row) == epoch).count();
+            let ours = record(&link.finish, epoch, &uncommitted[..same]).await?;
+            if ours < same {
+                let fenced = same - ours;
+                tracing::warn!(
+                    fenced,
+                    epoch,
+                    "rows were done or taken over already: nothing recorded for them"
+                );
+            }
+            let mut bytes = 0;
+            for row in uncommitted.drain(..same) {
+                self.in_hand.borrow_mut().remove(&row.id);
+                for call in &row.calls {
+                    bytes += call.size();
+                    self.failures.borrow_mut().note(row.id, call);
+                }
+            }
+            self.pool.release(bytes);
+        }
+        Ok(())
+    }
+
+    fn epoch_of(&self, row: &Finished) -> i64 {
+        self.in_hand.borrow().get(&row.id).copied().expect("a row is in hand until it is committed")
+    }
+
+    // ---- watch ------------------------------------------------------------------------------------------------
+
+    /// Ends when a session is lost.
+    async fn watching(&self, link: &Link) -> Result<()> {
+        let mut look_around = tokio::time::interval(LOOK_AROUND);
+        let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(LOOK_AROUND));
+        loop {
+            tokio::select! {
+                error = link.instance.session().closed() => return Err(error),
+                error = link.claim.closed() => return Err(error),
+                error = link.finish.closed() => return Err(error),
+                _ = watchdog.tick() => systemd::watchdog(),
+                _ = look_around.tick() => {
+                    self.failures.borrow_mut().flush();
+                    if link.instance.look_around().await? {
+                        self.takeover.notify_one();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Connects anew, for as long as it takes, and takes our own rows in hand over to the new epoch. None when we
+    /// were told to stop and have nothing to commit.
+    ///
+    /// # Errors
+    ///
+    /// When a restart is needed: the schema has changed under us, or we were told to stop and cannot commit.
+    async fn reconnect(&self) -> Result<Option<Link>> {
+        let mut pause = RETRY_MIN;
+        let patience = self.config.endpoint.timeout + Duration::from_secs(1);
+        let mut asked: Option<Instant> = None;
+        loop {
+            if self.stop.asked() {
+                if self.in_hand.borrow().is_empty() {
+                    return Ok(None);
+                }
+                if asked.get_or_insert_with(Instant::now).elapsed() > patience {
+                    let left = self.in_hand.borrow().len();
+                    return Err(Error::Failed(format!(
+                        "told to stop while Postgres is away: {left} rows are not recorded and will be posted again"
+                    )));
+                }
+            }
+            match self.connect_and_adopt().await {
+                Ok(link) => return Ok(Some(link)),
+                Err(error @ Error::Schema(_)) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(error = %one_line(&error), retry_ms = pause.as_millis(), "waiting for Postgres");
+                    systemd::status(&format!("waiting for Postgres: {}", one_line(&error)));
+                }
+            }
+            systemd::watchdog();
+            tokio::time::sleep(pause).await;
+            pause = longer(pause);
+        }
+    }
+
+    async fn connect_and_adopt(&self) -> Result<Link> {
+        let link = Link::connect(self.config).await?;
+        let new = link.instance.epoch();
+        let mut by_epoch: HashMap<i64, Vec<i64>> = HashMap::new();
+        for (id, epoch) in &*self.in_hand.borrow() {
+            by_epoch.entry(*epoch).or_default().push(*id);
+        }
+        for (old, ids) in by_epoch {
+            let adopted = link.claim.adopt(&ids, old, new).await?;
+            self.in_hand.borrow_mut().extend(adopted.into_iter().map(|id| (id, new)));
+        }
+        Ok(link)
+    }
+}
+
+/// Writes the records of some rows, and returns how many of the rows were ours. A record that Postgres refuses is
+/// found by halving, and replaced; what has nothing to do with the data is tried again until it works: the calls were
+/// made, and are never made again for it.
+///
+/// # Errors
+///
+/// Only when the session is lost.
+async fn record(finish: &Store, epoch: i64, rows: &[Finished]) -> Result<usize> {
+    let mut pause = RETRY_MIN;
+    loop {
+        let error = match finish.finish(epoch, rows).await {
+            Ok(ours) => return Ok(ours.len()),
+            Err(error) if finish.is_closed() => return Err(error),
+            Err(error) => error,
+        };
+        if error.is_data() {
+            if rows.len() > 1 {
+                let (left, right) = rows.split_at(rows.len() / 2);
+                let left = Box::pin(record(finish, epoch, left)).await?;
+                return Ok(left + Box::pin(record(finish, epoch, right)).await?);
+            }
+            if let Some(replaced) = rows.first().and_then(|row| unstorable(row, &error)) {
+                return Box::pin(record(finish, epoch, &[replaced])).await;
+            }
+        }
+        tracing::error!(error = %one_line(&error), rows = rows.len(), retry_ms = pause.as_millis(), "trying again");
+        tokio::time::sleep(pause).await;
+        pause = longer(pause);
+    }
+}
+
+/// The row with records that Postgres can hold, instead of those that it refused; none if they were such already.
+fn unstorable(row: &Finished, error: &Error) -> Option<Finished> {
+    const MARK: &str = "the call was made, its record could not be stored";
+    let is_bare = |call: &Call| call.error_message.as_deref().is_some_and(|text| text.starts_with(MARK));
+    if row.calls.iter().all(is_bare) {
+        return None;
+    }
+    tracing::error!(outbox_id = row.id, error = %one_line(error), "a record could not be stored, a bare one is written");
+    let bare = |call: &Call| Call {
+        request_headers: "{}".into(),
+        response_headers: None,
+        response_body: None,
+        response_truncated: true,
+        error_kind: Some(ErrorKind::Internal),
+        error_message: Some(format!("{MARK}: {}", one_line(error))),
+        remote_addr: None,
+        ..call.clone()
+    };
+    Some(Finished { calls: row.calls.iter().map(bare).collect(), ..row.clone() })
+}
+
+/// The next pause: twice as long, a little random, bounded. Several relays that lost the same Postgres do not come
+/// back in step.
+fn longer(pause: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let jitter = RandomState::new().hash_one(()) % 500;
+    (pause * 2).min(RETRY_MAX) * (750 + u32::try_from(jitter).expect("below 500")) / 1000
+}
+
+/// What a look found.
+struct Found {
+    any: bool,
+    more: bool,
+}
+
+/// Looking for rows: the cursor, the rescans, the slow lane.
+struct Look<'a> {
+    relay: &'a Relay<'a>,
+    link: &'a Link,
+    /// Only rows above it are looked at.
+    cursor: i64,
+    /// Not before this the next rescan, because of what the last one cost.
+    rescan_at: Instant,
+    /// What the current rescan has taken so far; none: the cursor is ahead.
+    rescan: Option<Duration>,
+    /// A rescan is wanted as soon as it may be.
+    wanted: bool,
+    /// Projects with parked rows.
+    parked: HashSet<i64>,
+    /// Epochs whose rows may be taken over, at the last look.
+    dead: Vec<i64>,
+}
+
+impl<'a> Look<'a> {
+    fn new(relay: &'a Relay<'a>, link: &'a Link) -> Self {
+        Look {
+            relay,
+            link,
+            cursor: 0,
+            rescan_at: Instant::now(),
+            rescan: None,
+            wanted: true,
+            parked: HashSet::new(),
+            dead: Vec::new(),
+        }
+    }
+
+    /// Asks for a look from the oldest row on: ids are drawn before commit, so a lower one can appear later.
+    fn from_the_oldest(&mut self) {
+        self.wanted = true;
+    }
+
+    /// Resolves when there is a reason of our own to look: a place for a parked row, dead rows, a rescan that had to
+    /// wait. Cancel-safe.
+    fn reason(&self) -> impl Future<Output = ()> + use<'a> {
+        let (relay, wanted, rescan_at) = (self.relay, self.wanted, self.rescan_at);
+        async move {
+            tokio::select! {
+                () = relay.pool.freed() => {}
+                () = relay.takeover.notified() => {}
+                () = tokio::time::sleep_until(rescan_at.into()), if wanted => {}
+            }
+        }
+    }
+
+    /// One look: claims up to `limit` rows, and parked rows that have a place; hands them out.
+    async fn look(&mut self, limit: usize, park: &[i64]) -> Result<Found> {
+        let Look { relay, link, .. } = *self;
+        let epoch = link.instance.epoch();
+        let dead = link.instance.dead();
+        if dead != self.dead {
+            self.dead.clone_from(&dead);
+            self.from_the_oldest();
+        }
+        let start = Instant::now();
+        if start >= self.rescan_at && (self.wanted || start >= self.rescan_at + RESCAN_MIN) {
+            (self.cursor, self.rescan, self.wanted) = (0, Some(Duration::ZERO), false);
+        }
+        let rows = link.claim.claim(self.cursor, &dead, limit, epoch, park).await?;
+        let more = rows.len() == limit;
+        self.cursor = rows.last().map_or(self.cursor, |row| row.id);
+        if let Some(taken) = &mut self.rescan {
+            *taken += start.elapsed();
+            if !more {
+                self.rescan_at = Instant::now() + *taken * RESCAN_SHARE;
+                self.rescan = None;
+            }
+        }
+        let any = !rows.is_empty();
+        let (parked, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.parked);
+        relay.hand_out(rows, epoch);
+        if !parked.is_empty() {
+            self.parked.extend(parked.iter().map(|row| row.event.project_id));
+            relay.pool.set_parked(self.parked.clone());
+        }
+        let unparked = self.look_at_parked(epoch, &dead).await?;
+        Ok(Found { any: any || unparked, more })
+    }
+
+    /// Claims parked rows of projects that have room. Whether there were any.
+    async fn look_at_parked(&mut self, epoch: i64, dead: &[i64]) -> Result<bool> {
+        let rooms = self.relay.pool.parked_room();
+        if rooms.is_empty() {
+            return Ok(false);
+        }
+        let projects: Vec<i64> = rooms.iter().map(|(project, _)| *project).collect();
+        let places: Vec<i64> =
+            rooms.iter().map(|(_, room)| i64::try_from(*room).unwrap_or(i64::MAX)).collect();
+        let rows = self.link.claim.claim_parked(&projects, &places, dead, epoch).await?;
+        let mut got: HashMap<i64, i64> = HashMap::new();
+        for row in &rows {
+            *got.entry(row.event.project_id).or_default() += 1;
+        }
+        // A project that gave less than it has room for has no more.
+        for (project, room) in projects.iter().zip(places) {
+            if got.get(project).copied().unwrap_or_default() < room {
+                self.parked.remove(project);
+            }
+        }
+        self.relay.pool.set_parked(self.parked.clone());
+        let any = !rows.is_empty();
+        self.relay.hand_out(rows, epoch);
+        Ok(any)
+    }
+
+    /// Learns which projects have parked rows: after a start, and those that a peer parked.
+    async fn learn_parked(&mut self) -> Result<()> {
+        self.parked.extend(self.link.claim.parked_projects(PARKED_PROJECTS_MAX).await?);
+        self.relay.pool.set_parked(self.parked.clone());
+        Ok(())
+    }
+}

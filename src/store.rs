@@ -1,0 +1,442 @@
+//! The queries: one typed function for each file under `sql/queries`, and the planner settings of each session.
+//!
+//! Knows no HTTP and no policy: what to claim, when to finish and what a failure means is decided by the callers.
+//! Every function is one round trip and, unless it says otherwise, one transaction of its own.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::time::{Duration, SystemTime};
+
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
+
+use crate::call::Call;
+use crate::db::{Session, Settings};
+use crate::error::{Error, Result};
+use crate::event::{Event, Secret, Webhook};
+
+/// What a session is for: its name in `pg_stat_activity` and how its statements are planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Claims and gives back; holds the sleep lock. Its commits need not reach the disk: a server crash ends the
+    /// session, and with it the claims.
+    Claim,
+    /// Finishes: what it committed is on disk.
+    Finish,
+    /// LISTEN and the liveness lock. Never in a transaction.
+    Listen,
+    /// Retention.
+    Retention,
+    /// A command for people.
+    Command,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Role::Claim => "claim",
+            Role::Finish => "finish",
+            Role::Listen => "listen",
+            Role::Retention => "retention",
+            Role::Command => "command",
+        }
+    }
+
+    /// The tables of a queue are empty in one moment and full in the next, so statistics mislead: each session is
+    /// told the one shape that its statements have. Claims go from few rows to an index; a finish joins two lists of
+    /// the same length, which a nested loop would do in their product. Generic plans: planning would cost more than
+    /// running.
+    fn settings(self) -> &'static str {
+        match self {
+            Role::Claim => {
+                "SET synchronous_commit = off; SET plan_cache_mode = force_generic_plan; SET jit = off; \
+                 SET enable_seqscan = off; SET enable_bitmapscan = off; \
+                 SET enable_hashjoin = off; SET enable_mergejoin = off"
+            }
+            Role::Finish => {
+                "SET synchronous_commit = on; SET plan_cache_mode = force_generic_plan; SET jit = off; \
+                 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_nestloop = off"
+            }
+            // A few locks that others never hold for long; what waits longer is tried again later.
+            Role::Retention => "SET lock_timeout = '200ms'; SET jit = off",
+            Role::Listen | Role::Command => "SET jit = off",
+        }
+    }
+}
+
+/// A session with its prepared statements.
+pub struct Store {
+    session: Session,
+    // Written and read by this session's one task only.
+    prepared: RefCell<HashMap<&'static str, Statement>>,
+}
+
+impl Deref for Store {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+/// A row that the claim returned.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// `relay.outbox.id`.
+    pub id: i64,
+    /// Parked instead of claimed: its project is full.
+    pub parked: bool,
+    /// An instance that died had it in hand.
+    pub repeated: bool,
+    /// The event to deliver.
+    pub event: Event,
+    /// The enabled webhooks; none for a parked row.
+    pub webhooks: Vec<Webhook>,
+}
+
+/// A row whose calls have ended, for [`Store::finish`].
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// `relay.outbox.id`.
+    pub id: i64,
+    /// Whether its calls may have been made before, by an instance that died.
+    pub repeated: bool,
+    /// One for each webhook that was enabled at the claim.
+    pub calls: Vec<Call>,
+}
+
+/// What the server says of itself.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// As `server_version_num`: 150018.
+    pub version: i32,
+    /// Encoding of the database.
+    pub encoding: String,
+    /// Whether `relay.migrations` exists.
+    pub has_migrations: bool,
+}
+
+impl Store {
+    /// Connects a session and sets it up for its role.
+    pub async fn connect(settings: &Settings, role: Role) -> Result<Store> {
+        let session = settings.connect(role.name()).await?;
+        session.batch_execute(role.settings()).await.map_err(Error::postgres("setting up the session"))?;
+        Ok(Store { session, prepared: RefCell::default() })
+    }
+
+    /// Prepares a statement on its first use.
+    async fn statement(&self, doing: &'static str, sql: &'static str) -> Result<Statement> {
+        if let Some(statement) = self.prepared.borrow().get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.session.prepare(sql).await.map_err(Error::postgres(doing))?;
+        self.prepared.borrow_mut().insert(sql, statement.clone());
+        Ok(statement)
+    }
+
+    async fn rows(
+        &self,
+        doing: &'static str,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>> {
+        let statement = self.statement(doing, sql).await?;
+        self.session.query(&statement, parameters).await.map_err(Error::postgres(doing))
+    }
+
+    async fn one(
+        &self,
+        doing: &'static str,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Row> {
+        let statement = self.statement(doing, sql).await?;
+        self.session.query_one(&statement, parameters).await.map_err(Error::postgres(doing))
+    }
+
+    /// Claims up to `limit` rows with ids above `cursor`, in order of id; rows of the projects in `park` are parked
+    /// instead. See `claim.sql`.
+    pub async fn claim(
+        &self,
+        cursor: i64,
+        dead: &[i64],
+        limit: usize,
+        epoch: i64,
+        park: &[i64],
+    ) -> Result<Vec<Claimed>> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let sql = include_str!("../sql/queries/claim.sql");
+        let rows = self.rows("claiming rows", sql, &[&cursor, &dead, &limit, &epoch, &park]).await?;
+        Ok(gather(&rows))
+    }
+
+    /// Claims the oldest parked rows of each project, at most as many as its room. See `claim_parked.sql`.
+    pub async fn claim_parked(
+        &self,
+        projects: &[i64],
+        rooms: &[i64],
+        dead: &[i64],
+        epoch: i64,
+    ) -> Result<Vec<Claimed>> {
+        let sql = include_str!("../sql/queries/claim_parked.sql");
+        let rows = self.rows("claiming parked rows", sql, &[&projects, &rooms, &dead, &epoch]).await?;
+        Ok(gather(&rows))
+    }
+
+    /// Projects that have parked rows, at most `limit`.
+    pub async fn parked_projects(&self, limit: i64) -> Result<Vec<i64>> {
+        let sql = include_str!("../sql/queries/parked_projects.sql");
+        let rows = self.rows("looking for parked rows", sql, &[&limit]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Marks rows done and writes their call logs, all or nothing. Returns the ids that were still ours; the others
+    /// were finished or taken over by somebody else, and nothing was written for them. See `finish.sql`.
+    ///
+    /// Fails with [`Error::is_data`] when one of the records cannot be stored.
+    pub async fn finish(&self, epoch: i64, rows: &[Finished]) -> Result<Vec<i64>> {
+        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        let calls: Vec<(&Finished, &Call)> =
+            rows.iter().flat_map(|row| row.calls.iter().map(move |call| (row, call))).collect();
+        let column = Column(&calls);
+        let sql = include_str!("../sql/queries/finish.sql");
+        let done = self
+            .rows(
+                "recording calls",
+                sql,
+                &[
+                    &ids,
+                    &epoch,
+                    &column.of(|row, _| row.id),
+                    &column.of(|_, call| call.webhook_id),
+                    &column.of(|_, call| call.url.as_str()),
+                    &column.of(|_, call| call.request_headers.as_str()),
+                    &column.of(|_, call| &*call.request_body),
+                    &column.of(|_, call| call.status_code.map(i32::from)),
+                    &column.of(|_, call| call.response_headers.as_deref()),
+                    &column.of(|_, call| call.response_body.as_deref()),
+                    &column.of(|_, call| i64::try_from(call.response_bytes).unwrap_or(i64::MAX)),
+                    &column.of(|_, call| call.response_truncated),
+                    &column.of(|_, call| call.start_time),
+                    &column.of(|_, call| call.end_time),
+                    &column.of(|_, call| call.is_timeout()),
+                    &column.of(|_, call| call.error_message.as_deref()),
+                    &column.of(|_, call| call.error_kind.map(|kind| kind.as_str())),
+                    &column.of(|row, _| row.repeated),
+                    &column.of(|_, call| call.remote_addr.as_deref()),
+                ],
+            )
+            .await?;
+        Ok(done.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Gives claimed rows back that were not started, and wakes a sleeping peer. Returns how many were still ours.
+    pub async fn give_back(&self, epoch: i64, ids: &[i64]) -> Result<i64> {
+        let sql = include_str!("../sql/queries/give_back.sql");
+        Ok(self.one("giving rows back", sql, &[&ids, &epoch]).await?.get(0))
+    }
+
+    /// Draws an epoch that was never used.
+    pub async fn draw_epoch(&self) -> Result<i32> {
+        Ok(self.one("drawing an epoch", include_str!("../sql/queries/draw_epoch.sql"), &[]).await?.get(0))
+    }
+
+    /// Takes the liveness lock of an epoch for as long as this session lives. Whether it was free.
+    pub async fn lock_epoch(&self, epoch: i32) -> Result<bool> {
+        let sql = include_str!("../sql/queries/lock_epoch.sql");
+        Ok(self.one("taking the liveness lock", sql, &[&epoch]).await?.get(0))
+    }
+
+    /// Lists an instance whose liveness lock is taken.
+    pub async fn register(&self, epoch: i32, host: &str, pid: i32, version: &str) -> Result<()> {
+        let sql = include_str!("../sql/queries/register.sql");
+        self.rows("registering the instance", sql, &[&epoch, &host, &pid, &version]).await?;
+        Ok(())
+    }
+
+    /// Marks instances dead whose liveness lock is free. Returns all epochs whose rows may be taken over, each with
+    /// whether it was marked just now.
+    pub async fn bury(&self, epoch: i32) -> Result<Vec<(i32, bool)>> {
+        let sql = include_str!("../sql/queries/bury.sql");
+        let rows = self.rows("looking for dead instances", sql, &[&epoch]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Takes rows that we had in hand under `old` over to `new`; returns the ids of those that are still ours.
+    pub async fn adopt(&self, ids: &[i64], old: i64, new: i64) -> Result<Vec<i64>> {
+        let sql = include_str!("../sql/queries/adopt.sql");
+        let rows = self.rows("taking over our own rows", sql, &[&ids, &old, &new]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Notes which dead instances have no rows left; returns their epochs.
+    pub async fn clear_dead(&self) -> Result<Vec<i32>> {
+        let sql = include_str!("../sql/queries/clear_dead.sql");
+        let rows = self.rows("clearing dead instances", sql, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Marks an instance dead; `cleared` when no row is claimed by it any more.
+    pub async fn retire(&self, epoch: i32, cleared: bool) -> Result<()> {
+        self.rows("retiring the instance", include_str!("../sql/queries/retire.sql"), &[&epoch, &cleared])
+            .await?;
+        Ok(())
+    }
+
+    /// Takes the sleep lock for this session. False: an inserting transaction is open, or a peer sleeps.
+    pub async fn try_sleep(&self) -> Result<bool> {
+        let sql = include_str!("../sql/queries/try_sleep.sql");
+        Ok(self.one("taking the sleep lock", sql, &[]).await?.get(0))
+    }
+
+    /// Frees the sleep lock.
+    pub async fn wake_up(&self) -> Result<()> {
+        self.one("freeing the sleep lock", include_str!("../sql/queries/wake_up.sql"), &[]).await?;
+        Ok(())
+    }
+
+    /// Whether another instance has the sleep lock, so that whoever inserts notifies us, too.
+    pub async fn peer_sleeps(&self) -> Result<bool> {
+        let sql = include_str!("../sql/queries/peer_sleeps.sql");
+        Ok(self.one("looking at the sleep lock", sql, &[]).await?.get(0))
+    }
+
+    /// What the server says of itself. Works without our schema.
+    pub async fn server(&self) -> Result<Server> {
+        let row = self.one("asking for the version", include_str!("../sql/queries/server.sql"), &[]).await?;
+        Ok(Server { version: row.get(0), encoding: row.get(1), has_migrations: row.get(2) })
+    }
+
+    /// What `migrate` has applied: version, name, checksum.
+    pub async fn migrations(&self) -> Result<Vec<(i32, String, String)>> {
+        let sql = include_str!("../sql/queries/migrations.sql");
+        let rows = self.rows("reading relay.migrations", sql, &[]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+    }
+
+    /// Writes down a migration; to be called in its transaction.
+    pub async fn record_migration(&self, version: i32, name: &str, checksum: &str) -> Result<()> {
+        let sql = include_str!("../sql/queries/record_migration.sql");
+        self.rows("recording the migration", sql, &[&version, &name, &checksum]).await?;
+        Ok(())
+    }
+
+    /// Takes the lock of `migrate` for this session. Whether it was free.
+    pub async fn try_migrate(&self) -> Result<bool> {
+        let sql = include_str!("../sql/queries/try_migrate.sql");
+        Ok(self.one("taking the lock of migrate", sql, &[]).await?.get(0))
+    }
+
+    /// What the daemon needs, each with whether the current user may do it.
+    pub async fn privileges(&self) -> Result<Vec<(String, bool)>> {
+        let sql = include_str!("../sql/queries/privileges.sql");
+        let rows = self.rows("looking at privileges", sql, &[]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Enabled webhooks with ids above `after`, at most `limit`.
+    pub async fn enabled_webhooks(&self, after: i64, limit: i64) -> Result<Vec<Webhook>> {
+        let sql = include_str!("../sql/queries/enabled_webhooks.sql");
+        let rows = self.rows("reading webhooks", sql, &[&after, &limit]).await?;
+        Ok(rows.iter().map(|row| webhook(row.get("id"), row)).collect())
+    }
+
+    /// Whether the trigger that wakes a sleeping relay is in place.
+    pub async fn wake_trigger(&self) -> Result<bool> {
+        let sql = include_str!("../sql/queries/wake_trigger.sql");
+        Ok(self.one("looking at the trigger", sql, &[]).await?.get(0))
+    }
+
+    /// Makes missing daily partitions of the call log; returns how many.
+    pub async fn make_partitions(&self, days_ahead: i32) -> Result<i32> {
+        let sql = include_str!("../sql/queries/make_partitions.sql");
+        Ok(self.one("making partitions of the call log", sql, &[&days_ahead]).await?.get(0))
+    }
+
+    /// Drops daily partitions of the call log that are older than `keep`; returns how many.
+    pub async fn drop_partitions(&self, keep: Duration) -> Result<i32> {
+        let sql = include_str!("../sql/queries/drop_partitions.sql");
+        Ok(self.one("dropping partitions of the call log", sql, &[&keep.as_secs_f64()]).await?.get(0))
+    }
+
+    /// Deletes done outbox rows that are older than `keep`, of the ids in (`after`, `up_to`]. Returns how many, and
+    /// whether the window has rows that are younger.
+    pub async fn delete_done(&self, after: i64, up_to: i64, keep: Duration) -> Result<(i64, bool)> {
+        let sql = include_str!("../sql/queries/delete_done.sql");
+        let row = self.one("deleting done rows", sql, &[&after, &up_to, &keep.as_secs_f64()]).await?;
+        Ok((row.get(0), row.get(1)))
+    }
+
+    /// Takes the lock of the retention for this session. Whether it was free.
+    pub async fn try_retention(&self) -> Result<bool> {
+        let sql = include_str!("../sql/queries/try_retention.sql");
+        Ok(self.one("taking the lock of the retention", sql, &[]).await?.get(0))
+    }
+
+    /// The lowest and the highest id in the outbox, when it has rows.
+    pub async fn outbox_bounds(&self) -> Result<Option<(i64, i64)>> {
+        let sql = include_str!("../sql/queries/outbox_bounds.sql");
+        let row = self.one("looking at the outbox", sql, &[]).await?;
+        Ok(Option::zip(row.get(0), row.get(1)))
+    }
+}
+
+/// One array parameter from all calls.
+struct Column<'a>(&'a [(&'a Finished, &'a Call)]);
+
+impl<'a> Column<'a> {
+    fn of<T>(&self, value: impl Fn(&'a Finished, &'a Call) -> T) -> Vec<T> {
+        self.0.iter().map(|&(row, call)| value(row, call)).collect()
+    }
+}
+
+/// Rows of a claim, one for each webhook, become one value for each outbox row. They come in order of id.
+fn gather(rows: &[Row]) -> Vec<Claimed> {
+    let mut all: Vec<Claimed> = Vec::with_capacity(rows.len());
+    for row in rows {
+        let id: i64 = row.get("id");
+        if all.last().is_none_or(|last| last.id != id) {
+            all.push(Claimed {
+                id,
+                parked: row.get("park"),
+                repeated: row.get("repeated"),
+                event: event(row),
+                webhooks: Vec::new(),
+            });
+        }
+        if let (Some(last), Some(id)) = (all.last_mut(), row.get("webhook_id")) {
+            last.webhooks.push(webhook(id, row));
+        }
+    }
+    all
+}
+
+fn webhook(id: i64, row: &Row) -> Webhook {
+    Webhook {
+        id,
+        // A view over foreign tables may have nulls here; an empty URL becomes a logged bad_url.
+        url: row.get::<_, Option<String>>("url").unwrap_or_default(),
+        signing_secret: row.get::<_, Option<String>>("signing_secret").map(Secret),
+    }
+}
+
+fn event(row: &Row) -> Event {
+    Event {
+        event: row.get("event"),
+        project_id: row.get("project_id"),
+        prompt_id: row.get("prompt_id"),
+        user_id: row.get("user_id"),
+        result: row.get("result"),
+        finished_at: row.get::<_, SystemTime>("finished_at"),
+        duration_ms: row.get("duration_ms"),
+        prompt_tokens: row.get("prompt_tokens"),
+        completion_tokens: row.get("completion_tokens"),
+        total_tokens: row.get("total_tokens"),
+        cached: row.get("cached"),
+        ip: row.get("ip"),
+        user_agent: row.get("user_agent"),
+        provider_id: row.get("provider_id"),
+        provider_default_model: row.get("provider_default_model"),
+    }
+}
