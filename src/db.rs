@@ -1,65 +1,290 @@
-//! stub
-use crate::error::*;
-use std::ops::Deref;
-use std::sync::Arc;
-use tokio::sync::{Notify, watch};
-/// s
-#[derive(Clone)]
-pub struct Settings(tokio_postgres::Config);
-/// s
-pub struct Session {
-    client: tokio_postgres::Client,
-    n: Arc<Notify>,
-    c: watch::Receiver<bool>,
-}
-impl Deref for Session {
-    type Target = tokio_postgres::Client;
-    fn deref(&self) -> &Self::Target {
-        &self.client
-    }
-}
+//! Sessions: connect, TLS, keepalives, settings.
+//!
+//! [`Settings`] is what the user typed and what it means; [`Session`] is one connection and what happens beside its
+//! queries: notifications, notices, its end. Owns no retry (the caller knows when the next attempt is due) and knows
+//! no table.
+
+mod conninfo;
+mod host;
+mod passfile;
+mod session;
+mod settings;
+mod tls;
+
+use std::error::Error as StdError;
+use std::io;
+use std::net::IpAddr;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::lookup_host;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::{Config, Connection, SimpleQueryMessage};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use host::{Host, Place};
+pub use session::Session;
+use settings::Access;
+pub use settings::Settings;
+
+use crate::error::{Error, Result, one_line};
+
+/// The `application_name` of every session, followed by its role.
+const APPLICATION_NAME: &str = "promptpal-relay";
+
+/// The oldest Postgres that the schema and the session settings are made for.
+const OLDEST_SERVER: u32 = 14;
+
+/// Settings of every session, unless the user's own `options` name them. A site's defaults are made for the queries
+/// of its applications; what they would do to a daemon's is said beside each.
+const SESSION_SETTINGS: &[(&str, &str)] = &[
+    // A statement that was cut off is made again and cut off again, for ever. The relay's are short by design, and
+    // waiting for locks is what `lock_timeout` bounds, which is left to those who know what they wait for.
+    ("statement_timeout", "0"),
+    // The listening session is silent for hours.
+    ("idle_session_timeout", "0"),
+    // No transaction of ours waits for anything but Postgres. If this process is stopped within one (SIGSTOP, a
+    // debugger, a frozen machine), its locks and its snapshot must not stay.
+    ("idle_in_transaction_session_timeout", "'30s'"),
+    // Compiling a short statement takes longer than running it, and a large backlog can make it look expensive.
+    ("jit", "off"),
+    // The server's side of a half-open connection: a relay whose machine vanished frees its advisory locks and its
+    // rows within 10 s, not after the two hours that systems have by default. Without effect on Unix sockets.
+    ("tcp_keepalives_idle", "5"),
+    ("tcp_keepalives_interval", "2"),
+    ("tcp_keepalives_count", "2"),
+    ("tcp_user_timeout", "'9s'"),
+];
+
+/// Settings that the code relies on, whatever the user's `options` say: `SKIP LOCKED` and guarded updates are made
+/// for read committed, days begin in UTC.
+const RELIED_ON: &str = "SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'; ";
+
+/// Ends a statement whose client is gone, which keepalives alone do not (the server looks at its socket only between
+/// statements). Not to be had on every platform of the server.
+const CHECK_CLIENT: &str = "SET client_connection_check_interval = '10s'";
+
+/// Whether this server can be written to; asked in the same breath as the settings are made.
+const CAN_WRITE: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
+
 impl Settings {
-    /// s
-    pub fn parse(u: Option<&str>, _env: &dyn Fn(&str) -> Option<String>) -> Result<Settings> {
-        u.unwrap_or("").parse().map(Settings).map_err(|e| Error::Config(e.to_string()))
+    /// Opens a session. `role` says in `pg_stat_activity` what it is for ("claim", "listen", …): the session's
+    /// `application_name` is `promptpal-relay claim`, unless the user has set one.
+    ///
+    /// Hosts, and the addresses of each, are tried in order until one accepts. One that answers for good (password,
+    /// certificate, database) ends the search, as in libpq; one that is away, starting or read-only does not. Takes
+    /// `connect_timeout` (10 s by default) for each address at most.
+    ///
+    /// # Errors
+    /// Names user, host, port and database. Exit code 78 for what a restart does not change, 1 for what it may.
+    pub async fn connect(&self, role: &str) -> Result<Session> {
+        let tls = self.tls.connector()?;
+        let mut failures = Vec::new();
+        for host in &self.hosts {
+            match self.connect_host(host, role, &tls).await {
+                Ok(session) => return Ok(session),
+                Err(error) if error.may_pass() => failures.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match failures.len() {
+            1 => Err(failures.swap_remove(0)),
+            _ => Err(Error::Failed(
+                failures.iter().map(|error| one_line(error)).collect::<Vec<_>>().join("; then "),
+            )),
+        }
     }
-    /// s
-    pub fn describe(&self) -> String {
-        "db".into()
+
+    /// Tries the addresses of one host; the last failure speaks for all.
+    async fn connect_host(&self, host: &Host, role: &str, tls: &MakeRustlsConnect) -> Result<Session> {
+        let addresses = match &host.place {
+            Place::Socket(_) => vec![None],
+            Place::Tcp { address: Some(address), .. } => vec![Some(*address)],
+            Place::Tcp { name, address: None } => {
+                let found = self.in_time(host, async {
+                    lookup_host((name.as_str(), host.port)).await.map_err(Error::io(self.doing(host)))
+                });
+                found.await?.map(|found| Some(found.ip())).collect()
+            }
+        };
+        let mut failure = Error::Failed(format!("{}: the name has no address", self.doing(host)));
+        for address in addresses {
+            match self.in_time(host, self.connect_address(host, address, role, tls.clone())).await {
+                Err(error) if error.may_pass() => failure = error,
+                decided => return decided,
+            }
+        }
+        Err(failure)
     }
-    /// s
-    pub fn tcp_hosts(&self) -> Vec<(String, u16)> {
-        vec![]
+
+    async fn connect_address(
+        &self,
+        host: &Host,
+        address: Option<IpAddr>,
+        role: &str,
+        tls: MakeRustlsConnect,
+    ) -> Result<Session> {
+        let mut config = self.config.clone();
+        config.port(host.port);
+        match &host.place {
+            // Postgres speaks no TLS on its sockets, and being asked would cost a round trip.
+            Place::Socket(folder) => config.host_path(folder).ssl_mode(SslMode::Disable),
+            Place::Tcp { name, .. } => {
+                let (mode, negotiation) = settings::negotiation(&self.tls);
+                config.host(name).ssl_mode(mode).ssl_negotiation(negotiation)
+            }
+        };
+        if let Some(address) = address {
+            config.hostaddr(address);
+        }
+        if config.get_application_name().is_none() {
+            config.application_name(format!("{APPLICATION_NAME} {role}").trim_end());
+        }
+        let no_password = self.complete_password(&mut config, host);
+
+        let (client, connection) = match config.connect(tls.clone()).await {
+            Err(error) if config.get_ssl_mode() == SslMode::Prefer && plain_may_do(&error) => {
+                tracing::debug!(server = %host, error = one_line(&error), "Postgres refuses TLS, trying without");
+                config.ssl_mode(SslMode::Disable);
+                // The failure with TLS is the one to tell: it is the mode that was preferred.
+                config.connect(tls).await.map_err(|_| error)
+            }
+            other => other,
+        }
+        .map_err(|error| self.refusal(host, error, no_password))?;
+
+        check_version(&connection, host)?;
+        let session = Session::start(client, connection, role);
+        self.settle(&session, host).await?;
+        tracing::debug!(server = %host, role, "connected to Postgres");
+        Ok(session)
     }
-    /// s
-    pub async fn connect(&self, _r: &str) -> Result<Session> {
-        let (client, mut conn) =
-            self.0.connect(tokio_postgres::NoTls).await.map_err(Error::postgres("connecting"))?;
-        let n = Arc::new(Notify::new());
-        let m = n.clone();
-        let (tx, c) = watch::channel(false);
-        tokio::spawn(async move {
-            loop {
-                match std::future::poll_fn(|cx| conn.poll_message(cx)).await {
-                    Some(Ok(tokio_postgres::AsyncMessage::Notification(_))) => m.notify_one(),
-                    Some(Ok(_)) => {}
-                    _ => break,
+
+    /// Takes the password from the password file unless one was given. Returns why there is none, where that needs
+    /// saying.
+    fn complete_password(&self, config: &mut Config, host: &Host) -> Option<String> {
+        if config.get_password().is_some() {
+            return None;
+        }
+        let name = match &host.place {
+            Place::Tcp { name, .. } => name.as_str().into(),
+            Place::Socket(folder) if host::is_default_folder(folder) => "localhost".into(),
+            Place::Socket(folder) => folder.to_string_lossy(),
+        };
+        let wanted =
+            passfile::Wanted { host: &name, port: host.port, database: self.database(), user: self.user() };
+        match passfile::look_up(self.passfile.as_deref()?, wanted) {
+            Ok(Some(password)) if !password.is_empty() => {
+                config.password(password);
+                None
+            }
+            Ok(_) => Some("give one by PGPASSWORD or a password file".to_owned()),
+            Err(ignored) => {
+                tracing::warn!("password file {ignored}");
+                Some(format!("password file {ignored}"))
+            }
+        }
+    }
+
+    /// One round trip: makes the session's settings and asks whether the server can be written to.
+    async fn settle(&self, session: &Session, host: &Host) -> Result<()> {
+        let options = self.config.get_options().unwrap_or_default();
+        let mut batch: String = SESSION_SETTINGS
+            .iter()
+            .filter(|(name, _)| !options.contains(name))
+            .map(|(name, value)| format!("SET {name} = {value}; "))
+            .collect();
+        batch.push_str(RELIED_ON);
+        batch.push_str(CAN_WRITE);
+        let (answer, check) = tokio::join!(session.simple_query(&batch), session.batch_execute(CHECK_CLIENT));
+
+        let messages = answer.map_err(Error::postgres(format!("{}, session settings", self.doing(host))))?;
+        let row = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let says = |column| row.and_then(|row| row.get(column)) == Some("t");
+        let (standby, read_only) = (says(0), says(1));
+        let refused = match self.access {
+            Access::Any => false,
+            Access::Write => read_only,
+            Access::Primary => standby,
+        };
+        if refused {
+            let why = if standby { "it is a standby" } else { "default_transaction_read_only is on" };
+            return Err(Error::Failed(format!(
+                "{}: it cannot be written to ({why}); name the primary, or all hosts of the cluster",
+                self.doing(host)
+            )));
+        }
+        if let Err(error) = check {
+            tracing::debug!(error = one_line(&error), "Postgres does not watch for clients that are gone");
+        }
+        Ok(())
+    }
+
+    /// Sorts what tokio-postgres says into what helps: by SQLSTATE and by the type of the cause.
+    fn refusal(&self, host: &Host, error: tokio_postgres::Error, no_password: Option<String>) -> Error {
+        let doing = self.doing(host);
+        // Startup refuses what is wrong in `options` this way.
+        let bad_options = [SqlState::UNDEFINED_OBJECT, SqlState::INVALID_PARAMETER_VALUE];
+        if error.code().is_some_and(|code| bad_options.contains(code)) {
+            return Error::Config(format!("{doing}: {}", one_line(&error)));
+        }
+        if let Some(cause) = tls::cause(&error) {
+            let text = format!("{doing}: TLS: {cause}{}", tls::hint(cause));
+            return if tls::is_refusal(cause) { Error::Config(text) } else { Error::Failed(text) };
+        }
+        match error.source() {
+            Some(cause) if cause.is::<DbError>() => Error::Postgres { doing: doing.into(), source: error },
+            Some(cause) if cause.is::<io::Error>() => {
+                // Bare, for a shorter line: "connecting to …: Connection refused".
+                match error.into_source().map(|cause| cause.downcast::<io::Error>()) {
+                    Some(Ok(source)) => Error::Io { doing, source: *source },
+                    _ => Error::Failed(doing),
                 }
             }
-            drop(tx);
-        });
-        Ok(Session { client, n, c })
+            // Neither the network nor the server: tokio-postgres itself finds that the server and these settings do
+            // not go together (no TLS there, an unknown way to log in, a password asked for and not given).
+            Some(_) => {
+                let hint = no_password.map(|hint| format!("; {hint}")).unwrap_or_default();
+                Error::Config(format!("{doing}: {}{hint}", one_line(&error)))
+            }
+            None => Error::Postgres { doing: doing.into(), source: error },
+        }
+    }
+
+    async fn in_time<T>(&self, host: &Host, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let Some(limit) = self.connect_timeout else { return work.await };
+        tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+            let late =
+                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs()));
+            Err(Error::io(self.doing(host))(late))
+        })
+    }
+
+    fn doing(&self, host: &Host) -> String {
+        format!("connecting to Postgres (user {} at {host}, database {})", self.user(), self.database())
     }
 }
-impl Session {
-    /// s
-    pub async fn notified(&self) {
-        self.n.notified().await
-    }
-    /// s
-    pub async fn closed(&self) -> Error {
-        let mut c = self.c.clone();
-        let _ = c.changed().await;
-        Error::Failed("closed".into())
+
+/// Whether `prefer` goes on without TLS: the handshake failed, or the server has no rule for encrypted sessions.
+fn plain_may_do(error: &tokio_postgres::Error) -> bool {
+    tls::cause(error).is_some() || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+}
+
+fn check_version<S, T>(connection: &Connection<S, T>, host: &Host) -> Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let version = connection.parameter("server_version").unwrap_or_default();
+    let major =
+        version.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse::<u32>().ok());
+    match major {
+        Some(major) if major < OLDEST_SERVER => Err(Error::Config(format!(
+            "Postgres at {host} is version {version}; version {OLDEST_SERVER} or newer is needed"
+        ))),
+        _ => Ok(()),
     }
 }

@@ -3,6 +3,7 @@
 //! Owns the exit codes. Never decides by the text of an error: by variant, or by SQLSTATE. A failed *call* is not
 //! an error at all: it is a value ([`crate::call::Call`]) that goes into the call log.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 
@@ -22,8 +23,8 @@ pub enum Error {
     Schema(String),
     /// Postgres said no, or went away. Exit code by SQLSTATE, see [`Error::exit_code`].
     Postgres {
-        /// What was being done: "connecting to Postgres", "claiming rows".
-        doing: &'static str,
+        /// What was being done: "claiming rows", "connecting to Postgres (user relay at db1:5432, database app)".
+        doing: Cow<'static, str>,
         /// What tokio-postgres says.
         source: tokio_postgres::Error,
     },
@@ -38,9 +39,15 @@ pub enum Error {
     Failed(String),
 }
 
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+/// `EX_CONFIG` of sysexits.
+const CONFIG: u8 = 78;
+
 impl Error {
     /// For `map_err`: wraps an error of tokio-postgres with what was being done.
-    pub fn postgres(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
+    pub fn postgres(doing: impl Into<Cow<'static, str>>) -> impl FnOnce(tokio_postgres::Error) -> Error {
+        let doing = doing.into();
         move |source| Error::Postgres { doing, source }
     }
 
@@ -50,13 +57,10 @@ impl Error {
         move |source| Error::Io { doing, source }
     }
 
-    /// The process's exit code: 1 when a restart may help, 2 for usage, 78 (`EX_CONFIG` of sysexits) when it will
-    /// not. A Postgres that refuses *us* (password, role, database, privilege, missing object) is configuration;
-    /// one that is away, full or starting is not.
+    /// The process's exit code: 1 when a restart may help, 2 for usage, 78 when it will not. A Postgres that refuses
+    /// *us* (password, role, database, privilege, missing object) is configuration; one that is away, full or
+    /// starting is not.
     pub fn exit_code(&self) -> u8 {
-        const FAILED: u8 = 1;
-        const USAGE: u8 = 2;
-        const CONFIG: u8 = 78;
         match self {
             Error::Usage(_) => USAGE,
             Error::Config(_) | Error::Schema(_) => CONFIG,
@@ -66,6 +70,11 @@ impl Error {
             },
             Error::Io { .. } | Error::Failed(_) => FAILED,
         }
+    }
+
+    /// Whether the same attempt may succeed later, with nothing changed by the operator: the exit code 1.
+    pub fn may_pass(&self) -> bool {
+        self.exit_code() == FAILED
     }
 
     /// The SQLSTATE, when Postgres answered with one.

@@ -23,7 +23,8 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Connects the session, listens, takes an epoch and lists it.
+    /// Connects the session, listens, takes an epoch and lists it. Does not bury anybody yet: whoever had rows in hand
+    /// under an older epoch of its own takes those over first.
     pub async fn register(settings: &Settings) -> Result<Instance> {
         let store = Store::connect(settings, Role::Listen).await?;
         // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
@@ -37,9 +38,7 @@ impl Instance {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
         store.register(epoch, host.trim(), pid, env!("CARGO_PKG_VERSION")).await?;
-        let instance = Instance { epoch, store, dead: RefCell::default() };
-        instance.look_around().await?;
-        Ok(instance)
+        Ok(Instance { epoch, store, dead: RefCell::default() })
     }
 
     /// The epoch that stamps our claims.

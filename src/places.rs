@@ -285,7 +285,7 @@ impl<J> Places<J> {
     }
 
     /// Parked projects that have room, each with how many rows.
-    pub fn parked_room(&self, now: Instant) -> Vec<(i64, usize)> {
+    pub fn parked_room(&self, now: Instant) -> Vec<(i64, i64)> {
         let mut rooms: HashMap<i64, usize> =
             self.parked.iter().map(|project| (*project, self.limits.per_webhook)).collect();
         for endpoint in self.endpoints.values().filter(|e| e.in_hand() > 0) {
@@ -296,7 +296,11 @@ impl<J> Places<J> {
                 *room = own.min(*room);
             }
         }
-        let mut rooms: Vec<_> = rooms.into_iter().filter(|(_, room)| *room > 0).collect();
+        let mut rooms: Vec<(i64, i64)> = rooms
+            .into_iter()
+            .filter(|(_, room)| *room > 0)
+            .map(|(project, room)| (project, i64::try_from(room).unwrap_or(i64::MAX)))
+            .collect();
         rooms.sort_unstable();
         rooms
     }

@@ -178,7 +178,7 @@ impl Pool {
     }
 
     /// Parked projects that have room, each with how many rows.
-    pub fn parked_room(&self) -> Vec<(i64, usize)> {
+    pub fn parked_room(&self) -> Vec<(i64, i64)> {
         self.shared.lock().places.parked_room(Instant::now())
     }
 

@@ -419,6 +419,12 @@ struct Found {
     more: bool,
 }
 
+/// A walk from the oldest row to where the cursor was.
+struct Rescan {
+    until: i64,
+    taken: Duration,
+}
+
 /// Looking for rows: the cursor, the rescans, the slow lane.
 struct Look<'a> {
     relay: &'a Relay<'a>,
@@ -427,8 +433,8 @@ struct Look<'a> {
     cursor: i64,
     /// Not before this the next rescan, because of what the last one cost.
     rescan_at: Instant,
-    /// What the current rescan has taken so far; none: the cursor is ahead.
-    rescan: Option<Duration>,
+    /// The rescan that is going on.
+    rescan: Option<Rescan>,
     /// A rescan is wanted as soon as it may be.
     wanted: bool,
     /// Projects with parked rows.
@@ -479,15 +485,18 @@ impl<'a> Look<'a> {
             self.from_the_oldest();
         }
         let start = Instant::now();
-        if start >= self.rescan_at && (self.wanted || start >= self.rescan_at + RESCAN_MIN) {
-            (self.cursor, self.rescan, self.wanted) = (0, Some(Duration::ZERO), false);
+        let due = start >= self.rescan_at && (self.wanted || start >= self.rescan_at + RESCAN_MIN);
+        if due && self.rescan.is_none() {
+            self.rescan = Some(Rescan { until: self.cursor, taken: Duration::ZERO });
+            (self.cursor, self.wanted) = (0, false);
         }
         let rows = link.claim.claim(self.cursor, &dead, limit, epoch, park).await?;
         let more = rows.len() == limit;
         self.cursor = rows.last().map_or(self.cursor, |row| row.id);
-        if let Some(taken) = &mut self.rescan {
+        if let Some(Rescan { until, taken }) = &mut self.rescan {
             *taken += start.elapsed();
-            if !more {
+            if !more || self.cursor >= *until {
+                self.cursor = self.cursor.max(*until);
                 self.rescan_at = Instant::now() + *taken * RESCAN_SHARE;
                 self.rescan = None;
             }
@@ -499,34 +508,35 @@ impl<'a> Look<'a> {
             self.parked.extend(parked.iter().map(|row| row.event.project_id));
             relay.pool.set_parked(self.parked.clone());
         }
-        let unparked = self.look_at_parked(epoch, &dead).await?;
-        Ok(Found { any: any || unparked, more })
+        let lane = self.look_at_parked(epoch, &dead).await?;
+        Ok(Found { any: any || lane.any, more: more || lane.more })
     }
 
-    /// Claims parked rows of projects that have room. Whether there were any.
-    async fn look_at_parked(&mut self, epoch: i64, dead: &[i64]) -> Result<bool> {
+    /// Claims parked rows of projects that have room.
+    async fn look_at_parked(&mut self, epoch: i64, dead: &[i64]) -> Result<Found> {
         let rooms = self.relay.pool.parked_room();
         if rooms.is_empty() {
-            return Ok(false);
+            return Ok(Found { any: false, more: false });
         }
-        let projects: Vec<i64> = rooms.iter().map(|(project, _)| *project).collect();
-        let places: Vec<i64> =
-            rooms.iter().map(|(_, room)| i64::try_from(*room).unwrap_or(i64::MAX)).collect();
+        let (projects, places): (Vec<i64>, Vec<i64>) = rooms.into_iter().unzip();
         let rows = self.link.claim.claim_parked(&projects, &places, dead, epoch).await?;
         let mut got: HashMap<i64, i64> = HashMap::new();
         for row in &rows {
             *got.entry(row.event.project_id).or_default() += 1;
         }
         // A project that gave less than it has room for has no more.
+        let mut more = false;
         for (project, room) in projects.iter().zip(places) {
             if got.get(project).copied().unwrap_or_default() < room {
                 self.parked.remove(project);
+            } else {
+                more = true;
             }
         }
         self.relay.pool.set_parked(self.parked.clone());
         let any = !rows.is_empty();
         self.relay.hand_out(rows, epoch);
-        Ok(any)
+        Ok(Found { any, more })
     }
 
     /// Learns which projects have parked rows: after a start, and those that a peer parked.

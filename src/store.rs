@@ -50,17 +50,17 @@ impl Role {
     fn settings(self) -> &'static str {
         match self {
             Role::Claim => {
-                "SET synchronous_commit = off; SET plan_cache_mode = force_generic_plan; SET jit = off; \
+                "SET synchronous_commit = off; SET plan_cache_mode = force_generic_plan; \
                  SET enable_seqscan = off; SET enable_bitmapscan = off; \
                  SET enable_hashjoin = off; SET enable_mergejoin = off"
             }
             Role::Finish => {
-                "SET synchronous_commit = on; SET plan_cache_mode = force_generic_plan; SET jit = off; \
+                "SET synchronous_commit = on; SET plan_cache_mode = force_generic_plan; \
                  SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_nestloop = off"
             }
             // A few locks that others never hold for long; what waits longer is tried again later.
-            Role::Retention => "SET lock_timeout = '200ms'; SET jit = off",
-            Role::Listen | Role::Command => "SET jit = off",
+            Role::Retention => "SET lock_timeout = '200ms'",
+            Role::Listen | Role::Command => "",
         }
     }
 }
