@@ -1,29 +1,38 @@
 //! Who is alive: an instance's epoch, its liveness lock, and the burial of others.
 //!
 //! An epoch is drawn, its advisory lock taken on this session, and only then is the instance listed; so a listed
-//! epoch whose lock is free is dead, and nobody who has just registered is taken for dead. Never waits for a lock
-//! inside Postgres: a waiting session would hold back vacuum.
+//! epoch whose lock is free is dead, and nobody who has just registered is taken for dead. An instance that has lost
+//! its session and comes back under a new epoch is not dead either: a free lock is looked at twice. Never waits for a
+//! lock inside Postgres: a waiting session would hold back vacuum.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use crate::db::Settings;
 use crate::error::{Error, Result};
-use crate::store::{Role, Store};
+use crate::store::{Role, Store, Vital};
 
 /// The channel that sleeping relays listen to; `relay.wake()` notifies it.
 const LISTEN: &str = "LISTEN promptpal_relay";
+
+/// A lock must be free for this time before its instance is dead. One that has merely lost its session reconnects in
+/// a few milliseconds.
+pub const SURE: Duration = Duration::from_millis(60);
+/// The same for the first time after we have lost our own sessions: whatever took them (a restart of the server, a
+/// failover) has taken those of the others, and they need as long to come back as the longest pause between two
+/// tries, and the time to connect.
+pub const SURE_AFTER_LOSS: Duration = Duration::from_secs(4);
 
 /// This process, registered; its session is the one that listens.
 pub struct Instance {
     epoch: i32,
     store: Store,
-    // Epochs whose rows may be taken over. Written by Instance::look_around, read by the claim.
-    dead: RefCell<Vec<i64>>,
 }
 
 impl Instance {
-    /// Connects the session, listens, takes an epoch and lists it. Does not bury anybody yet: whoever had rows in hand
+    /// Connects the session, listens, takes an epoch and lists it. Does not bury anybody: whoever had rows in hand
     /// under an older epoch of its own takes those over first.
     pub async fn register(settings: &Settings) -> Result<Instance> {
         let store = Store::connect(settings, Role::Listen).await?;
@@ -38,7 +47,7 @@ impl Instance {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
         store.register(epoch, host.trim(), pid, env!("CARGO_PKG_VERSION")).await?;
-        Ok(Instance { epoch, store, dead: RefCell::default() })
+        Ok(Instance { epoch, store })
     }
 
     /// The epoch that stamps our claims.
@@ -51,28 +60,121 @@ impl Instance {
         &self.store
     }
 
-    /// Marks dead instances as such, and learns whose rows may be taken over. True when there are new ones.
-    pub async fn look_around(&self) -> Result<bool> {
-        let mut dead = Vec::new();
-        for (epoch, just_now) in self.store.bury(self.epoch).await? {
-            if just_now {
-                tracing::warn!(epoch, "found a dead instance: its rows are taken over");
-            }
-            dead.push(i64::from(epoch));
-        }
-        let mut known = self.dead.borrow_mut();
-        let new = dead.iter().any(|epoch| !known.contains(epoch));
-        *known = dead;
-        Ok(new)
-    }
-
-    /// Epochs whose rows may be taken over.
-    pub fn dead(&self) -> Vec<i64> {
-        self.dead.borrow().clone()
+    /// Looks at the liveness locks, and marks the dead of whom `peers` is sure. One round trip. True when that
+    /// changed what may be claimed.
+    pub async fn look_around(&self, peers: &RefCell<Peers>) -> Result<bool> {
+        let sure = peers.borrow_mut().sure_of(Instant::now());
+        let found = self.store.bury(self.epoch, &sure).await?;
+        Ok(peers.borrow_mut().learn(&found, Instant::now()))
     }
 
     /// The end of this instance: it has nothing in hand any more.
     pub async fn retire(self) -> Result<()> {
-        self.store.retire(self.epoch, true).await
+        self.store.retire(self.epoch(), true).await
+    }
+}
+
+/// What one instance knows of the others. Kept up by [`Instance::look_around`].
+pub struct Peers {
+    sure: Duration,
+    since: Instant,
+    // Free locks, each with when it was first seen to be free.
+    suspects: HashMap<i32, Instant>,
+    dead: Vec<i64>,
+    alive: usize,
+}
+
+impl Peers {
+    /// Nobody known. `after_loss`: we have lost our sessions a moment ago, and so may have the others.
+    pub fn new(after_loss: bool) -> Peers {
+        Peers {
+            sure: if after_loss { SURE_AFTER_LOSS } else { SURE },
+            since: Instant::now(),
+            suspects: HashMap::new(),
+            dead: Vec::new(),
+            alive: 0,
+        }
+    }
+
+    /// Whose lock has been free long enough: the epochs to bury.
+    pub fn sure_of(&mut self, now: Instant) -> Vec<i32> {
+        if now - self.since > SURE_AFTER_LOSS {
+            self.sure = SURE;
+        }
+        let long = |seen: &Instant| now - *seen >= self.sure;
+        self.suspects.iter().filter(|(_, seen)| long(seen)).map(|(epoch, _)| *epoch).collect()
+    }
+
+    /// Learns what a look at the locks found. True when somebody new is dead, or the last suspect is gone.
+    pub fn learn(&mut self, found: &[(i32, Vital)], now: Instant) -> bool {
+        let before = (std::mem::take(&mut self.dead), self.is_gathering());
+        let old = std::mem::take(&mut self.suspects);
+        self.alive = 0;
+        for (epoch, vital) in found {
+            match vital {
+                Vital::Alive => self.alive += 1,
+                Vital::Free => {
+                    self.suspects.insert(*epoch, old.get(epoch).copied().unwrap_or(now));
+                }
+                Vital::Buried => {
+                    tracing::warn!(epoch, "found a dead instance: its rows are taken over");
+                    self.dead.push(i64::from(*epoch));
+                }
+                Vital::Dead => self.dead.push(i64::from(*epoch)),
+            }
+        }
+        self.dead.sort_unstable();
+        before != (self.dead.clone(), self.is_gathering())
+    }
+
+    /// Epochs whose rows may be taken over, in order.
+    pub fn dead(&self) -> &[i64] {
+        &self.dead
+    }
+
+    /// Whether others live.
+    pub fn any_alive(&self) -> bool {
+        self.alive > 0
+    }
+
+    /// Whether somebody's lock is free of whom we are not sure yet.
+    pub fn any_suspect(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    /// Whether we have lost our sessions a moment ago and somebody else has not come back yet.
+    pub fn is_gathering(&self) -> bool {
+        self.sure == SURE_AFTER_LOSS && self.any_suspect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_free_lock_is_looked_at_twice_before_a_burial() {
+        let start = Instant::now();
+        let mut peers = Peers::new(false);
+        peers.learn(&[(1, Vital::Free), (2, Vital::Alive)], start);
+        assert!(peers.any_suspect() && peers.any_alive());
+        assert_eq!(peers.sure_of(start), [0; 0]);
+        assert_eq!(peers.sure_of(start + SURE), [1]);
+        // It came back in between.
+        peers.learn(&[(1, Vital::Alive)], start + SURE / 2);
+        assert_eq!(peers.sure_of(start + SURE), [0; 0]);
+    }
+
+    #[test]
+    fn after_a_loss_of_our_own_the_others_get_longer() {
+        let start = Instant::now();
+        let mut peers = Peers::new(true);
+        peers.learn(&[(1, Vital::Free)], start);
+        assert!(peers.is_gathering());
+        assert_eq!(peers.sure_of(start + SURE), [0; 0]);
+        assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS), [1]);
+        assert!(peers.learn(&[(1, Vital::Buried)], start + SURE_AFTER_LOSS));
+        assert_eq!(peers.dead(), [1]);
+        assert!(!peers.is_gathering());
     }
 }

@@ -269,12 +269,11 @@ impl Shared {
         }
         let me = thread::current();
         loop {
-            if !state.paused() && state.result_bytes <= self.result_bytes_max {
-                if let Some((ticket, job)) = state.places.start(Instant::now()) {
-                    job.row.started.store(true, Ordering::Relaxed);
-                    self.wake_one(&mut state);
-                    return Some((ticket, job));
-                }
+            let may = !state.paused() && state.result_bytes <= self.result_bytes_max;
+            if let Some((ticket, job)) = may.then(|| state.places.start(Instant::now())).flatten() {
+                job.row.started.store(true, Ordering::Relaxed);
+                self.wake_one(&mut state);
+                return Some((ticket, job));
             }
             state.idle.push(me.clone());
             drop(state);
@@ -383,7 +382,7 @@ mod tests {
         let (results, mut out) = unbounded_channel();
         let pool = Pool::new(LIMITS, usize::MAX, Box::new(|w, _, body| success(w, body)), results);
         pool.hand_in(vec![claimed(1, &[10, 11, 12]), claimed(2, &[])]);
-        let mut got = vec![out.recv().await.expect("a row"), out.recv().await.expect("a row")];
+        let mut got = [out.recv().await.expect("a row"), out.recv().await.expect("a row")];
         got.sort_by_key(|row| row.id);
         let mut called: Vec<_> = got[0].calls.iter().map(|call| call.webhook_id).collect();
         called.sort_unstable();
@@ -400,7 +399,7 @@ mod tests {
         };
         let pool = Pool::new(LIMITS, usize::MAX, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
-        let mut got = vec![out.recv().await.expect("a row"), out.recv().await.expect("a row")];
+        let mut got = [out.recv().await.expect("a row"), out.recv().await.expect("a row")];
         got.sort_by_key(|row| row.id);
         assert_eq!(got[0].calls[0].error_kind, Some(ErrorKind::Internal));
         assert!(got[1].calls[0].succeeded());

@@ -18,7 +18,7 @@ use crate::config::{Config, RESULT_BYTES_MAX};
 use crate::endpoint::Caller;
 use crate::error::{Error, Result, one_line};
 use crate::failures::Failures;
-use crate::instance::Instance;
+use crate::instance::{Instance, Peers, SURE};
 use crate::pool::Pool;
 use crate::schema;
 use crate::stop::Stop;
@@ -35,8 +35,14 @@ const FINISH_MAX: usize = 1000;
 const RESCAN_SHARE: u32 = 10;
 /// Nor before this, while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);
-/// How often the other instances are looked at.
-const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// How often the other instances are looked at while something is going on and there are any: the time to a takeover.
+const WATCH: Duration = Duration::from_millis(100);
+/// The same when all is quiet, or we are alone.
+const WATCH_QUIET: Duration = Duration::from_secs(1);
+/// All is quiet when nobody has notified us and we have found nothing for this time.
+const QUIET: Duration = Duration::from_secs(30);
+/// How often we wake the other instances while there is more than we can do.
+const CALL_PEERS: Duration = Duration::from_secs(1);
 /// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(3);
@@ -48,15 +54,19 @@ struct Link {
     instance: Instance,
     claim: Store,
     finish: Store,
+    // Written by the watching loop, read by the claiming loop.
+    peers: RefCell<Peers>,
 }
 
 impl Link {
-    async fn connect(config: &Config) -> Result<Link> {
+    async fn connect(config: &Config, after_loss: bool) -> Result<Link> {
         let claim = Store::connect(&config.database, Role::Claim).await?;
         schema::require_current(&claim).await?;
         let finish = Store::connect(&config.database, Role::Finish).await?;
         let instance = Instance::register(&config.database).await?;
-        Ok(Link { instance, claim, finish })
+        let peers = RefCell::new(Peers::new(after_loss));
+        instance.look_around(&peers).await?;
+        Ok(Link { instance, claim, finish, peers })
     }
 
     fn is_lost(&self) -> bool {
@@ -81,6 +91,10 @@ struct Relay<'a> {
     // Rung when another instance's rows are to be taken over, for the claiming loop.
     takeover: Notify,
     failures: RefCell<Failures>,
+    // When we were notified or found something. Written by the claiming loop, read by the watching loop.
+    active: Cell<Instant>,
+    // Of the link that serves or served last. Written when one is made.
+    epoch: Cell<i64>,
 }
 
 /// Rows whose calls have ended. The finishing loop has it locked for as long as it runs.
@@ -113,8 +127,11 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         claiming_ended: Notify::new(),
         takeover: Notify::new(),
         failures: RefCell::default(),
+        active: Cell::new(Instant::now()),
+        epoch: Cell::default(),
     };
-    let mut link = Link::connect(config).await?;
+    let mut link = Link::connect(config, false).await?;
+    relay.epoch.set(link.instance.epoch());
     systemd::ready();
     tracing::info!(epoch = link.instance.epoch(), database = %config.database.describe(), "relaying");
     while let Err(error) = relay.serve(&link).await {
@@ -153,6 +170,14 @@ impl Relay<'_> {
         let mut pause = RETRY_MIN;
         look.learn_parked().await?;
         while !self.stop.asked() {
+            if link.peers.borrow().is_gathering() {
+                // After a crash of the server a claim may be lost that a peer still acts upon (claims are not
+                // flushed). It takes its rows over when it comes back; until then nobody claims.
+                tokio::select! {
+                    () = self.takeover.notified() => continue,
+                    () = self.stop.wait() => break,
+                }
+            }
             let offer = tokio::select! {
                 offer = self.pool.offer() => offer,
                 () = self.stop.wait() => break,
@@ -169,9 +194,11 @@ impl Relay<'_> {
             };
             pause = RETRY_MIN;
             if found.any {
+                self.active.set(Instant::now());
                 wake.rouse().await?;
             }
             if found.more {
+                look.call_peers().await?;
                 continue;
             }
             let cause = tokio::select! {
@@ -179,12 +206,13 @@ impl Relay<'_> {
                 () = self.stop.wait() => break,
             };
             match cause {
-                Cause::LastLook => look.from_the_oldest(),
+                Cause::LastLook => look.want_the_oldest(),
                 Cause::Poll => {
-                    look.from_the_oldest();
+                    look.want_the_oldest();
                     look.learn_parked().await?;
                 }
-                Cause::Dozing | Cause::Notified | Cause::Other => {}
+                Cause::Notified => self.active.set(Instant::now()),
+                Cause::Dozing | Cause::Other => {}
             }
         }
         self.give_back(link).await?;
@@ -284,22 +312,32 @@ impl Relay<'_> {
 
     /// Ends when a session is lost.
     async fn watching(&self, link: &Link) -> Result<()> {
-        let mut look_around = tokio::time::interval(LOOK_AROUND);
-        let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(LOOK_AROUND));
+        let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(WATCH_QUIET));
         loop {
             tokio::select! {
                 error = link.instance.session().closed() => return Err(error),
                 error = link.claim.closed() => return Err(error),
                 error = link.finish.closed() => return Err(error),
                 _ = watchdog.tick() => systemd::watchdog(),
-                _ = look_around.tick() => {
+                () = self.next_watch(link) => {
                     self.failures.borrow_mut().flush();
-                    if link.instance.look_around().await? {
+                    if link.instance.look_around(&link.peers).await? {
                         self.takeover.notify_one();
                     }
                 }
             }
         }
+    }
+
+    async fn next_watch(&self, link: &Link) {
+        let peers = link.peers.borrow();
+        let pause = match (peers.any_suspect(), peers.any_alive()) {
+            (true, _) => SURE,
+            (false, true) if self.active.get().elapsed() < QUIET => WATCH,
+            _ => WATCH_QUIET,
+        };
+        drop(peers);
+        tokio::time::sleep(pause).await;
     }
 
     /// Connects anew, for as long as it takes, and takes our own rows in hand over to the new epoch. None when we
@@ -339,7 +377,7 @@ impl Relay<'_> {
     }
 
     async fn connect_and_adopt(&self) -> Result<Link> {
-        let link = Link::connect(self.config).await?;
+        let link = Link::connect(self.config, true).await?;
         let new = link.instance.epoch();
         let mut by_epoch: HashMap<i64, Vec<i64>> = HashMap::new();
         for (id, epoch) in &*self.in_hand.borrow() {
@@ -349,6 +387,9 @@ impl Relay<'_> {
             let adopted = link.claim.adopt(&ids, old, new).await?;
             self.in_hand.borrow_mut().extend(adopted.into_iter().map(|id| (id, new)));
         }
+        // What it had claimed beyond that, in a claim whose answer was lost, is anybody's now.
+        link.claim.retire(self.epoch.get(), false).await?;
+        self.epoch.set(new);
         Ok(link)
     }
 }
@@ -441,6 +482,8 @@ struct Look<'a> {
     parked: HashSet<i64>,
     /// Epochs whose rows may be taken over, at the last look.
     dead: Vec<i64>,
+    /// When we last woke the other instances.
+    peers_called: Instant,
 }
 
 impl<'a> Look<'a> {
@@ -454,11 +497,12 @@ impl<'a> Look<'a> {
             wanted: true,
             parked: HashSet::new(),
             dead: Vec::new(),
+            peers_called: Instant::now(),
         }
     }
 
     /// Asks for a look from the oldest row on: ids are drawn before commit, so a lower one can appear later.
-    fn from_the_oldest(&mut self) {
+    fn want_the_oldest(&mut self) {
         self.wanted = true;
     }
 
@@ -479,10 +523,9 @@ impl<'a> Look<'a> {
     async fn look(&mut self, limit: usize, park: &[i64]) -> Result<Found> {
         let Look { relay, link, .. } = *self;
         let epoch = link.instance.epoch();
-        let dead = link.instance.dead();
-        if dead != self.dead {
-            self.dead.clone_from(&dead);
-            self.from_the_oldest();
+        if link.peers.borrow().dead() != self.dead {
+            self.dead = link.peers.borrow().dead().to_vec();
+            self.want_the_oldest();
         }
         let start = Instant::now();
         let due = start >= self.rescan_at && (self.wanted || start >= self.rescan_at + RESCAN_MIN);
@@ -490,7 +533,7 @@ impl<'a> Look<'a> {
             self.rescan = Some(Rescan { until: self.cursor, taken: Duration::ZERO });
             (self.cursor, self.wanted) = (0, false);
         }
-        let rows = link.claim.claim(self.cursor, &dead, limit, epoch, park).await?;
+        let rows = link.claim.claim(self.cursor, &self.dead, limit, epoch, park).await?;
         let more = rows.len() == limit;
         self.cursor = rows.last().map_or(self.cursor, |row| row.id);
         if let Some(Rescan { until, taken }) = &mut self.rescan {
@@ -508,18 +551,18 @@ impl<'a> Look<'a> {
             self.parked.extend(parked.iter().map(|row| row.event.project_id));
             relay.pool.set_parked(self.parked.clone());
         }
-        let lane = self.look_at_parked(epoch, &dead).await?;
+        let lane = self.look_at_parked(epoch).await?;
         Ok(Found { any: any || lane.any, more: more || lane.more })
     }
 
     /// Claims parked rows of projects that have room.
-    async fn look_at_parked(&mut self, epoch: i64, dead: &[i64]) -> Result<Found> {
+    async fn look_at_parked(&mut self, epoch: i64) -> Result<Found> {
         let rooms = self.relay.pool.parked_room();
         if rooms.is_empty() {
             return Ok(Found { any: false, more: false });
         }
         let (projects, places): (Vec<i64>, Vec<i64>) = rooms.into_iter().unzip();
-        let rows = self.link.claim.claim_parked(&projects, &places, dead, epoch).await?;
+        let rows = self.link.claim.claim_parked(&projects, &places, &self.dead, epoch).await?;
         let mut got: HashMap<i64, i64> = HashMap::new();
         for row in &rows {
             *got.entry(row.event.project_id).or_default() += 1;
@@ -537,6 +580,15 @@ impl<'a> Look<'a> {
         let any = !rows.is_empty();
         self.relay.hand_out(rows, epoch);
         Ok(Found { any, more })
+    }
+
+    /// There is more than we can do: wakes the other instances, now and then.
+    async fn call_peers(&mut self) -> Result<()> {
+        if self.peers_called.elapsed() > CALL_PEERS && self.link.peers.borrow().any_alive() {
+            self.peers_called = Instant::now();
+            self.link.claim.notify_peers().await?;
+        }
+        Ok(())
     }
 
     /// Learns which projects have parked rows: after a start, and those that a peer parked.

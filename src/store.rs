@@ -106,6 +106,19 @@ pub struct Finished {
     pub calls: Vec<Call>,
 }
 
+/// What the liveness lock of a listed instance says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vital {
+    /// Its lock is held.
+    Alive,
+    /// Its lock is free.
+    Free,
+    /// Its lock was free, and it was marked dead just now.
+    Buried,
+    /// It was marked dead before.
+    Dead,
+}
+
 /// What the server says of itself.
 #[derive(Clone, Debug)]
 pub struct Server {
@@ -255,12 +268,24 @@ impl Store {
         Ok(())
     }
 
-    /// Marks instances dead whose liveness lock is free. Returns all epochs whose rows may be taken over, each with
-    /// whether it was marked just now.
-    pub async fn bury(&self, epoch: i32) -> Result<Vec<(i32, bool)>> {
+    /// Looks at the liveness locks of the listed instances but ours, and marks those in `sure` dead whose lock is
+    /// free. Returns each that is alive, suspect, buried, or dead and not known to have no rows left.
+    pub async fn bury(&self, epoch: i32, sure: &[i32]) -> Result<Vec<(i32, Vital)>> {
         let sql = include_str!("../sql/queries/bury.sql");
-        let rows = self.rows("looking for dead instances", sql, &[&epoch]).await?;
-        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+        let rows = self.rows("looking for dead instances", sql, &[&epoch, &sure]).await?;
+        let vital = |row: &Row| match row.get("state") {
+            "buried" => Vital::Buried,
+            "dead" => Vital::Dead,
+            "free" => Vital::Free,
+            _ => Vital::Alive,
+        };
+        Ok(rows.iter().map(|row| (row.get("epoch"), vital(row))).collect())
+    }
+
+    /// Wakes the other instances.
+    pub async fn notify_peers(&self) -> Result<()> {
+        self.rows("waking the other instances", include_str!("../sql/queries/notify_peers.sql"), &[]).await?;
+        Ok(())
     }
 
     /// Takes rows that we had in hand under `old` over to `new`; returns the ids of those that are still ours.
@@ -278,7 +303,7 @@ impl Store {
     }
 
     /// Marks an instance dead; `cleared` when no row is claimed by it any more.
-    pub async fn retire(&self, epoch: i32, cleared: bool) -> Result<()> {
+    pub async fn retire(&self, epoch: i64, cleared: bool) -> Result<()> {
         self.rows("retiring the instance", include_str!("../sql/queries/retire.sql"), &[&epoch, &cleared])
             .await?;
         Ok(())

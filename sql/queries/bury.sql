@@ -1,32 +1,41 @@
--- Mark the listed instances dead whose liveness lock is free, and tell whose rows may be taken over: those, and the
--- ones that were marked before and may still have rows. The lock is taken for this transaction only, so that of
--- several instances one buries.
+-- Look for dead instances: tell whose liveness lock is free, mark those dead of which the caller is sure, and tell
+-- whose rows may be taken over. The locks are taken for this transaction only, so that of several instances one
+-- buries.
+--
+-- A free lock alone is no proof: an instance that has lost its session takes a new epoch within milliseconds, and is
+-- not to lose its rows for that. So the caller asks twice, some time apart.
 --
 -- Locks:      advisory (1886415986, epoch) of each listed instance but ours, tried; the rows of the dead.
 -- Index:      instances is small: one row for each registration that is not cleared away yet.
--- Parameters: $1 integer  our epoch
--- Returns:    epoch, and whether it was marked just now.
+-- Parameters: $1 integer    our epoch
+--             $2 integer[]  epochs to mark dead, if their lock is still free
+-- Returns:    epoch and state: free (the lock), buried (just now), dead (marked before, may still have rows), alive.
 WITH listed AS MATERIALIZED (
     SELECT i.epoch
       FROM relay.instances i
      WHERE i.dead_at IS NULL
        AND i.epoch <> $1
-), gone AS MATERIALIZED (
-    SELECT epoch
+), tried AS MATERIALIZED (
+    SELECT epoch, pg_try_advisory_xact_lock(1886415986, epoch) AS free
       FROM listed
-     WHERE pg_try_advisory_xact_lock(1886415986, epoch)
 ), buried AS (
     UPDATE relay.instances i
        SET dead_at = now()
-      FROM gone
-     WHERE i.epoch = gone.epoch
+      FROM tried t
+     WHERE i.epoch = t.epoch
+       AND t.free
+       AND t.epoch = ANY ($2)
        AND i.dead_at IS NULL
     RETURNING i.epoch
 )
-SELECT epoch, true AS just_now
+SELECT epoch, 'buried' AS state
   FROM buried
  UNION ALL
-SELECT i.epoch, false
+SELECT t.epoch, CASE WHEN t.free THEN 'free' ELSE 'alive' END
+  FROM tried t
+ WHERE NOT EXISTS (SELECT FROM buried b WHERE b.epoch = t.epoch)
+ UNION ALL
+SELECT i.epoch, 'dead'
   FROM relay.instances i
  WHERE i.dead_at IS NOT NULL
    AND i.cleared_at IS NULL

@@ -2,9 +2,9 @@
 --
 -- Locks:      the row.
 -- Index:      instances_pkey.
--- Parameters: $1 integer  epoch
+-- Parameters: $1 bigint   epoch
 --             $2 boolean  whether no row is left claimed by it
 UPDATE relay.instances
    SET dead_at = coalesce(dead_at, now()),
        cleared_at = CASE WHEN $2 THEN now() END
- WHERE epoch = $1
+ WHERE epoch = $1::bigint
