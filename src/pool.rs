@@ -109,25 +109,29 @@ impl Pool {
         }
     }
 
-    /// What may be claimed now; waits until a claim is worth its round trip. Cancel-safe.
+    /// What may be claimed now, if a claim is worth its round trip.
+    pub fn try_offer(&self) -> Option<Offer> {
+        let mut state = self.shared.lock();
+        // Should a thread have been refused to us, this is where it is tried again.
+        self.shared.wake_one(&mut state);
+        let offer = state.places.offer(Instant::now());
+        let held = state.result_bytes > self.shared.result_bytes_max / 2 || state.paused();
+        if offer.limit >= offer.worth && !held {
+            state.notify_at = None;
+            return Some(offer);
+        }
+        state.notify_at = Some(state.places.in_hand().saturating_sub(offer.worth));
+        None
+    }
+
+    /// Waits for [`Pool::try_offer`]. Cancel-safe.
     pub async fn offer(&self) -> Offer {
         loop {
-            let freed = self.shared.freed.notified();
-            {
-                let mut state = self.shared.lock();
-                // Should a thread have been refused to us, this is where it is tried again.
-                self.shared.wake_one(&mut state);
-                let offer = state.places.offer(Instant::now());
-                let held = state.result_bytes > self.shared.result_bytes_max / 2 || state.paused();
-                if offer.limit >= offer.worth && !held {
-                    state.notify_at = None;
-                    return offer;
-                }
-                let in_hand = state.places.in_hand();
-                state.notify_at = Some(in_hand.saturating_sub(offer.worth.max(1)));
+            if let Some(offer) = self.try_offer() {
+                return offer;
             }
             tokio::select! {
-                () = freed => {}
+                () = self.shared.freed.notified() => {}
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
             }
         }

@@ -84,6 +84,8 @@ struct Relay<'a> {
     to_results: UnboundedSender<Finished>,
     // Rows in hand, each with the epoch it is claimed by. Entered by the claim, taken out by the finish.
     in_hand: RefCell<HashMap<i64, i64>>,
+    // Rows to give back because we were told to stop. Only the claiming loop uses it.
+    unstarted: RefCell<Vec<i64>>,
     // Set when we were told to stop and the claiming loop has claimed its last.
     claimed_last: Cell<bool>,
     // Rung when the claiming loop has ended, for the finishing loop.
@@ -123,6 +125,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         ended_rows: Mutex::new(EndedRows { results, uncommitted: Vec::new() }),
         to_results,
         in_hand: RefCell::default(),
+        unstarted: RefCell::default(),
         claimed_last: Cell::new(false),
         claiming_ended: Notify::new(),
         takeover: Notify::new(),
@@ -145,8 +148,11 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         link = again;
         tracing::info!(epoch = link.instance.epoch(), "found Postgres again");
     }
-    link.instance.retire().await?;
     tracing::info!("drained");
+    if let Err(error) = link.instance.retire().await {
+        // Nothing is in hand; a peer or the next start finds that out.
+        tracing::warn!(error = %one_line(&error), "left without signing off");
+    }
     Ok(())
 }
 
@@ -178,9 +184,16 @@ impl Relay<'_> {
                     () = self.stop.wait() => break,
                 }
             }
-            let offer = tokio::select! {
-                offer = self.pool.offer() => offer,
-                () = self.stop.wait() => break,
+            let offer = match self.pool.try_offer() {
+                Some(offer) => offer,
+                None => {
+                    // Nobody shall notify us while we could not act upon it.
+                    wake.rouse().await?;
+                    tokio::select! {
+                        offer = self.pool.offer() => offer,
+                        () = self.stop.wait() => break,
+                    }
+                }
             };
             let found = match look.look(offer.limit.min(CLAIM_MAX), &offer.park).await {
                 Ok(found) => found,
@@ -244,14 +257,12 @@ impl Relay<'_> {
     /// We are stopping: what has not begun goes back, for a peer or the next start.
     async fn give_back(&self, link: &Link) -> Result<()> {
         systemd::stopping();
-        let ids = self.pool.stop();
-        let epoch = link.instance.epoch();
+        self.unstarted.borrow_mut().extend(self.pool.stop());
+        let ids = self.unstarted.borrow().clone();
         if !ids.is_empty() {
-            link.claim.give_back(epoch, &ids).await?;
-            let mut in_hand = self.in_hand.borrow_mut();
-            for id in &ids {
-                in_hand.remove(id);
-            }
+            link.claim.give_back(link.instance.epoch(), &ids).await?;
+            self.in_hand.borrow_mut().retain(|id, _| !ids.contains(id));
+            self.unstarted.borrow_mut().clear();
         }
         let running = self.pool.running();
         tracing::info!(given_back = ids.len(), running, "stopping: calls in flight are finished");
@@ -279,8 +290,9 @@ impl Relay<'_> {
 
     /// Commits these rows, whatever it takes short of a lost session. What is committed is taken out.
     async fn commit(&self, link: &Link, uncommitted: &mut Vec<Finished>) -> Result<()> {
-        while let Some(epoch) = uncommitted.first().map(|row| self.epoch_of(row)) {
+        while let Some(first) = uncommitted.first() {
             // One epoch, but for those that were in hand when a session was lost.
+            let epoch = self.epoch_of(first);
             let same = uncommitted.iter().take_while(|row| self.epoch_of(row) == epoch).count();
             let ours = record(&link.finish, epoch, &uncommitted[..same]).await?;
             if ours < same {
@@ -304,8 +316,10 @@ impl Relay<'_> {
         Ok(())
     }
 
+    /// The epoch that a row is claimed by, as far as we know. One that was taken from us, came back to us and is done
+    /// is not in hand any more when its second result arrives: epoch 0 is nobody's, and the guard lets nothing pass.
     fn epoch_of(&self, row: &Finished) -> i64 {
-        self.in_hand.borrow().get(&row.id).copied().expect("a row is in hand until it is committed")
+        self.in_hand.borrow().get(&row.id).copied().unwrap_or(0)
     }
 
     // ---- watch ------------------------------------------------------------------------------------------------
@@ -314,12 +328,13 @@ impl Relay<'_> {
     async fn watching(&self, link: &Link) -> Result<()> {
         let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(WATCH_QUIET));
         loop {
+            let pause = self.watch_pause(&link.peers.borrow());
             tokio::select! {
                 error = link.instance.session().closed() => return Err(error),
                 error = link.claim.closed() => return Err(error),
                 error = link.finish.closed() => return Err(error),
                 _ = watchdog.tick() => systemd::watchdog(),
-                () = self.next_watch(link) => {
+                () = tokio::time::sleep(pause) => {
                     self.failures.borrow_mut().flush();
                     if link.instance.look_around(&link.peers).await? {
                         self.takeover.notify_one();
@@ -329,15 +344,13 @@ impl Relay<'_> {
         }
     }
 
-    async fn next_watch(&self, link: &Link) {
-        let peers = link.peers.borrow();
-        let pause = match (peers.any_suspect(), peers.any_alive()) {
+    /// How long until the next look at the other instances.
+    fn watch_pause(&self, peers: &Peers) -> Duration {
+        match (peers.any_suspect(), peers.any_alive()) {
             (true, _) => SURE,
             (false, true) if self.active.get().elapsed() < QUIET => WATCH,
             _ => WATCH_QUIET,
-        };
-        drop(peers);
-        tokio::time::sleep(pause).await;
+        }
     }
 
     /// Connects anew, for as long as it takes, and takes our own rows in hand over to the new epoch. None when we
