@@ -61,8 +61,8 @@ const SESSION_SETTINGS: &[(&str, &str)] = &[
 const RELIED_ON: &str = "SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'; ";
 
 /// Ends a statement whose client is gone, which keepalives alone do not (the server looks at its socket only between
-/// statements). Not to be had on every platform of the server.
-const CHECK_CLIENT: &str = "SET client_connection_check_interval = '10s'";
+/// statements). Not to be had on every platform of the server, so it may fail, alone.
+const CHECK_CLIENT: (&str, &str) = ("client_connection_check_interval", "'10s'");
 
 /// Whether this server can be written to; asked in the same breath as the settings are made.
 const CAN_WRITE: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
@@ -189,14 +189,15 @@ impl Settings {
     /// One round trip: makes the session's settings and asks whether the server can be written to.
     async fn settle(&self, session: &Session, host: &Host) -> Result<()> {
         let options = self.config.get_options().unwrap_or_default();
-        let mut batch: String = SESSION_SETTINGS
-            .iter()
-            .filter(|(name, _)| !options.contains(name))
-            .map(|(name, value)| format!("SET {name} = {value}; "))
-            .collect();
+        let set = |(name, value): &(&str, &str)| match options.contains(name) {
+            true => String::new(),
+            false => format!("SET {name} = {value}; "),
+        };
+        let mut batch: String = SESSION_SETTINGS.iter().map(set).collect();
         batch.push_str(RELIED_ON);
         batch.push_str(CAN_WRITE);
-        let (answer, check) = tokio::join!(session.simple_query(&batch), session.batch_execute(CHECK_CLIENT));
+        let check = set(&CHECK_CLIENT);
+        let (answer, check) = tokio::join!(session.simple_query(&batch), session.batch_execute(&check));
 
         let messages = answer.map_err(Error::postgres(format!("{}, session settings", self.doing(host))))?;
         let row = messages.iter().find_map(|message| match message {

@@ -98,6 +98,10 @@ impl Options {
     /// # Errors
     /// [`Error::Config`] when a file that the mode needs cannot be read or used.
     pub(super) fn connector(&self) -> Result<MakeRustlsConnect> {
+        self.client_config().map(MakeRustlsConnect::new)
+    }
+
+    fn client_config(&self) -> Result<ClientConfig> {
         let provider = ring::default_provider();
         let demand = self.demand();
         let trusted = match (&self.root, demand) {
@@ -137,7 +141,7 @@ impl Options {
         if self.direct {
             config.alpn_protocols = vec![b"postgresql".to_vec()];
         }
-        Ok(MakeRustlsConnect::new(config))
+        Ok(config)
     }
 }
 
@@ -344,41 +348,4 @@ fn name_matches(pattern: &str, name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_mode_demands_what_libpq_demands() {
-        let file = Root::File("/root.crt".into());
-        for (mode, root, expected) in [
-            (Mode::Disable, file.clone(), Demand::Nothing),
-            (Mode::Prefer, file.clone(), Demand::Nothing),
-            (Mode::Require, Root::None, Demand::Nothing),
-            (Mode::Require, file.clone(), Demand::Chain),
-            (Mode::VerifyCa, file.clone(), Demand::Chain),
-            (Mode::VerifyFull, file, Demand::ChainAndName),
-            (Mode::VerifyFull, Root::System, Demand::ChainAndName),
-        ] {
-            let options = Options { mode, root, identity: None, direct: false };
-            assert_eq!(options.demand(), expected, "{options:?}");
-        }
-    }
-
-    #[test]
-    fn a_common_name_matches_as_a_name_not_as_a_pattern() {
-        for (pattern, name, expected) in [
-            ("db1.example.org", "DB1.example.org", true),
-            ("*.example.org", "db1.example.org", true),
-            ("*.example.org", "a.db1.example.org", false),
-            ("*.example.org", "example.org", false),
-            ("*.org", "example.org", false),
-            ("*", "db1", false),
-            ("db*.example.org", "db1.example.org", false),
-            ("127.0.0.1", "127.0.0.1", true),
-            ("*.0.0.1", "127.0.0.1", false),
-            ("db1.example.org", "db2.example.org", false),
-        ] {
-            assert_eq!(name_matches(pattern, name), expected, "{pattern} for {name}");
-        }
-    }
-}
+mod tests;
