@@ -95,7 +95,7 @@ impl Call {
         let now = SystemTime::now();
         Call {
             webhook_id: webhook.id,
-            url: String::new(),
+            url: crate::endpoint::without_credentials(&webhook.url),
             request_headers: "{}".into(),
             request_body: body.clone(),
             status_code: None,

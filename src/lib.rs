@@ -21,15 +21,18 @@
 //!   alive; [`retention`] throws away; [`stop`] and [`systemd`] are the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
-//! - The endpoints' side: [`endpoint`] makes one POST. It blocks, and knows no Postgres.
+//! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`] and [`resolver`] beneath it; [`address`] says
+//!   what may be called, [`signature`] signs. It blocks, and knows no Postgres.
 //! - Between them: [`pool`], the threads, where asynchronous meets blocking and nowhere else; [`places`] decides
 //!   which call is next.
 //! - Data that both sides share: [`event`] and [`call`].
 //! - What the user typed is [`cli`], what it means [`config`]; [`command`] has the commands, [`error`] the exit codes,
 //!   [`logging`] the journal, [`failures`] the failed calls in it.
 
+pub mod address;
 pub mod call;
 pub mod cli;
+pub mod cluster;
 pub mod command;
 pub mod config;
 pub mod db;
@@ -42,9 +45,12 @@ pub mod logging;
 pub mod places;
 pub mod pool;
 pub mod relay;
+pub mod resolver;
 pub mod retention;
 pub mod schema;
+pub mod signature;
 pub mod stop;
 pub mod store;
 pub mod systemd;
 pub mod wake;
+pub mod wire;

@@ -71,15 +71,17 @@ impl<'a> MakeWriter<'a> for File {
 }
 
 fn open(dir: &Path) -> Result<RollingFileAppender> {
+    let refused = |error: &dyn std::fmt::Display| {
+        Error::Config(format!("cannot write log files into {} (--log-dir): {error}", dir.display()))
+    };
+    std::fs::create_dir_all(dir).map_err(|error| refused(&error))?;
     RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
         .filename_prefix("promptpal-relay")
         .filename_suffix("log")
         .max_log_files(FILES_MAX)
         .build(dir)
-        .map_err(|error| {
-            Error::Config(format!("cannot write log files into {} (--log-dir): {error}", dir.display()))
-        })
+        .map_err(|error| refused(&error))
 }
 
 /// Sets logging up, once for the process.

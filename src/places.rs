@@ -1,16 +1,19 @@
 //! Who may be called next: places per webhook, the share of the slow, and how much to claim.
 //!
 //! Pure rules over plain state, no threads, no clock of its own: every function that needs the time is given it.
-//! Threads are the scarce thing (DESIGN section 5, Fairness): a webhook has at most `per_webhook` calls running, and
-//! all webhooks that are not known to be fast have together at most half of the threads, so that a hundred dead
-//! endpoints still leave room for the rest. A webhook is fast when its calls have lately ended within [`SLOW`]; one
-//! that was never called yet has to prove it.
+//! Threads are the scarce thing (DESIGN section 5, Fairness). A webhook has at most `per_webhook` calls running. It is
+//! *fast* when its calls have lately ended within [`SLOW`], *slow* when not, and *unproven* when it was not called
+//! lately: then [`PROBES`] calls find out. A call that has been running for [`SLOW`] counts as slow whatever its
+//! webhook was. The slow have together at most half of the threads, the unproven a quarter; so a hundred dead
+//! endpoints leave room for the rest, and for newcomers.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// A webhook whose calls take longer is slow.
 pub const SLOW: Duration = Duration::from_secs(1);
+/// Calls running to a webhook of which nothing is known.
+const PROBES: usize = 2;
 /// Rows are claimed ahead of free threads for as much work as a fast webhook does in this time: longer than a claim
 /// takes, short enough that little is in hand when we are killed.
 const AHEAD: Duration = Duration::from_millis(20);
@@ -32,26 +35,33 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Most calls running to webhooks that are not known to be fast.
+    /// Most calls running to slow webhooks.
     fn slow(&self) -> usize {
         (self.workers / 2).max(1)
     }
+
+    /// Most calls running to unproven webhooks.
+    fn unproven(&self) -> usize {
+        (self.workers / 4).max(1)
+    }
 }
+
+/// What is known of a webhook, or of a running call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Fast,
+    Unproven,
+    Slow,
+}
+
+const CLASSES: [Class; 3] = [Class::Fast, Class::Unproven, Class::Slow];
 
 /// A call that was started; handed back when it ended.
 #[derive(Debug)]
 pub struct Ticket {
     webhook_id: i64,
+    number: u64,
     started: Instant,
-    /// Whether it counts against the share of the slow.
-    slow: bool,
-}
-
-impl Ticket {
-    /// The webhook that is being called.
-    pub fn webhook_id(&self) -> i64 {
-        self.webhook_id
-    }
 }
 
 /// What may be claimed now.
@@ -65,13 +75,19 @@ pub struct Offer {
     pub park: Vec<i64>,
 }
 
+struct Running {
+    number: u64,
+    started: Instant,
+    class: Class,
+}
+
 struct Endpoint<J> {
     project_id: i64,
     waiting: VecDeque<J>,
-    running: Vec<Instant>,
+    running: Vec<Running>,
     /// Moving average of the calls' duration; none before the first has ended.
     duration: Option<Duration>,
-    /// Whether it stands in one of the two queues.
+    /// Whether it stands in one of the queues.
     queued: bool,
     last_used: Instant,
 }
@@ -83,12 +99,22 @@ impl<J> Endpoint<J> {
 
     /// How long a call takes, as far as is known: the average, or the age of the oldest call that still runs.
     fn estimate(&self, now: Instant) -> Duration {
-        let age = self.running.iter().min().map_or(Duration::ZERO, |oldest| now - *oldest);
-        self.duration.unwrap_or_default().max(age)
+        let age = self.running.iter().map(|call| now - call.started).max();
+        self.duration.unwrap_or_default().max(age.unwrap_or_default())
+    }
+
+    fn class(&self, now: Instant) -> Class {
+        if self.estimate(now) > SLOW {
+            Class::Slow
+        } else if self.duration.is_some() {
+            Class::Fast
+        } else {
+            Class::Unproven
+        }
     }
 
     fn is_fast(&self, now: Instant) -> bool {
-        self.duration.is_some() && self.estimate(now) <= SLOW
+        self.class(now) == Class::Fast
     }
 
     /// Rows to claim ahead for it.
@@ -107,16 +133,17 @@ impl<J> Endpoint<J> {
 pub struct Places<J> {
     limits: Limits,
     endpoints: HashMap<i64, Endpoint<J>>,
-    // Webhooks with a waiting call and a free place of their own, in turn. Each stands in one of them at most; the
-    // class is looked at again when it is taken.
-    fast: VecDeque<i64>,
-    slow: VecDeque<i64>,
-    running: usize,
-    slow_running: usize,
+    // By class, webhooks with a waiting call and a free place of their own, in turn. Each stands in one queue at
+    // most; the class is looked at again when it is taken.
+    queues: [VecDeque<i64>; 3],
+    // Calls that were started within the last SLOW, in order; ended ones stay until then.
+    young: VecDeque<(Instant, i64, u64)>,
+    // Running calls, by class.
+    running: [usize; 3],
     waiting: usize,
-    /// Which queue is asked first; they take turns.
-    slow_first: bool,
-    /// Places per webhook and the share of the slow no longer count: we are stopping, and what is left shall start.
+    /// Counts the calls; also says which queue is asked first, so that they take turns.
+    started: u64,
+    /// Places per webhook and the shares no longer count: we are stopping, and what is left shall start.
     unlimited: bool,
     /// Projects that have parked rows.
     parked: HashSet<i64>,
@@ -128,12 +155,11 @@ impl<J> Places<J> {
         Places {
             limits,
             endpoints: HashMap::new(),
-            fast: VecDeque::new(),
-            slow: VecDeque::new(),
-            running: 0,
-            slow_running: 0,
+            queues: Default::default(),
+            young: VecDeque::new(),
+            running: [0; 3],
             waiting: 0,
-            slow_first: false,
+            started: 0,
             unlimited: false,
             parked: HashSet::new(),
         }
@@ -141,12 +167,12 @@ impl<J> Places<J> {
 
     /// Calls running.
     pub fn running(&self) -> usize {
-        self.running
+        self.running.iter().sum()
     }
 
     /// Calls waiting and running.
     pub fn in_hand(&self) -> usize {
-        self.running + self.waiting
+        self.running() + self.waiting
     }
 
     /// Adds a call that waits for a place.
@@ -167,62 +193,99 @@ impl<J> Places<J> {
     /// Puts a webhook into the queue of its class when it can start a call as far as it is concerned.
     fn queue(&mut self, webhook_id: i64, now: Instant) {
         let Some(endpoint) = self.endpoints.get_mut(&webhook_id) else { return };
-        let has_place = self.unlimited || endpoint.running.len() < self.limits.per_webhook;
-        if endpoint.queued || endpoint.waiting.is_empty() || !has_place {
+        let class = endpoint.class(now);
+        let places = match class {
+            _ if self.unlimited => usize::MAX,
+            Class::Unproven => self.limits.per_webhook.min(PROBES),
+            Class::Fast | Class::Slow => self.limits.per_webhook,
+        };
+        if endpoint.queued || endpoint.waiting.is_empty() || endpoint.running.len() >= places {
             return;
         }
         endpoint.queued = true;
-        if endpoint.is_fast(now) { &mut self.fast } else { &mut self.slow }.push_back(webhook_id);
+        self.queues[class as usize].push_back(webhook_id);
+    }
+
+    /// Whether a call of this class may start.
+    fn has_place(&self, class: Class) -> bool {
+        let [_, unproven, slow] = self.running;
+        let share = match class {
+            Class::Fast => true,
+            Class::Unproven => {
+                unproven < self.limits.unproven()
+                    && unproven + slow < self.limits.unproven() + self.limits.slow()
+            }
+            Class::Slow => slow < self.limits.slow(),
+        };
+        self.running() < self.limits.workers && (share || self.unlimited)
     }
 
     /// Whether [`Places::start`] would start a call.
     pub fn may_start(&self) -> bool {
-        self.running < self.limits.workers
-            && (!self.fast.is_empty() || (!self.slow.is_empty() && self.slow_has_place()))
+        CLASSES.into_iter().any(|class| self.has_place(class) && !self.queues[class as usize].is_empty())
     }
 
-    fn slow_has_place(&self) -> bool {
-        self.unlimited || self.slow_running < self.limits.slow()
-    }
-
-    /// Takes the next call that may start, the webhooks in turn.
+    /// Takes the next call that may start: the classes take turns, and the webhooks of a class.
     pub fn start(&mut self, now: Instant) -> Option<(Ticket, J)> {
-        while self.may_start() {
-            let slow_can = !self.slow.is_empty() && self.slow_has_place();
-            let from_slow = slow_can && (self.slow_first || self.fast.is_empty());
-            let webhook_id = if from_slow { self.slow.pop_front() } else { self.fast.pop_front() }
-                .expect("the queue that is asked is not empty");
-            let endpoint = self.endpoints.get_mut(&webhook_id).expect("a queued webhook is known");
-            endpoint.queued = false;
-            let slow = !endpoint.is_fast(now);
-            if slow && !from_slow {
-                // It has become slow while it stood in the queue of the fast.
-                self.queue(webhook_id, now);
-                continue;
+        self.grow_old(now);
+        let first = usize::try_from(self.started % 3).expect("below 3");
+        for class in CLASSES.into_iter().cycle().skip(first).take(3) {
+            while self.has_place(class) {
+                let Some(webhook_id) = self.queues[class as usize].pop_front() else { break };
+                if let Some(started) = self.start_one(webhook_id, class, now) {
+                    return Some(started);
+                }
             }
-            let Some(job) = endpoint.waiting.pop_front() else { continue };
-            endpoint.running.push(now);
-            endpoint.last_used = now;
-            self.waiting -= 1;
-            self.running += 1;
-            self.slow_running += usize::from(slow);
-            self.slow_first = !from_slow;
-            self.queue(webhook_id, now);
-            return Some((Ticket { webhook_id, started: now, slow }, job));
         }
         None
+    }
+
+    /// Starts a call of the webhook, unless its class is another one by now; then it goes to that queue.
+    fn start_one(&mut self, webhook_id: i64, class: Class, now: Instant) -> Option<(Ticket, J)> {
+        let endpoint = self.endpoints.get_mut(&webhook_id).expect("a queued webhook is known");
+        endpoint.queued = false;
+        if endpoint.class(now) != class {
+            self.queue(webhook_id, now);
+            return None;
+        }
+        let job = endpoint.waiting.pop_front()?;
+        self.started += 1;
+        let number = self.started;
+        endpoint.running.push(Running { number, started: now, class });
+        endpoint.last_used = now;
+        self.waiting -= 1;
+        self.running[class as usize] += 1;
+        self.young.push_back((now, webhook_id, number));
+        self.queue(webhook_id, now);
+        Some((Ticket { webhook_id, number, started: now }, job))
+    }
+
+    /// Calls that have been running for longer than [`SLOW`] are slow from then on.
+    pub fn grow_old(&mut self, now: Instant) {
+        while let Some((started, webhook_id, number)) = self.young.front().copied() {
+            if now - started <= SLOW {
+                return;
+            }
+            self.young.pop_front();
+            let Some(endpoint) = self.endpoints.get_mut(&webhook_id) else { continue };
+            if let Some(call) = endpoint.running.iter_mut().find(|call| call.number == number) {
+                self.running[call.class as usize] -= 1;
+                call.class = Class::Slow;
+                self.running[Class::Slow as usize] += 1;
+                // Proven to be slow, it has its full places.
+                self.queue(webhook_id, now);
+            }
+        }
     }
 
     /// Frees the place of a call that has ended. True when somebody should look again: its project has parked rows.
     pub fn finish(&mut self, ticket: Ticket, now: Instant) -> bool {
         let took = now - ticket.started;
-        let Some(project_id) = self.free(&ticket, now, |endpoint| {
+        let project_id = self.free(&ticket, now, |endpoint| {
             // Three quarters old, one quarter new: a few calls change the class, one does not.
             endpoint.duration = Some(endpoint.duration.map_or(took, |old| (old * 3 + took) / 4));
-        }) else {
-            return false;
-        };
-        self.parked.contains(&project_id)
+        });
+        project_id.is_some_and(|project_id| self.parked.contains(&project_id))
     }
 
     /// Frees the place of a call that could not be made for a shortage of ours, and puts it first again.
@@ -232,12 +295,9 @@ impl<J> Places<J> {
     }
 
     fn free(&mut self, ticket: &Ticket, now: Instant, change: impl FnOnce(&mut Endpoint<J>)) -> Option<i64> {
-        self.running -= 1;
-        self.slow_running -= usize::from(ticket.slow);
         let endpoint = self.endpoints.get_mut(&ticket.webhook_id)?;
-        if let Some(at) = endpoint.running.iter().position(|started| *started == ticket.started) {
-            endpoint.running.swap_remove(at);
-        }
+        let at = endpoint.running.iter().position(|call| call.number == ticket.number)?;
+        self.running[endpoint.running.swap_remove(at).class as usize] -= 1;
         endpoint.last_used = now;
         change(endpoint);
         let project_id = endpoint.project_id;
@@ -247,6 +307,7 @@ impl<J> Places<J> {
 
     /// How much may be claimed now, and whose rows are to be parked.
     pub fn offer(&mut self, now: Instant) -> Offer {
+        self.grow_old(now);
         self.endpoints.retain(|_, e| e.in_hand() > 0 || now - e.last_used < FORGET);
         let (mut ahead_all, mut waiting_soon) = (0, 0);
         let mut wait = false;
@@ -266,7 +327,7 @@ impl<J> Places<J> {
             }
         }
         let ahead_all = ahead_all.min(AHEAD_MAX);
-        let limit = (self.limits.workers + ahead_all).saturating_sub(self.running + waiting_soon);
+        let limit = (self.limits.workers + ahead_all).saturating_sub(self.running() + waiting_soon);
         // Many small claims cost more than few large ones, but only where much is going on.
         let worth = (self.limits.workers / 4).min(ahead_all).max(1);
         park.sort_unstable();
@@ -275,8 +336,9 @@ impl<J> Places<J> {
     }
 
     fn is_full(&self, endpoint: &Endpoint<J>, now: Instant) -> bool {
+        let class = endpoint.class(now);
         endpoint.in_hand() >= self.limits.per_webhook + endpoint.ahead(&self.limits, now)
-            || (!endpoint.is_fast(now) && !self.slow_has_place() && !endpoint.waiting.is_empty())
+            || (class != Class::Fast && !self.has_place(class) && !endpoint.waiting.is_empty())
     }
 
     /// Says which projects have parked rows, so that [`Places::finish`] tells when to look for them.
@@ -309,8 +371,7 @@ impl<J> Places<J> {
     pub fn take_waiting(&mut self) -> Vec<J> {
         self.unlimited = true;
         self.waiting = 0;
-        self.fast.clear();
-        self.slow.clear();
+        self.queues.iter_mut().for_each(VecDeque::clear);
         self.endpoints
             .values_mut()
             .flat_map(|endpoint| {
@@ -363,38 +424,62 @@ mod tests {
     }
 
     #[test]
-    fn unproven_webhooks_share_half_of_the_threads() {
+    fn of_an_unknown_webhook_two_calls_find_out() {
         let now = Instant::now();
         let mut places = Places::new(LIMITS);
-        for webhook_id in 1..=4 {
-            push(&mut places, webhook_id, 3, now);
-        }
-        assert_eq!(start_all(&mut places, now).len(), 4, "half of 8");
-        // A proven one still gets a thread.
-        let mut places = Places::new(LIMITS);
-        let now = prove(&mut places, 9, ms(1), now);
-        for webhook_id in 1..=4 {
-            push(&mut places, webhook_id, 3, now);
-        }
-        start_all(&mut places, now);
-        push(&mut places, 9, 3, now);
-        let started = start_all(&mut places, now);
-        assert_eq!(started.iter().filter(|t| t.webhook_id == 9).count(), 3);
+        push(&mut places, 1, 10, now);
+        let mut tickets = start_all(&mut places, now);
+        assert_eq!(tickets.len(), PROBES);
+        places.finish(tickets.remove(0), now + ms(1));
+        assert_eq!(start_all(&mut places, now + ms(1)).len(), 2, "now it has all of its 3 places");
     }
 
     #[test]
-    fn a_webhook_that_hangs_becomes_slow_while_it_waits_in_the_queue() {
+    fn the_slow_have_half_of_the_threads_and_newcomers_still_get_one() {
+        let now = Instant::now();
+        let mut places = Places::new(LIMITS);
+        for webhook_id in 1..=4 {
+            push(&mut places, webhook_id, 10, now);
+        }
+        assert_eq!(start_all(&mut places, now).len(), 2, "a quarter of 8 for the unproven");
+        // They hang; after a while they are slow, and others get to try.
+        let mut later = now;
+        for _ in 0..5 {
+            later += SLOW + ms(1);
+            start_all(&mut places, later);
+        }
+        assert_eq!(places.running, [0, 0, 4], "half of 8 for the slow");
+        push(&mut places, 5, 10, later);
+        assert_eq!(start_all(&mut places, later).len(), 2, "a newcomer");
+        // It hangs, too, and is slow beyond the half: then nobody unknown starts, but the fast do.
+        later += SLOW + ms(1);
+        push(&mut places, 6, 10, later);
+        assert_eq!(start_all(&mut places, later).len(), 0);
+        let mut places = Places::new(LIMITS);
+        let later = prove(&mut places, 9, ms(1), now);
+        for webhook_id in 1..=4 {
+            push(&mut places, webhook_id, 10, later);
+        }
+        start_all(&mut places, later);
+        push(&mut places, 9, 3, later);
+        assert_eq!(start_all(&mut places, later).iter().filter(|t| t.webhook_id == 9).count(), 3);
+    }
+
+    #[test]
+    fn a_fast_webhook_that_hangs_becomes_slow() {
         let now = Instant::now();
         let mut places = Places::new(LIMITS);
         let now = prove(&mut places, 1, ms(1), now);
         push(&mut places, 1, 10, now);
         let running = start_all(&mut places, now);
-        assert!(running.iter().all(|t| !t.slow));
+        assert_eq!(places.running, [3, 0, 0]);
         let later = now + SLOW + ms(1);
-        let mut running = running.into_iter();
-        // One call ends after more than a second; the next one counts as slow.
-        places.finish(running.next().expect("three"), later);
-        assert!(start_all(&mut places, later).iter().all(|t| t.slow));
+        places.grow_old(later);
+        assert_eq!(places.running, [0, 0, 3]);
+        for ticket in running {
+            places.finish(ticket, later);
+        }
+        assert_eq!(places.running, [0, 0, 0]);
     }
 
     #[test]
@@ -419,7 +504,7 @@ mod tests {
         let later = now + ms(50);
         let offer = places.offer(later);
         assert_eq!(offer.park, [10]);
-        assert_eq!(offer.limit, 5);
+        assert_eq!(offer.limit, 6);
         places.set_parked(HashSet::from([10]));
         assert_eq!(places.parked_room(later), []);
         let mut tickets = tickets.into_iter();
@@ -456,9 +541,9 @@ mod tests {
         let mut places = Places::new(LIMITS);
         push(&mut places, 1, 10, now);
         let running = start_all(&mut places, now);
-        assert_eq!((running.len(), places.take_waiting().len()), (3, 7));
-        assert_eq!(places.in_hand(), 3);
-        push(&mut places, 1, 2, now);
-        assert_eq!(start_all(&mut places, now).len(), 2);
+        assert_eq!((running.len(), places.take_waiting().len()), (2, 8));
+        assert_eq!(places.in_hand(), 2);
+        push(&mut places, 1, 5, now);
+        assert_eq!(start_all(&mut places, now).len(), 5);
     }
 }

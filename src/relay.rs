@@ -224,7 +224,11 @@ impl Relay<'_> {
                     look.want_the_oldest();
                     look.learn_parked().await?;
                 }
-                Cause::Notified => self.active.set(Instant::now()),
+                Cause::Notified => {
+                    // Whoever notifies may have drawn its ids long ago.
+                    self.active.set(Instant::now());
+                    look.want_the_oldest();
+                }
                 Cause::Dozing | Cause::Other => {}
             }
         }
@@ -335,6 +339,7 @@ impl Relay<'_> {
                 error = link.finish.closed() => return Err(error),
                 _ = watchdog.tick() => systemd::watchdog(),
                 () = tokio::time::sleep(pause) => {
+                    self.pool.nudge();
                     self.failures.borrow_mut().flush();
                     if link.instance.look_around(&link.peers).await? {
                         self.takeover.notify_one();

@@ -1,0 +1,172 @@
+//! Which addresses may be called: pure rules, no I/O.
+//!
+//! The daemon runs on the database's host and calls URLs that customers typed. So only globally reachable addresses
+//! are called, by IANA's registries of special-purpose addresses (RFC 6890 and its updates), unless the operator
+//! allows a network. An IPv6 address that embeds an IPv4 address counts as what it embeds, too.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// IPv4 networks that are not globally reachable, each with the word for the message. IANA's exceptions within
+/// 192.0.0.0/24 (anycast of PCP and TURN) serve no HTTP and are left in.
+const V4: &[(&str, &str)] = &[
+    ("0.0.0.0/8", "this network"),
+    ("10.0.0.0/8", "private"),
+    ("100.64.0.0/10", "shared by a carrier"),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local, metadata"),
+    ("172.16.0.0/12", "private"),
+    ("192.0.0.0/24", "protocol assignments"),
+    ("192.0.2.0/24", "documentation"),
+    ("192.88.99.0/24", "6to4 relays"),
+    ("192.168.0.0/16", "private"),
+    ("198.18.0.0/15", "benchmarking"),
+    ("198.51.100.0/24", "documentation"),
+    ("203.0.113.0/24", "documentation"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved"),
+];
+
+/// IPv6 networks within 2000::/3 that are not globally reachable. All outside of 2000::/3 is refused, see [`problem`].
+const V6: &[(&str, &str)] = &[
+    ("2001::/23", "protocol assignments, Teredo"),
+    ("2001:db8::/32", "documentation"),
+    ("3fff::/20", "documentation"),
+];
+
+/// The part of IPv6 that is given out for global use.
+const V6_GLOBAL: &str = "2000::/3";
+
+/// IPv6 networks whose addresses carry an IPv4 address, each with the byte where it begins.
+const EMBEDDING: &[(&str, usize)] =
+    &[("::ffff:0:0/96", 12), ("::ffff:0:0:0/96", 12), ("64:ff9b::/96", 12), ("2002::/16", 2)];
+
+/// Why an address may not be called; none when it may. `allow` names networks that may be called although they are
+/// not globally reachable; an address that embeds another is allowed when what it embeds is.
+pub fn problem(address: IpAddr, allow: &[IpNet]) -> Option<&'static str> {
+    if allow.iter().any(|net| net.contains(&address)) {
+        return None;
+    }
+    match address {
+        IpAddr::V4(v4) => problem_v4(v4),
+        IpAddr::V6(v6) => match embedded(v6) {
+            Some(v4) => problem(IpAddr::V4(v4), allow),
+            None => problem_v6(v6),
+        },
+    }
+}
+
+fn problem_v4(address: Ipv4Addr) -> Option<&'static str> {
+    V4.iter().find(|(net, _)| net_v4(net).contains(&address)).map(|(_, why)| *why)
+}
+
+fn problem_v6(address: Ipv6Addr) -> Option<&'static str> {
+    if !net_v6(V6_GLOBAL).contains(&address) {
+        return Some(match address {
+            Ipv6Addr::LOCALHOST => "loopback",
+            _ if address.is_multicast() => "multicast",
+            _ if address.is_unicast_link_local() => "link-local",
+            _ if address.is_unique_local() => "private",
+            _ => "not for global use",
+        });
+    }
+    V6.iter().find(|(net, _)| net_v6(net).contains(&address)).map(|(_, why)| *why)
+}
+
+/// The IPv4 address within an IPv6 address.
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let (_, at) = EMBEDDING.iter().find(|(net, _)| net_v6(net).contains(&address))?;
+    let bytes = address.octets();
+    Some(Ipv4Addr::new(bytes[*at], bytes[at + 1], bytes[at + 2], bytes[at + 3]))
+}
+
+fn net_v4(text: &str) -> Ipv4Net {
+    text.parse().expect("a constant of this module")
+}
+
+fn net_v6(text: &str) -> Ipv6Net {
+    text.parse().expect("a constant of this module")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn may(address: &str, allow: &[&str]) -> bool {
+        let allow: Vec<IpNet> = allow.iter().map(|net| net.parse().expect("a network")).collect();
+        problem(address.parse().expect("an address"), &allow).is_none()
+    }
+
+    #[test]
+    fn public_addresses_may_be_called() {
+        for address in
+            ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "198.20.0.1", "2606:4700::1111", "2a00::1"]
+        {
+            assert!(may(address, &[]), "{address}");
+        }
+    }
+
+    #[test]
+    fn others_may_not() {
+        for address in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "100.100.100.200",
+            "127.0.0.1",
+            "127.255.255.255",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.1",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "198.51.100.1",
+            "203.0.113.1",
+            "224.0.0.1",
+            "239.1.1.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fe80::1",
+            "fec0::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "ff02::1",
+            "2001::1",
+            "2001:db8::1",
+            "3fff::1",
+            "100::1",
+            "5f00::1",
+        ] {
+            assert!(!may(address, &[]), "{address}");
+        }
+    }
+
+    #[test]
+    fn an_embedded_address_counts() {
+        for (inside, outside) in [
+            ("::ffff:127.0.0.1", "::ffff:8.8.8.8"),
+            ("64:ff9b::10.0.0.1", "64:ff9b::8.8.8.8"),
+            ("2002:7f00:1::", "2002:808:808::"),
+        ] {
+            assert!(!may(inside, &[]), "{inside}");
+            assert!(may(outside, &[]), "{outside}");
+        }
+        // Old ways that nothing should use are closed as a whole.
+        assert!(!may("::127.0.0.1", &[]) && !may("64:ff9b:1::8.8.8.8", &[]));
+    }
+
+    #[test]
+    fn the_operator_may_allow_a_network() {
+        assert!(may("10.1.2.3", &["10.0.0.0/8"]) && may("11.0.0.1", &["10.0.0.0/8"]));
+        assert!(!may("192.168.0.1", &["10.0.0.0/8"]));
+        assert!(may("::ffff:10.1.2.3", &["10.0.0.0/8"]), "as what it embeds");
+        assert!(may("::1", &["::1/128"]) && !may("127.0.0.1", &["::1/128"]));
+    }
+}

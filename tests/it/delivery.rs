@@ -1,0 +1,372 @@
+//! From an outbox row to its call log.
+
+use std::collections::HashSet;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Database, Gate, Receiver, Relay, Reply, closed_port, repository_file};
+
+/// The JSON example of the guide, as it goes over the wire: without the white space that makes it readable.
+fn guide_example() -> String {
+    let guide = repository_file("docs/webhook-integration.md");
+    let (_, after) = guide.split_once("## Payload Structure").expect("the section");
+    let example =
+        after.split("```json\n").nth(1).and_then(|text| text.split("```").next()).expect("the example");
+    let mut quoted = false;
+    example
+        .chars()
+        .filter(|c| {
+            quoted ^= *c == '"';
+            quoted || !c.is_whitespace()
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_guides_example_arrives_as_in_the_guide() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    let webhook_id = database.webhook(123, &receiver.url("/webhook/promptpal")).await;
+    let _relay = Relay::start(&database, &["--user-agent-version", "7.8.9"]);
+    database
+        .client
+        .execute(
+            "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens,
+                 completion_tokens, ip, user_agent, provider_id, provider_default_model, trace_id)
+             VALUES (123, 456, 'user-123', 0, '2024-01-15 11:30:00.999+01', 1250, 150, 300, '192.168.1.1',
+                 'Mozilla/5.0...', 789, 'gpt-4', 'trace-1')",
+            &[],
+        )
+        .await
+        .unwrap();
+    let request = receiver.wait_for(1).remove(0);
+    assert_eq!(request.text(), guide_example());
+    assert_eq!(request.line, "POST /webhook/promptpal HTTP/1.1");
+    let mut headers: Vec<(String, String)> =
+        request.headers.iter().map(|(name, value)| (name.to_lowercase(), value.clone())).collect();
+    headers.sort();
+    let host = receiver.url("").replace("http://", "");
+    let expected = [
+        ("content-length", request.body.len().to_string()),
+        ("content-type", "application/json".into()),
+        ("host", host.clone()),
+        ("user-agent", "PromptPal-Webhook@7.8.9".into()),
+    ];
+    assert_eq!(headers, expected.map(|(name, value)| (name.to_owned(), value)));
+
+    database.all_done().await;
+    let calls = database.calls().await;
+    assert_eq!(calls.len(), 1);
+    let call = &calls[0];
+    assert_eq!(call.get::<_, i64>("webhook_id"), webhook_id);
+    assert_eq!(call.get::<_, i64>("project_id"), 123);
+    assert_eq!(call.get::<_, &str>("trace_id"), "trace-1");
+    assert_eq!(call.get::<_, &str>("request_body"), guide_example());
+    assert_eq!(call.get::<_, Option<i32>>("status_code"), Some(200));
+    assert_eq!(call.get::<_, Option<&str>>("response_body"), Some("{\"status\":\"received\"}"));
+    assert_eq!(call.get::<_, i64>("response_bytes"), 21);
+    assert_eq!(call.get::<_, &str>("ip"), "192.168.1.1");
+    assert_eq!(call.get::<_, &str>("user_agent"), "Mozilla/5.0...");
+    assert_eq!(call.get::<_, Option<i64>>("provider_id"), Some(789));
+    assert_eq!(call.get::<_, Option<&str>>("remote_addr"), Some(host.as_str()));
+    assert!(call.get::<_, bool>("succeeded") && !call.get::<_, bool>("repeated"));
+    let logged: serde_json::Value = serde_json::from_str(call.get("request_headers_text")).unwrap();
+    let logged: Vec<(String, String)> =
+        serde_json::from_value::<std::collections::BTreeMap<String, String>>(logged)
+            .unwrap()
+            .into_iter()
+            .collect();
+    assert_eq!(logged, headers, "the log has the headers that went out");
+}
+
+#[tokio::test]
+async fn every_enabled_webhook_of_the_project_gets_one_post_and_nobody_else() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    let first = database.webhook(1, &receiver.url("/first")).await;
+    let second = database.webhook(1, &receiver.url("/second")).await;
+    let disabled = database.webhook(1, &receiver.url("/disabled")).await;
+    database.webhook(2, &receiver.url("/other-project")).await;
+    let other_event = database.webhook(1, &receiver.url("/other-event")).await;
+    let sql = "UPDATE relay.webhooks SET enabled = id <> $1, event = CASE id WHEN $2 THEN 'onSomethingElse' ELSE event END";
+    database.client.execute(sql, &[&disabled, &other_event]).await.unwrap();
+    database.events(1, 1).await;
+    // Nobody is interested in project 3: its row is done at once, without a call.
+    database.events(3, 1).await;
+    let _relay = Relay::start(&database, &[]);
+    database.all_done().await;
+    let mut paths: Vec<String> = receiver.requests().iter().map(|r| r.path().to_owned()).collect();
+    paths.sort();
+    assert_eq!(paths, ["/first", "/second"]);
+    let called: Vec<i64> = database.calls().await.iter().map(|call| call.get("webhook_id")).collect();
+    assert_eq!(called, [first, second]);
+}
+
+#[tokio::test]
+async fn a_row_for_one_webhook_goes_to_that_one_only() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/a")).await;
+    let wanted = database.webhook(1, &receiver.url("/b")).await;
+    let id: i64 = database.client.query_one("SELECT relay.send_test($1)", &[&wanted]).await.unwrap().get(0);
+    let _relay = Relay::start(&database, &[]);
+    database.all_done().await;
+    let requests = receiver.requests();
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0].path(), "/b");
+    assert_eq!(requests[0].json()["userId"], "promptpal-relay test");
+    // And the call can be repeated, also when its outbox row is gone.
+    let call: i64 = database.calls().await[0].get("id");
+    database.client.execute("DELETE FROM relay.outbox WHERE id = $1", &[&id]).await.unwrap();
+    database.client.execute("SELECT relay.replay($1)", &[&call]).await.unwrap();
+    let requests = receiver.wait_for(2);
+    assert_eq!((requests[1].path(), requests[1].text()), ("/b", requests[0].text()));
+    database.all_done().await;
+    assert_eq!(database.number("SELECT replay_of FROM relay.outbox").await, call);
+}
+
+#[tokio::test]
+async fn what_is_rolled_back_is_never_sent() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let _relay = Relay::start(&database, &[]);
+    database.client.batch_execute("BEGIN").await.unwrap();
+    database.events(1, 3).await;
+    database.client.batch_execute("ROLLBACK").await.unwrap();
+    let committed = database.events(1, 1).await;
+    receiver.wait_for(1);
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 1);
+    let calls = database.calls().await;
+    assert_eq!(calls.len(), 1);
+    assert_eq!(calls[0].get::<_, i64>("outbox_id"), committed);
+}
+
+/// Waits until the relay holds the sleep lock, and so depends on being notified.
+async fn asleep(database: &Database) {
+    database
+        .eventually(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 1886415987
+                 AND mode = 'ExclusiveLock' AND granted
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn a_commit_wakes_a_relay_whose_poll_interval_is_an_hour() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let _relay = Relay::start(&database, &["--poll-interval", "1h"]);
+    for round in 1..=20 {
+        asleep(&database).await;
+        database.events(1, 1).await;
+        receiver.wait_for(round);
+    }
+}
+
+#[tokio::test]
+async fn writers_that_commit_late_and_out_of_order_are_all_heard() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let _relay = Relay::start(&database, &["--poll-interval", "1h"]);
+    let late = crate::support::connect(&database.url).await;
+    for round in 1..=10 {
+        asleep(&database).await;
+        // The lower id is drawn first and committed last.
+        late.batch_execute(
+            "BEGIN; INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
+             VALUES (1, 1, 'late', 0, 1, 1, 1)",
+        )
+        .await
+        .unwrap();
+        database.events(1, 1).await;
+        receiver.wait_for(2 * round - 1);
+        late.batch_execute("COMMIT").await.unwrap();
+        receiver.wait_for(2 * round);
+    }
+}
+
+#[tokio::test]
+async fn polling_finds_rows_without_the_trigger() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    database.client.batch_execute("DROP TRIGGER outbox_wake ON relay.outbox").await.unwrap();
+    let _relay = Relay::start(&database, &["--poll-interval", "100ms"]);
+    asleep(&database).await;
+    database.events(1, 3).await;
+    receiver.wait_for(3);
+    database.all_done().await;
+}
+
+#[tokio::test]
+async fn failures_are_results_and_the_other_webhooks_of_the_row_are_called() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|request| match request.path() {
+        "/500" => Reply::status(500),
+        "/302" => Reply::full(302, &[("Location", "/good")], b""),
+        "/never" => Reply::Never,
+        "/close" => Reply::Close,
+        "/garbage" => Reply::Bytes(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
+        _ => Reply::status(204),
+    });
+    let refused = format!("http://127.0.0.1:{}/", closed_port());
+    let kinds = [
+        (receiver.url("/good"), None, None),
+        (receiver.url("/500"), Some("http_status"), Some(500)),
+        (receiver.url("/302"), Some("http_status"), Some(302)),
+        (receiver.url("/never"), Some("timeout"), None),
+        (receiver.url("/close"), Some("connect"), None),
+        (receiver.url("/garbage"), Some("protocol"), None),
+        (refused, Some("connect"), None),
+        ("no url at all".to_owned(), Some("bad_url"), None),
+        ("ftp://example.com/".to_owned(), Some("bad_url"), None),
+        (String::new(), Some("bad_url"), None),
+        ("http://10.0.0.1/".to_owned(), Some("blocked_address"), None),
+        ("http://nowhere.invalid/".to_owned(), Some("dns"), None),
+    ];
+    for (url, _, _) in &kinds {
+        database.webhook(1, url).await;
+    }
+    database.events(1, 1).await;
+    let _relay = Relay::start(&database, &["--timeout", "2s"]);
+    database.all_done().await;
+    let calls = database.calls().await;
+    assert_eq!(calls.len(), kinds.len());
+    for (call, (url, kind, status)) in calls.iter().zip(&kinds) {
+        assert_eq!(call.get::<_, Option<&str>>("error_kind"), *kind, "{url}");
+        assert_eq!(call.get::<_, bool>("succeeded"), kind.is_none(), "{url}");
+        assert_eq!(call.get::<_, bool>("is_timeout"), *kind == Some("timeout"), "{url}");
+        assert_eq!(call.get::<_, Option<&str>>("error_message").is_some(), kind.is_some(), "{url}");
+        if let Some(status) = status {
+            assert_eq!(call.get::<_, Option<i32>>("status_code"), Some(*status), "{url}");
+        }
+    }
+    assert!(
+        receiver.requests().iter().filter(|request| request.path() == "/good").count() == 1,
+        "not followed"
+    );
+}
+
+#[tokio::test]
+async fn answers_are_cut_and_made_storable() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|request| match request.path() {
+        "/long" => Reply::full(200, &[], &[b'x'; 5000]),
+        "/nul" => Reply::full(200, &[("X-Twice", "1"), ("X-Twice", "2")], b"a\0b\xff\xfec"),
+        _ => {
+            Reply::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nshort".to_vec())
+        }
+    });
+    for path in ["/long", "/nul"] {
+        database.webhook(1, &receiver.url(path)).await;
+    }
+    database.events(1, 1).await;
+    let _relay = Relay::start(&database, &["--max-response-body", "1KiB"]);
+    database.all_done().await;
+    let calls = database.calls().await;
+    assert!(calls[0].get::<_, bool>("succeeded") && calls[0].get::<_, bool>("response_truncated"));
+    assert_eq!(calls[0].get::<_, &str>("response_body"), "x".repeat(1024));
+    assert!(calls[1].get::<_, bool>("succeeded") && !calls[1].get::<_, bool>("response_truncated"));
+    assert_eq!(calls[1].get::<_, &str>("response_body"), "a\u{FFFD}b\u{FFFD}\u{FFFD}c");
+    assert_eq!(calls[1].get::<_, i64>("response_bytes"), 6);
+    let headers: serde_json::Value = serde_json::from_str(calls[1].get("response_headers_text")).unwrap();
+    assert_eq!(headers["x-twice"], serde_json::json!(["1", "2"]));
+}
+
+#[tokio::test]
+async fn a_backlog_drains_once_each() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    for path in ["/a", "/b"] {
+        database.webhook(1, &receiver.url(path)).await;
+    }
+    database.webhook(2, &receiver.url("/c")).await;
+    database.events(1, 2000).await;
+    database.events(2, 2000).await;
+    let _relay = Relay::start(&database, &[]);
+    database.all_done().await;
+    let requests = receiver.requests();
+    assert_eq!(requests.len(), 6000);
+    let distinct: HashSet<(String, String)> =
+        requests.iter().map(|r| (r.path().to_owned(), r.json()["promptId"].to_string())).collect();
+    assert_eq!(distinct.len(), 6000);
+    assert_eq!(
+        database.number("SELECT count(DISTINCT (outbox_id, webhook_id)) FROM relay.webhook_calls").await,
+        6000
+    );
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls").await, 6000);
+}
+
+#[tokio::test]
+async fn a_project_that_hangs_holds_up_nobody_else() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|request| match request.path() {
+        "/hangs" => Reply::Never,
+        _ => Reply::status(200),
+    });
+    database.webhook(1, &receiver.url("/hangs")).await;
+    database.webhook(2, &receiver.url("/good")).await;
+    // Thousands of rows of the one that hangs stand before the other's.
+    database.events(1, 5000).await;
+    database.events(2, 100).await;
+    let _relay = Relay::start(&database, &["--timeout", "1h", "--per-webhook", "8", "--workers", "16"]);
+    database
+        .eventually("SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL AND project_id = 2)")
+        .await;
+    // Two calls find out that it hangs; then it gets all of its places, and no more.
+    let requests = receiver.wait_for(108);
+    assert_eq!(requests.iter().filter(|r| r.path() == "/hangs").count(), 8);
+}
+
+#[tokio::test]
+async fn parked_rows_are_delivered_when_the_endpoint_recovers() {
+    let database = Database::new().await;
+    let gate = Gate::default();
+    let door = gate.clone();
+    let receiver = Receiver::start(move |_| {
+        door.pass();
+        Reply::status(200)
+    });
+    database.webhook(1, &receiver.url("/")).await;
+    database.events(1, 1000).await;
+    let _relay = Relay::start(&database, &["--per-webhook", "4", "--poll-interval", "1h"]);
+    database.eventually("SELECT EXISTS (SELECT FROM relay.outbox WHERE parked)").await;
+    gate.open();
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 1000);
+}
+
+#[tokio::test]
+async fn sigterm_finishes_the_calls_in_flight_and_gives_the_rest_back() {
+    let database = Database::new().await;
+    let gate = Gate::default();
+    let door = gate.clone();
+    let receiver = Receiver::start(move |_| {
+        door.pass();
+        Reply::status(200)
+    });
+    database.webhook(1, &receiver.url("/")).await;
+    database.events(1, 50).await;
+    let mut relay = Relay::start(&database, &["--workers", "4", "--per-webhook", "4"]);
+    receiver.wait_for(2);
+    relay.signal(Signal::SIGTERM);
+    database
+        .eventually("SELECT count(*) <= 4 FROM relay.outbox WHERE done_at IS NULL AND claimed_by IS NOT NULL")
+        .await;
+    gate.open();
+    assert_eq!(relay.wait().code(), Some(0), "{}", relay.log());
+    let posted = i64::try_from(receiver.requests().len()).unwrap();
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls WHERE succeeded").await, posted);
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NOT NULL").await, posted);
+    assert_eq!(
+        database
+            .number("SELECT count(*) FROM relay.outbox WHERE done_at IS NULL AND claimed_by IS NOT NULL")
+            .await,
+        0
+    );
+}

@@ -1,0 +1,12 @@
+//! The program against a real Postgres and scripted receivers, through its public face: the binary, SQL and HTTP.
+//!
+//! One test binary, so that one private Postgres serves all tests of a run; a database for each test.
+
+#![allow(missing_docs, reason = "tests are named by sentences")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod commands;
+mod delivery;
+mod input;
+mod schema;
+mod support;
