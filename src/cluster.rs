@@ -243,9 +243,9 @@ fn give(path: &Path, user: &User) -> io::Result<()> {
     chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
 }
 
-/// Starts a process that gets SIGINT (Postgres' fast shutdown) when this process dies, however it dies. The kernel
+/// Starts a process that gets SIGINT (for Postgres a fast shutdown, for the daemon a drain) when this process dies, however it dies. The kernel
 /// ties that to the *thread* that forked, so a thread of its own does, and stays.
-fn spawn_for_life(mut command: Command) -> io::Result<Child> {
+pub(crate) fn spawn_for_life(mut command: Command) -> io::Result<Child> {
     let me = nix::unistd::getpid();
     let prepare = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGINT)?;

@@ -3,7 +3,7 @@
 //! Pure rules over plain state, no threads, no clock of its own: every function that needs the time is given it.
 //! Threads are the scarce thing (DESIGN section 5, Fairness). A webhook has at most `per_webhook` calls running. It is
 //! *fast* when its calls have lately ended within [`SLOW`], *slow* when not, and *unproven* when it was not called
-//! lately: then [`PROBES`] calls find out. A call that has been running for [`SLOW`] counts as slow whatever its
+//! lately: then two calls find out. A call that has been running for [`SLOW`] counts as slow whatever its
 //! webhook was. The slow have together at most half of the threads, the unproven a quarter; so a hundred dead
 //! endpoints leave room for the rest, and for newcomers.
 

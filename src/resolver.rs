@@ -1,6 +1,6 @@
 //! Names to addresses, bounded in time and in threads.
 //!
-//! `getaddrinfo` cannot be given a limit, so it runs on threads of its own, at most [`THREADS_MAX`] of them and one for
+//! `getaddrinfo` cannot be given a limit, so it runs on threads of its own, at most a few of them and one for
 //! each name at a time; a caller waits no longer than its own deadline. Answers are kept for a few seconds. What may
 //! be called is not decided here.
 

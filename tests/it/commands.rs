@@ -67,3 +67,22 @@ async fn check_says_what_can_never_work() {
     let (code, stdout, _) = outcome(database.command(&["check"]));
     assert!(code == 0 && stdout.contains("warning  wake-up"), "{stdout}");
 }
+
+#[test]
+fn the_demo_shows_what_was_promised_and_leaves_nothing_behind() {
+    let temporary = tempfile::tempdir().unwrap();
+    // Readable for the ordinary user that its Postgres runs as when root runs the tests.
+    std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = program(&["demo"], "");
+    command.env_remove("DATABASE_URL").env("TMPDIR", temporary.path());
+    let (code, stdout, stderr) = outcome(command);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(stdout.contains("As promised") && stdout.contains("Nothing is left"), "{stdout}");
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "a file is left");
+    let path = temporary.path().display().to_string();
+    let left = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&path)
+    });
+    assert_eq!(left.count(), 0, "a process is left");
+}
