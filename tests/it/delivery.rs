@@ -352,7 +352,7 @@ async fn sigterm_finishes_the_calls_in_flight_and_gives_the_rest_back() {
     });
     database.webhook(1, &receiver.url("/")).await;
     database.events(1, 50).await;
-    let mut relay = Relay::start(&database, &["--workers", "4", "--per-webhook", "4"]);
+    let mut relay = Relay::start(&database, &["--workers", "16", "--per-webhook", "4"]);
     receiver.wait_for(2);
     relay.signal(Signal::SIGTERM);
     database

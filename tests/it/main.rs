@@ -8,5 +8,6 @@
 mod commands;
 mod delivery;
 mod input;
+mod recovery;
 mod schema;
 mod support;

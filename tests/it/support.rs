@@ -53,7 +53,8 @@ fn server_url(database: &str) -> String {
 /// A database of the test's own, dropped afterwards.
 pub struct Database {
     pub url: String,
-    name: String,
+    // None: not ours to drop.
+    name: Option<String>,
     pub client: Client,
 }
 
@@ -70,15 +71,32 @@ impl Database {
             .unwrap();
         let url = server_url(&name);
         let client = connect(&url).await;
-        Database { url, name, client }
+        Database { url, name: Some(name), client }
+    }
+
+    /// A database that exists, on a server of the test's own; gets the schema.
+    pub async fn on(url: &str) -> Database {
+        let database = Database { url: url.to_owned(), name: None, client: connect(url).await };
+        database.migrate();
+        database
+    }
+
+    /// The same database after its server was restarted.
+    pub async fn reconnect(self) -> Database {
+        let client = connect(&self.url).await;
+        Database { url: self.url.clone(), name: None, client }
     }
 
     /// One with the schema.
     pub async fn new() -> Database {
         let database = Database::empty().await;
-        let output = database.command(&["migrate"]).output().unwrap();
-        assert!(output.status.success(), "migrate failed: {}", String::from_utf8_lossy(&output.stderr));
+        database.migrate();
         database
+    }
+
+    fn migrate(&self) {
+        let output = self.command(&["migrate"]).output().unwrap();
+        assert!(output.status.success(), "migrate failed: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The program, on this database, with these arguments.
@@ -128,7 +146,8 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let (name, url) = (self.name.clone(), server_url("postgres"));
+        let Some(name) = self.name.clone() else { return };
+        let url = server_url("postgres");
         // Dropping is asynchronous and `drop` is not; a thread bridges them.
         let dropped = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -137,7 +156,7 @@ impl Drop for Database {
             })
         });
         if let Ok(Err(error)) = dropped.join() {
-            eprintln!("cannot drop {}: {error}", self.name);
+            eprintln!("cannot drop a test's database: {error}");
         }
     }
 }
@@ -240,6 +259,15 @@ impl Relay {
         ends(&mut self.child).unwrap_or_else(|| panic!("does not end:\n{}", self.log()))
     }
 
+    /// Waits until it has logged a text.
+    pub fn wait_for_log(&self, text: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < deadline, "never logged {text:?}:\n{}", self.log());
+            thread::sleep(LOOK);
+        }
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
@@ -273,10 +301,6 @@ pub struct Request {
 impl Request {
     pub fn path(&self) -> &str {
         self.line.split(' ').nth(1).unwrap()
-    }
-
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     pub fn text(&self) -> &str {
@@ -392,11 +416,6 @@ impl Receiver {
         let (requests, _) = arrived.wait_timeout_while(self.lock(), DEADLINE, |r| r.len() < count).unwrap();
         assert!(requests.len() >= count, "{} of {count} requests came in time", requests.len());
         requests.clone()
-    }
-
-    /// How many connections were made.
-    pub fn connections(&self) -> usize {
-        self.shared.connections.lock().unwrap().len()
     }
 }
 

@@ -1,0 +1,318 @@
+//! Nothing lost, nothing recorded twice: kill, takeover, reconnect, stop.
+
+use nix::sys::signal::Signal;
+use promptpal_relay::cluster::{Cluster, Stop};
+
+use crate::support::{Database, Gate, Receiver, Relay, Reply, connect};
+
+/// A receiver whose answers wait at a gate.
+fn gated() -> (Receiver, Gate) {
+    let gate = Gate::default();
+    let door = gate.clone();
+    let receiver = Receiver::start(move |_| {
+        door.pass();
+        Reply::status(200)
+    });
+    (receiver, gate)
+}
+
+/// The relay that has rows in hand, and the others.
+async fn busy(database: &Database, relays: Vec<Relay>) -> (Relay, Vec<Relay>) {
+    let sql =
+        "SELECT i.pid::bigint FROM relay.instances i JOIN relay.outbox o ON o.claimed_by = i.epoch LIMIT 1";
+    let pid = database.number(sql).await;
+    let (mut busy, others): (Vec<_>, Vec<_>) =
+        relays.into_iter().partition(|relay| i64::from(relay.pid().as_raw()) == pid);
+    (busy.pop().expect("one of them"), others)
+}
+
+/// Whether each call succeeded, and whether it is marked as repeated.
+async fn outcomes(database: &Database) -> Vec<(bool, bool)> {
+    database.calls().await.iter().map(|call| (call.get("succeeded"), call.get("repeated"))).collect()
+}
+
+#[tokio::test]
+async fn the_next_start_finds_the_rows_of_a_killed_relay() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &["--poll-interval", "1h"]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    relay.kill();
+    let _next = Relay::start(&database, &["--poll-interval", "1h"]);
+    receiver.wait_for(2);
+    gate.open();
+    database.all_done().await;
+    assert_eq!(outcomes(&database).await, [(true, true)]);
+    // A row that nobody had in hand is not marked.
+    database.events(1, 1).await;
+    database.all_done().await;
+    assert_eq!(outcomes(&database).await, [(true, true), (true, false)]);
+}
+
+#[tokio::test]
+async fn a_peer_takes_the_rows_of_a_killed_relay_over() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let flags = ["--poll-interval", "1h"];
+    let relays = vec![Relay::start(&database, &flags), Relay::start(&database, &flags)];
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let (killed, _others) = busy(&database, relays).await;
+    killed.kill();
+    let requests = receiver.wait_for(2);
+    println!("kill to the peer's POST: at most {:?} after the first", requests[1].at - requests[0].at);
+    gate.open();
+    database.all_done().await;
+    assert_eq!(outcomes(&database).await, [(true, true)]);
+}
+
+#[tokio::test]
+async fn who_prefers_at_most_once_gets_interrupted_calls_recorded() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/secret")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    relay.kill();
+    gate.open();
+    let _next = Relay::start(&database, &["--after-crash", "record"]);
+    database.all_done().await;
+    let calls = database.calls().await;
+    assert_eq!(calls.len(), 1);
+    assert_eq!(calls[0].get::<_, Option<&str>>("error_kind"), Some("interrupted"));
+    assert!(calls[0].get::<_, bool>("repeated"));
+    assert_eq!(calls[0].get::<_, &str>("url"), receiver.url("/secret"));
+    assert_eq!(receiver.requests().len(), 1, "not posted again");
+}
+
+/// Ends all sessions of the relays but our own.
+async fn terminate(database: &Database, application: &str) {
+    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name LIKE $1";
+    let ended: i64 = database.client.query_one(sql, &[&application]).await.unwrap().get(0);
+    assert!(ended > 0, "no session is called {application}");
+}
+
+#[tokio::test]
+async fn a_terminated_session_repeats_no_call() {
+    let sessions =
+        ["promptpal-relay claim", "promptpal-relay finish", "promptpal-relay listen", "promptpal-relay %"];
+    for session in sessions {
+        let database = Database::new().await;
+        let (receiver, gate) = gated();
+        database.webhook(1, &receiver.url("/")).await;
+        let relay = Relay::start(&database, &["--poll-interval", "1h"]);
+        database.events(1, 1).await;
+        receiver.wait_for(1);
+        terminate(&database, session).await;
+        // It has come back under a new epoch and taken its row over.
+        let back =
+            "SELECT EXISTS (SELECT FROM relay.outbox o JOIN relay.instances i ON i.epoch = o.claimed_by
+                        WHERE i.dead_at IS NULL AND i.epoch > 1)";
+        database.eventually(back).await;
+        gate.open();
+        database.all_done().await;
+        assert_eq!(outcomes(&database).await, [(true, false)], "{session}\n{}", relay.log());
+        // And it works on, by notification.
+        database.events(1, 1).await;
+        receiver.wait_for(2);
+        database.all_done().await;
+        assert_eq!(receiver.requests().len(), 2, "{session}");
+        let log = relay.log();
+        assert!(log.contains("lost Postgres") && log.contains("found Postgres again"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_does_not_take_the_rows_of_one_that_comes_right_back() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let relays = vec![Relay::start(&database, &[]), Relay::start(&database, &[])];
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let (relay, _peers) = busy(&database, relays).await;
+    for _ in 0..5 {
+        let epoch = database.number("SELECT claimed_by FROM relay.outbox").await;
+        let pid = relay.pid().as_raw();
+        // All sessions of one relay: those of the other have other client process ids, which Postgres does not know;
+        // the liveness lock tells them apart.
+        let sql = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l
+                   WHERE l.locktype = 'advisory' AND l.classid = 1886415986 AND l.objid::bigint = $1
+                     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let ended: i64 = database.client.query_one(sql, &[&epoch]).await.unwrap().get(0);
+        assert_eq!(ended, 1);
+        let back = format!(
+            "SELECT EXISTS (SELECT FROM relay.outbox o JOIN relay.instances i ON i.epoch = o.claimed_by
+                 WHERE i.epoch > {epoch} AND i.pid = {pid})"
+        );
+        database.eventually(&back).await;
+    }
+    gate.open();
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 1);
+    assert_eq!(outcomes(&database).await, [(true, false)]);
+}
+
+#[tokio::test]
+async fn a_restart_of_postgres_repeats_no_call() {
+    for how in [Stop::Fast, Stop::Immediate] {
+        let mut cluster = Cluster::start(&[]).unwrap();
+        let url = cluster.url("postgres");
+        let (receiver, gate) = gated();
+        let database = Database::on(&url).await;
+        database.webhook(1, &receiver.url("/")).await;
+        let relays = [Relay::start(&database, &[]), Relay::start(&database, &[])];
+        database.events(1, 10).await;
+        receiver.wait_for(2);
+        // Claims are not flushed; a crash may lose them, and nobody may take the rows for unclaimed.
+        cluster.halt(how);
+        cluster.boot().unwrap();
+        let database = database.reconnect().await;
+        // Both are back.
+        let alive = "SELECT count(*) = 2 FROM relay.instances WHERE dead_at IS NULL";
+        database.eventually(alive).await;
+        gate.open();
+        database.all_done().await;
+        assert_eq!(receiver.requests().len(), 10, "{how:?}\n{}\n{}", relays[0].log(), relays[1].log());
+        assert_eq!(outcomes(&database).await, [(true, false); 10], "{how:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_relay_records_nothing_for_rows_that_a_peer_took() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let relays = vec![Relay::start(&database, &[]), Relay::start(&database, &[])];
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let (frozen, _peers) = busy(&database, relays).await;
+    frozen.signal(Signal::SIGSTOP);
+    // Postgres does not notice by itself that it is frozen; somebody ends its session with the liveness lock.
+    let sql = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l JOIN relay.outbox o ON o.claimed_by = l.objid::bigint
+               WHERE l.locktype = 'advisory' AND l.classid = 1886415986
+                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    database.client.query_one(sql, &[]).await.unwrap();
+    receiver.wait_for(2);
+    gate.open();
+    database.all_done().await;
+    frozen.signal(Signal::SIGCONT);
+    // It is back, under a new epoch, and has tried to record its result.
+    let back = format!(
+        "SELECT EXISTS (SELECT FROM relay.instances WHERE pid = {} AND dead_at IS NULL AND epoch > 2)",
+        frozen.pid()
+    );
+    database.eventually(&back).await;
+    frozen.wait_for_log("nothing recorded");
+    assert_eq!(outcomes(&database).await, [(true, true)]);
+}
+
+#[tokio::test]
+async fn what_a_stopping_relay_gives_back_a_peer_posts_at_once() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let flags = ["--poll-interval", "1h", "--workers", "16", "--per-webhook", "2"];
+    let mut first = Relay::start(&database, &flags);
+    database.events(1, 8).await;
+    receiver.wait_for(2);
+    let _second = Relay::start(&database, &flags);
+    first.signal(Signal::SIGTERM);
+    // Two of the first are in flight; two more can only be the second's.
+    receiver.wait_for(4);
+    gate.open();
+    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 8);
+    assert_eq!(outcomes(&database).await, [(true, false); 8]);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let database = Database::new().await;
+    let (receiver, _gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let mut relay = Relay::start(&database, &["--timeout", "1h"]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    relay.signal(Signal::SIGTERM);
+    relay.wait_for_log("stopping");
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(1), "{}", relay.log());
+}
+
+#[tokio::test]
+async fn several_relays_share_the_work_and_each_row_is_posted_once() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let _relays = [Relay::start(&database, &[]), Relay::start(&database, &[]), Relay::start(&database, &[])];
+    let writers = (0..4).map(|_| async {
+        let client = connect(&database.url).await;
+        for _ in 0..10 {
+            let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
+                       SELECT 1, n, 'user', 0, 1, 1, 1 FROM generate_series(1, 50) AS n";
+            client.batch_execute(sql).await.unwrap();
+        }
+    });
+    for writer in writers {
+        writer.await;
+    }
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 2000);
+    assert_eq!(
+        database.number("SELECT count(*) FROM relay.webhook_calls WHERE succeeded AND NOT repeated").await,
+        2000
+    );
+    assert_eq!(database.number("SELECT count(DISTINCT outbox_id) FROM relay.webhook_calls").await, 2000);
+}
+
+#[tokio::test]
+async fn a_record_that_postgres_refuses_does_not_hold_up_the_others() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|request| {
+        let poison = request.json()["promptId"] == 7;
+        Reply::full(200, &[], if poison { b"poison" } else { b"fine" })
+    });
+    database.webhook(1, &receiver.url("/")).await;
+    let sql = "ALTER TABLE relay.webhook_calls ADD CONSTRAINT poison CHECK (response_body <> 'poison')";
+    database.client.batch_execute(sql).await.unwrap();
+    database.events(1, 50).await;
+    let _relay = Relay::start(&database, &[]);
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 50);
+    let calls = database.calls().await;
+    assert_eq!(calls.len(), 50);
+    let bad: Vec<_> = calls.iter().filter(|call| !call.get::<_, bool>("succeeded")).collect();
+    assert_eq!(bad.len(), 1);
+    assert_eq!(bad[0].get::<_, Option<&str>>("error_kind"), Some("internal"));
+    assert_eq!(bad[0].get::<_, Option<i32>>("status_code"), Some(200), "what can be kept is kept");
+}
+
+#[tokio::test]
+async fn a_full_disk_makes_it_try_the_commit_again_and_never_the_post() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    database
+        .client
+        .batch_execute(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN RAISE EXCEPTION ''could not extend file'' USING ERRCODE = ''disk_full''; END';
+             CREATE TRIGGER full_disk BEFORE INSERT ON relay.webhook_calls FOR EACH ROW EXECUTE FUNCTION full_disk()",
+        )
+        .await
+        .unwrap();
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 3).await;
+    relay.wait_for_log("could not extend file");
+    database.client.batch_execute("DROP TRIGGER full_disk ON relay.webhook_calls").await.unwrap();
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 3);
+    assert_eq!(outcomes(&database).await, [(true, false); 3]);
+}
