@@ -1,9 +1,10 @@
 //! Who is alive: an instance's epoch, its liveness lock, and the burial of others.
 //!
-//! An epoch is drawn, its advisory lock taken on this session, and only then is the instance listed; so a listed
-//! epoch whose lock is free is dead, and nobody who has just registered is taken for dead. An instance that has lost
-//! its session and comes back under a new epoch is not dead either: a free lock is looked at twice. Never waits for a
-//! lock inside Postgres: a waiting session would hold back vacuum.
+//! An epoch is drawn, its advisory lock taken, and only then is the instance listed; so nobody who has just registered
+//! is taken for dead. Every session of the instance holds the lock, shared; who wants to bury it needs it exclusively,
+//! so it lives for as long as any of them. One that has lost a session registers anew and takes its rows in hand over
+//! before it lets the others go. And a free lock is looked at twice. Never waits for a lock inside Postgres: a waiting
+//! session would hold back vacuum.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,15 +18,15 @@ use crate::store::{Role, Store, Vital};
 /// The channel that sleeping relays listen to; `relay.wake()` notifies it.
 const LISTEN: &str = "LISTEN promptpal_relay";
 
-/// A lock must be free for this time before its instance is dead. One that has merely lost its session reconnects in
-/// a few milliseconds.
-pub const SURE: Duration = Duration::from_millis(60);
+/// A lock must be free for this time before its instance is dead. One that has merely lost its sessions, all at once,
+/// is back in a few milliseconds.
+pub const SURE: Duration = Duration::from_millis(100);
 /// The same for the first time after we have lost our own sessions: whatever took them (a restart of the server, a
 /// failover) has taken those of the others, and they need as long to come back as the longest pause between two
 /// tries, and the time to connect.
 pub const SURE_AFTER_LOSS: Duration = Duration::from_secs(4);
 
-/// This process, registered; its session is the one that listens.
+/// This process, registered; the session here is the one that listens.
 pub struct Instance {
     epoch: i32,
     store: Store,
@@ -38,16 +39,23 @@ impl Instance {
         let store = Store::connect(settings, Role::Listen).await?;
         // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
         store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;
-        let epoch = store.draw_epoch().await?;
-        if !store.lock_epoch(epoch).await? {
-            return Err(Error::Failed(format!(
-                "the advisory lock of the new epoch {epoch} is taken: does another program use locks of class 1886415986?"
-            )));
-        }
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
-        store.register(epoch, host.trim(), pid, env!("CARGO_PKG_VERSION")).await?;
+        let epoch = store.register(host.trim(), pid, env!("CARGO_PKG_VERSION")).await?.ok_or_else(|| {
+            Error::Failed(
+                "the advisory lock of a new epoch is taken: does another program use locks of class 1886415986?".into(),
+            )
+        })?;
         Ok(Instance { epoch, store })
+    }
+
+    /// Lets another session hold the liveness lock, too.
+    pub async fn share(&self, session: &Store) -> Result<()> {
+        if session.lock_epoch(self.epoch).await? {
+            Ok(())
+        } else {
+            Err(Error::Failed(format!("epoch {} was taken for dead", self.epoch)))
+        }
     }
 
     /// The epoch that stamps our claims.

@@ -35,14 +35,17 @@ const FINISH_MAX: usize = 1000;
 const RESCAN_SHARE: u32 = 10;
 /// Nor before this, while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);
-/// How often the other instances are looked at while something is going on and there are any: the time to a takeover.
-const WATCH: Duration = Duration::from_millis(100);
+/// How often the other instances are looked at while something is going on and there are any: with [`SURE`], the time
+/// to a takeover.
+const WATCH: Duration = Duration::from_millis(75);
 /// The same when all is quiet, or we are alone.
 const WATCH_QUIET: Duration = Duration::from_secs(1);
 /// All is quiet when nobody has notified us and we have found nothing for this time.
 const QUIET: Duration = Duration::from_secs(30);
 /// How often we wake the other instances while there is more than we can do.
 const CALL_PEERS: Duration = Duration::from_secs(1);
+/// How often we wake them while we have anything in hand, so that none takes the quiet of its own for ours.
+const STIR_PEERS: Duration = Duration::from_secs(10);
 /// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(3);
@@ -59,11 +62,20 @@ struct Link {
 }
 
 impl Link {
-    async fn connect(config: &Config, after_loss: bool) -> Result<Link> {
+    /// Registers, then connects the other sessions. `adopt` is for whoever had rows in hand under an older epoch: it
+    /// runs before anything else is done.
+    async fn connect(
+        config: &Config,
+        after_loss: bool,
+        adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
+    ) -> Result<Link> {
         let claim = Store::connect(&config.database, Role::Claim).await?;
         schema::require_current(&claim).await?;
-        let finish = Store::connect(&config.database, Role::Finish).await?;
         let instance = Instance::register(&config.database).await?;
+        adopt(&instance).await?;
+        instance.share(&claim).await?;
+        let finish = Store::connect(&config.database, Role::Finish).await?;
+        instance.share(&finish).await?;
         let peers = RefCell::new(Peers::new(after_loss));
         instance.look_around(&peers).await?;
         Ok(Link { instance, claim, finish, peers })
@@ -95,6 +107,8 @@ struct Relay<'a> {
     failures: RefCell<Failures>,
     // When we were notified or found something. Written by the claiming loop, read by the watching loop.
     active: Cell<Instant>,
+    // Rung when the quiet is over, for the watching loop.
+    stirred: Notify,
     // Of the link that serves or served last. Written when one is made.
     epoch: Cell<i64>,
 }
@@ -131,9 +145,10 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         takeover: Notify::new(),
         failures: RefCell::default(),
         active: Cell::new(Instant::now()),
+        stirred: Notify::new(),
         epoch: Cell::default(),
     };
-    let mut link = Link::connect(config, false).await?;
+    let mut link = Link::connect(config, false, async |_| Ok(())).await?;
     relay.epoch.set(link.instance.epoch());
     systemd::ready();
     tracing::info!(epoch = link.instance.epoch(), database = %config.database.describe(), "relaying");
@@ -143,7 +158,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
             // A statement failed for another reason; do not turn that into a storm of connections.
             tokio::time::sleep(RETRY_MAX).await;
         }
-        drop(link);
+        // The sessions that are left keep our epoch alive until our rows in hand are the new one's.
         let Some(again) = relay.reconnect().await? else { return Ok(()) };
         link = again;
         tracing::info!(epoch = link.instance.epoch(), "found Postgres again");
@@ -207,11 +222,11 @@ impl Relay<'_> {
             };
             pause = RETRY_MIN;
             if found.any {
-                self.active.set(Instant::now());
+                self.stir();
                 wake.rouse().await?;
+                look.call_peers(if found.more { CALL_PEERS } else { STIR_PEERS }).await?;
             }
             if found.more {
-                look.call_peers().await?;
                 continue;
             }
             let cause = tokio::select! {
@@ -226,7 +241,7 @@ impl Relay<'_> {
                 }
                 Cause::Notified => {
                     // Whoever notifies may have drawn its ids long ago.
-                    self.active.set(Instant::now());
+                    self.stir();
                     look.want_the_oldest();
                 }
                 Cause::Dozing | Cause::Other => {}
@@ -236,6 +251,14 @@ impl Relay<'_> {
         self.claimed_last.set(true);
         self.claiming_ended.notify_one();
         std::future::pending().await
+    }
+
+    /// The quiet is over.
+    fn stir(&self) {
+        let now = Instant::now();
+        if now - self.active.replace(now) > QUIET {
+            self.stirred.notify_one();
+        }
     }
 
     /// Hands claimed rows to the threads. With `--after-crash record` rows that a dead instance had in hand are
@@ -331,14 +354,17 @@ impl Relay<'_> {
     /// Ends when a session is lost.
     async fn watching(&self, link: &Link) -> Result<()> {
         let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(WATCH_QUIET));
+        let mut looked = Instant::now();
         loop {
-            let pause = self.watch_pause(&link.peers.borrow());
+            let next_look = looked + self.watch_pause(&link.peers.borrow());
             tokio::select! {
                 error = link.instance.session().closed() => return Err(error),
                 error = link.claim.closed() => return Err(error),
                 error = link.finish.closed() => return Err(error),
                 _ = watchdog.tick() => systemd::watchdog(),
-                () = tokio::time::sleep(pause) => {
+                () = self.stirred.notified() => {}
+                () = tokio::time::sleep_until(next_look.into()) => {
+                    looked = Instant::now();
                     self.pool.nudge();
                     self.failures.borrow_mut().flush();
                     if link.instance.look_around(&link.peers).await? {
@@ -395,20 +421,24 @@ impl Relay<'_> {
     }
 
     async fn connect_and_adopt(&self) -> Result<Link> {
-        let link = Link::connect(self.config, true).await?;
-        let new = link.instance.epoch();
+        Link::connect(self.config, true, async |instance| self.adopt(instance).await).await
+    }
+
+    /// Takes the rows that we have in hand over to a new epoch, and ends the old one.
+    async fn adopt(&self, instance: &Instance) -> Result<()> {
+        let new = instance.epoch();
         let mut by_epoch: HashMap<i64, Vec<i64>> = HashMap::new();
         for (id, epoch) in &*self.in_hand.borrow() {
             by_epoch.entry(*epoch).or_default().push(*id);
         }
         for (old, ids) in by_epoch {
-            let adopted = link.claim.adopt(&ids, old, new).await?;
+            let adopted = instance.session().adopt(&ids, old, new).await?;
             self.in_hand.borrow_mut().extend(adopted.into_iter().map(|id| (id, new)));
         }
         // What it had claimed beyond that, in a claim whose answer was lost, is anybody's now.
-        link.claim.retire(self.epoch.get(), false).await?;
+        instance.session().retire(self.epoch.get(), false).await?;
         self.epoch.set(new);
-        Ok(link)
+        Ok(())
     }
 }
 
@@ -600,9 +630,9 @@ impl<'a> Look<'a> {
         Ok(Found { any, more })
     }
 
-    /// There is more than we can do: wakes the other instances, now and then.
-    async fn call_peers(&mut self) -> Result<()> {
-        if self.peers_called.elapsed() > CALL_PEERS && self.link.peers.borrow().any_alive() {
+    /// Wakes the other instances, if that was not done within `pause`.
+    async fn call_peers(&mut self, pause: Duration) -> Result<()> {
+        if self.peers_called.elapsed() > pause && self.link.peers.borrow().any_alive() {
             self.peers_called = Instant::now();
             self.link.claim.notify_peers().await?;
         }

@@ -250,22 +250,18 @@ impl Store {
         Ok(self.one("giving rows back", sql, &[&ids, &epoch]).await?.get(0))
     }
 
-    /// Draws an epoch that was never used.
-    pub async fn draw_epoch(&self) -> Result<i32> {
-        Ok(self.one("drawing an epoch", include_str!("../sql/queries/draw_epoch.sql"), &[]).await?.get(0))
+    /// Draws an epoch, takes its liveness lock for as long as this session lives, and lists the instance. None when
+    /// somebody else has that lock.
+    pub async fn register(&self, host: &str, pid: i32, version: &str) -> Result<Option<i32>> {
+        let sql = include_str!("../sql/queries/register.sql");
+        let rows = self.rows("registering the instance", sql, &[&host, &pid, &version]).await?;
+        Ok(rows.first().map(|row| row.get(0)))
     }
 
-    /// Takes the liveness lock of an epoch for as long as this session lives. Whether it was free.
+    /// Holds the liveness lock of an epoch for as long as this session lives, too. Whether it could be had.
     pub async fn lock_epoch(&self, epoch: i32) -> Result<bool> {
         let sql = include_str!("../sql/queries/lock_epoch.sql");
         Ok(self.one("taking the liveness lock", sql, &[&epoch]).await?.get(0))
-    }
-
-    /// Lists an instance whose liveness lock is taken.
-    pub async fn register(&self, epoch: i32, host: &str, pid: i32, version: &str) -> Result<()> {
-        let sql = include_str!("../sql/queries/register.sql");
-        self.rows("registering the instance", sql, &[&epoch, &host, &pid, &version]).await?;
-        Ok(())
     }
 
     /// Looks at the liveness locks of the listed instances but ours, and marks those in `sure` dead whose lock is

@@ -1,7 +1,8 @@
--- Take the liveness lock of an epoch on this session, which keeps it until it ends. Never waits.
+-- Hold the liveness lock of an epoch on one more session. Whoever buries needs it exclusively, so an instance lives
+-- for as long as any of its sessions does.
 --
--- Locks:      advisory (1886415986, epoch), exclusively, for the session.
+-- Locks:      advisory (1886415986, epoch), shared, for the session. Never waits.
 -- Index:      none.
 -- Parameters: $1 integer  epoch
 -- Returns:    whether it was taken.
-SELECT pg_try_advisory_lock(1886415986, $1)
+SELECT pg_try_advisory_lock_shared(1886415986, $1)

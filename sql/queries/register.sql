@@ -1,7 +1,13 @@
--- List an instance, after its liveness lock is taken.
+-- Register an instance: draw an epoch that was never used, take its liveness lock on this session, and list it. The
+-- row becomes visible when this statement commits, and the lock is held by then: nobody finds a listed epoch whose
+-- lock is not taken yet. Never waits.
 --
--- Locks:      none that anybody waits for.
+-- Locks:      advisory (1886415986, epoch), shared, for the session.
 -- Index:      instances_pkey.
--- Parameters: $1 integer epoch, $2 text host, $3 integer process id, $4 text version
+-- Parameters: $1 text host, $2 integer process id, $3 text version
+-- Returns:    the epoch; no row when its lock is taken.
 INSERT INTO relay.instances (epoch, host, pid, version)
-VALUES ($1, $2, $3, $4)
+SELECT e.epoch, $1, $2, $3
+  FROM (SELECT nextval('relay.instances_epoch_seq')::integer AS epoch) AS e
+ WHERE pg_try_advisory_lock_shared(1886415986, e.epoch)
+RETURNING epoch

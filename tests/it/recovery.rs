@@ -136,19 +136,22 @@ async fn a_peer_does_not_take_the_rows_of_one_that_comes_right_back() {
     database.events(1, 1).await;
     receiver.wait_for(1);
     let (relay, _peers) = busy(&database, relays).await;
-    for _ in 0..5 {
+    for session in ["promptpal-relay listen", "promptpal-relay claim", "promptpal-relay finish"] {
         let epoch = database.number("SELECT claimed_by FROM relay.outbox").await;
         let pid = relay.pid().as_raw();
-        // All sessions of one relay: those of the other have other client process ids, which Postgres does not know;
-        // the liveness lock tells them apart.
-        let sql = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l
+        // One session of this relay, which is told from the other's by the liveness lock.
+        let sql = "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                    WHERE l.locktype = 'advisory' AND l.classid = 1886415986 AND l.objid::bigint = $1
-                     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-        let ended: i64 = database.client.query_one(sql, &[&epoch]).await.unwrap().get(0);
-        assert_eq!(ended, 1);
+                     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                     AND a.application_name = $2";
+        assert_eq!(database.client.query(sql, &[&epoch, &session]).await.unwrap().len(), 1, "{session}");
+        // It is back as soon as all its sessions are.
         let back = format!(
             "SELECT EXISTS (SELECT FROM relay.outbox o JOIN relay.instances i ON i.epoch = o.claimed_by
-                 WHERE i.epoch > {epoch} AND i.pid = {pid})"
+                 WHERE i.epoch > {epoch} AND i.pid = {pid}
+                   AND (SELECT count(*) FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = 1886415986
+                            AND l.objid::bigint = i.epoch
+                            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())) = 3)"
         );
         database.eventually(&back).await;
     }
@@ -193,7 +196,7 @@ async fn a_frozen_relay_records_nothing_for_rows_that_a_peer_took() {
     receiver.wait_for(1);
     let (frozen, _peers) = busy(&database, relays).await;
     frozen.signal(Signal::SIGSTOP);
-    // Postgres does not notice by itself that it is frozen; somebody ends its session with the liveness lock.
+    // Postgres does not notice by itself that it is frozen; somebody ends its sessions, found by the liveness lock.
     let sql = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l JOIN relay.outbox o ON o.claimed_by = l.objid::bigint
                WHERE l.locktype = 'advisory' AND l.classid = 1886415986
                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
