@@ -8,7 +8,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::db::Settings;
@@ -39,9 +38,9 @@ impl Instance {
         let store = Store::connect(settings, Role::Listen).await?;
         // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
         store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;
-        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
-        let epoch = store.register(host.trim(), pid, env!("CARGO_PKG_VERSION")).await?.ok_or_else(|| {
+        let epoch = store.register(&host, pid, env!("CARGO_PKG_VERSION")).await?.ok_or_else(|| {
             Error::Failed(
                 "the advisory lock of a new epoch is taken: does another program use locks of class 1886415986?".into(),
             )
