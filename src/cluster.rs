@@ -147,6 +147,14 @@ impl Cluster {
         Err(Error::Failed(format!("the throw-away Postgres does not start; it says: {}", self.log_tail())))
     }
 
+    /// Whether the server accepts connections: the first line of its `postmaster.pid` is its process id (a server that
+    /// was killed leaves the file behind), the last one its state.
+    fn is_ready(&self, pid: u32) -> bool {
+        let file = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        file.lines().next() == Some(pid.to_string().as_str())
+            && file.lines().last().is_some_and(|state| state.trim() == "ready")
+    }
+
     /// Whether the server came up. False: it ended by itself, perhaps because the port was taken meanwhile.
     fn try_boot(&mut self) -> Result<bool> {
         let log =
@@ -169,14 +177,7 @@ impl Cluster {
             if matches!(server.try_wait(), Ok(Some(_))) {
                 return Ok(false);
             }
-            if self
-                .run(
-                    "pg_isready",
-                    &["-q", "-h", &self.dir.path().display().to_string(), "-p", &self.port.to_string()],
-                )?
-                .status
-                .success()
-            {
+            if self.is_ready(server.id()) {
                 self.server = Some(server);
                 return Ok(true);
             }
@@ -313,7 +314,7 @@ fn find_binaries() -> Result<PathBuf> {
 }
 
 fn has_binaries(dir: &Path) -> bool {
-    ["initdb", "postgres", "pg_isready"].iter().all(|name| dir.join(name).is_file())
+    ["initdb", "postgres"].iter().all(|name| dir.join(name).is_file())
 }
 
 /// Folders `<parent>/<version>/<child>`, the newest version first.
