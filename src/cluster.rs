@@ -32,6 +32,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(10);
 /// How many ports are tried: another process may take a free one before the server does.
 const PORT_TRIES: usize = 5;
+/// Pause before a port that is ours is tried again.
+const PORT_PAUSE: Duration = Duration::from_millis(200);
 /// Ordinary users to run as when we are root, in order.
 const USERS: &[&str] = &["postgres", "nobody"];
 
@@ -134,6 +136,7 @@ impl Cluster {
 
     /// Starts the server, on the port that it had before.
     pub fn boot(&mut self) -> Result<()> {
+        let first = self.port == 0;
         for _ in 0..PORT_TRIES {
             if self.port == 0 {
                 let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -142,7 +145,12 @@ impl Cluster {
             if self.try_boot()? {
                 return Ok(());
             }
-            self.port = 0;
+            if first {
+                self.port = 0;
+            } else {
+                // A passing connection may have the port as its own end.
+                thread::sleep(PORT_PAUSE);
+            }
         }
         Err(Error::Failed(format!("the throw-away Postgres does not start; it says: {}", self.log_tail())))
     }

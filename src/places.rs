@@ -242,7 +242,8 @@ impl<J> Places<J> {
 
     /// Starts a call of the webhook, unless its class is another one by now; then it goes to that queue.
     fn start_one(&mut self, webhook_id: i64, class: Class, now: Instant) -> Option<(Ticket, J)> {
-        let endpoint = self.endpoints.get_mut(&webhook_id).expect("a queued webhook is known");
+        // Its waiting calls may be gone since it was queued, and it with them.
+        let endpoint = self.endpoints.get_mut(&webhook_id)?;
         endpoint.queued = false;
         if endpoint.class(now) != class {
             self.queue(webhook_id, now);
@@ -365,6 +366,15 @@ impl<J> Places<J> {
             .collect();
         rooms.sort_unstable();
         rooms
+    }
+
+    /// Waiting calls that are not to be kept are dropped.
+    pub fn retain_waiting(&mut self, mut keep: impl FnMut(&J) -> bool) {
+        for endpoint in self.endpoints.values_mut() {
+            let before = endpoint.waiting.len();
+            endpoint.waiting.retain(&mut keep);
+            self.waiting -= before - endpoint.waiting.len();
+        }
     }
 
     /// Takes all waiting calls out, for stopping; what is pushed again starts without regard to the places.

@@ -45,6 +45,8 @@ struct Row {
     calls: Mutex<Vec<Call>>,
     // Set under the pool's lock when the first of its calls starts.
     started: AtomicBool,
+    // Set under the pool's lock when it is not ours any more: it never goes out.
+    abandoned: AtomicBool,
 }
 
 struct Job {
@@ -76,6 +78,8 @@ struct State {
     // Memory of the calls that have ended and are not committed yet.
     result_bytes: usize,
     paused_until: Option<Instant>,
+    // No call starts later than this.
+    start_until: Option<Instant>,
     // Notify `freed` when no more than this many calls are in hand.
     notify_at: Option<usize>,
 }
@@ -95,6 +99,7 @@ impl Pool {
             idle: Vec::new(),
             result_bytes: 0,
             paused_until: None,
+            start_until: None,
             notify_at: None,
         };
         Pool {
@@ -162,6 +167,7 @@ impl Pool {
                 webhooks: claimed.webhooks.len(),
                 calls: Mutex::new(Vec::with_capacity(claimed.webhooks.len())),
                 started: AtomicBool::new(false),
+                abandoned: AtomicBool::new(false),
             });
             if claimed.webhooks.is_empty() {
                 self.shared.send(&row, Vec::new());
@@ -209,6 +215,35 @@ impl Pool {
         unstarted.into_iter().collect()
     }
 
+    /// Says until when calls may start; from then on they wait for the next word. A process that was frozen, or cut
+    /// off from Postgres, must not begin calls of rows that a peer may have taken over. Before the first word there
+    /// is no limit.
+    pub fn may_start_until(&self, until: Instant) {
+        let mut state = self.shared.lock();
+        state.start_until = Some(until);
+        self.shared.wake_one(&mut state);
+    }
+
+    /// Gives up rows that are not ours any more: calls of theirs that wait are dropped. Returns the ids of those that
+    /// will never go out; the others have all their calls in flight, or have gone out already.
+    pub fn abandon(&self, ids: &HashSet<i64>) -> HashSet<i64> {
+        let mut abandoned = HashSet::new();
+        let mut bytes = 0;
+        let mut state = self.shared.lock();
+        state.places.retain_waiting(|job| {
+            let keep = !ids.contains(&job.row.id);
+            if !keep && abandoned.insert(job.row.id) {
+                job.row.abandoned.store(true, Ordering::Relaxed);
+                let mut calls = job.row.calls.lock().unwrap_or_else(PoisonError::into_inner);
+                bytes += calls.drain(..).map(|call| call.size()).sum::<usize>();
+            }
+            keep
+        });
+        drop(state);
+        self.release(bytes);
+        abandoned
+    }
+
     /// Calls running now.
     pub fn running(&self) -> usize {
         self.shared.lock().places.running()
@@ -218,6 +253,12 @@ impl Pool {
 impl State {
     fn paused(&self) -> bool {
         self.paused_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Whether a call may start, as far as it is not for the places to say.
+    fn may_start(&self, result_bytes_max: usize) -> bool {
+        let in_time = self.start_until.is_none_or(|until| Instant::now() < until);
+        in_time && !self.paused() && self.result_bytes <= result_bytes_max
     }
 }
 
@@ -230,7 +271,7 @@ impl Shared {
     /// Wakes a thread if there is a call to start; each thread that takes one wakes the next. So there are as many
     /// awake as calls that can run, and short calls need few.
     fn wake_one(self: &Arc<Self>, state: &mut State) {
-        if state.paused() || state.result_bytes > self.result_bytes_max || !state.places.may_start() {
+        if !state.may_start(self.result_bytes_max) || !state.places.may_start() {
             return;
         }
         if let Some(thread) = state.idle.pop() {
@@ -280,7 +321,7 @@ impl Shared {
         }
         let me = thread::current();
         loop {
-            let may = !state.paused() && state.result_bytes <= self.result_bytes_max;
+            let may = state.may_start(self.result_bytes_max);
             if let Some((ticket, job)) = may.then(|| state.places.start(Instant::now())).flatten() {
                 job.row.started.store(true, Ordering::Relaxed);
                 self.wake_one(&mut state);
@@ -313,7 +354,12 @@ impl Shared {
     /// Adds a call to its row; with the last one the row goes out.
     fn record(&self, job: &Job, call: Call) {
         let row = &job.row;
-        self.lock().result_bytes += call.size();
+        let mut state = self.lock();
+        if row.abandoned.load(Ordering::Relaxed) {
+            return;
+        }
+        state.result_bytes += call.size();
+        drop(state);
         let mut calls = row.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.push(call);
         if calls.len() == row.webhooks {
@@ -449,6 +495,20 @@ mod tests {
         assert_eq!(pool.stop(), [2]);
         open.send(()).expect("the thread waits");
         assert_eq!(out.recv().await.expect("row 1").calls.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn no_call_starts_after_its_time_until_the_next_word() {
+        let (results, mut out) = unbounded_channel();
+        let pool = Pool::new(LIMITS, usize::MAX, Box::new(|w, _, body| success(w, body)), results);
+        pool.may_start_until(Instant::now());
+        pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
+        pool.nudge();
+        assert!(out.try_recv().is_err() && pool.running() == 0);
+        assert_eq!(pool.abandon(&HashSet::from([1, 7])), HashSet::from([1]));
+        pool.may_start_until(Instant::now() + IDLE);
+        assert_eq!(out.recv().await.expect("a row").id, 2);
+        assert!(out.try_recv().is_err());
     }
 
     #[tokio::test]

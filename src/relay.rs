@@ -42,6 +42,9 @@ const WATCH: Duration = Duration::from_millis(75);
 const WATCH_QUIET: Duration = Duration::from_secs(1);
 /// All is quiet when nobody has notified us and we have found nothing for this time.
 const QUIET: Duration = Duration::from_secs(30);
+/// How long after the next look at the liveness locks is due calls may still start: one that was frozen longer looks
+/// first whether its rows are still its own.
+const LATE: Duration = Duration::from_millis(500);
 /// How often we wake the other instances while there is more than we can do.
 const CALL_PEERS: Duration = Duration::from_secs(1);
 /// How often we wake them while we have anything in hand, so that none takes the quiet of its own for ours.
@@ -153,6 +156,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
     systemd::ready();
     tracing::info!(epoch = link.instance.epoch(), database = %config.database.describe(), "relaying");
     while let Err(error) = relay.serve(&link).await {
+        relay.pool.may_start_until(Instant::now());
         tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
         if !link.is_lost() {
             // A statement failed for another reason; do not turn that into a storm of connections.
@@ -354,9 +358,11 @@ impl Relay<'_> {
     /// Ends when a session is lost.
     async fn watching(&self, link: &Link) -> Result<()> {
         let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(WATCH_QUIET));
+        // A look proves that the sessions were there when it began, and so were the liveness lock and our claims.
         let mut looked = Instant::now();
         loop {
             let next_look = looked + self.watch_pause(&link.peers.borrow());
+            self.pool.may_start_until(next_look + LATE);
             tokio::select! {
                 error = link.instance.session().closed() => return Err(error),
                 error = link.claim.closed() => return Err(error),
@@ -364,12 +370,13 @@ impl Relay<'_> {
                 _ = watchdog.tick() => systemd::watchdog(),
                 () = self.stirred.notified() => {}
                 () = tokio::time::sleep_until(next_look.into()) => {
-                    looked = Instant::now();
                     self.pool.nudge();
                     self.failures.borrow_mut().flush();
+                    let start = Instant::now();
                     if link.instance.look_around(&link.peers).await? {
                         self.takeover.notify_one();
                     }
+                    looked = start;
                 }
             }
         }
@@ -433,7 +440,19 @@ impl Relay<'_> {
         }
         for (old, ids) in by_epoch {
             let adopted = instance.session().adopt(&ids, old, new).await?;
-            self.in_hand.borrow_mut().extend(adopted.into_iter().map(|id| (id, new)));
+            let mut lost: HashSet<i64> = ids.into_iter().collect();
+            adopted.iter().for_each(|id| _ = lost.remove(id));
+            let abandoned = self.pool.abandon(&lost);
+            if !abandoned.is_empty() {
+                tracing::warn!(
+                    rows = abandoned.len(),
+                    epoch = old,
+                    "rows were taken over: their calls are not begun"
+                );
+            }
+            let mut in_hand = self.in_hand.borrow_mut();
+            in_hand.extend(adopted.into_iter().map(|id| (id, new)));
+            in_hand.retain(|id, _| !abandoned.contains(id));
         }
         // What it had claimed beyond that, in a claim whose answer was lost, is anybody's now.
         instance.session().retire(self.epoch.get(), false).await?;

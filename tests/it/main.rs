@@ -5,6 +5,7 @@
 #![allow(missing_docs, reason = "tests are named by sentences")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod chaos;
 mod commands;
 mod delivery;
 mod input;

@@ -250,6 +250,18 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
+async fn a_systemd_that_does_not_read_holds_nothing_up() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::spawn_unheard(&database.url);
+    database.events(1, 3).await;
+    database.all_done().await;
+    drop(relay);
+    assert_eq!(receiver.requests().len(), 3);
+}
+
+#[tokio::test]
 async fn several_relays_share_the_work_and_each_row_is_posted_once() {
     let database = Database::new().await;
     let receiver = Receiver::good();

@@ -219,21 +219,44 @@ fn ends(child: &mut Child) -> Option<ExitStatus> {
 pub struct Relay {
     child: Child,
     dir: TempDir,
+    // What it tells systemd.
+    socket: UnixDatagram,
 }
 
 impl Relay {
-    /// Starts it with loopback allowed and waits until it says that it is ready.
-    pub fn start(database: &Database, arguments: &[&str]) -> Relay {
+    /// Starts it with loopback allowed.
+    pub fn spawn(database_url: &str, arguments: &[&str]) -> Relay {
+        Relay::spawn_with(database_url, arguments, |_| ())
+    }
+
+    /// Starts it with a socket to systemd that is full, and that nobody reads.
+    pub fn spawn_unheard(database_url: &str) -> Relay {
+        Relay::spawn_with(database_url, &[], |path| {
+            let filler = UnixDatagram::unbound().unwrap();
+            filler.set_nonblocking(true).unwrap();
+            while filler.send_to(b"full", path).is_ok() {}
+        })
+    }
+
+    fn spawn_with(database_url: &str, arguments: &[&str], prepare: impl FnOnce(&Path)) -> Relay {
         let dir = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        prepare(&dir.path().join("notify"));
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut command = database.command(&["run", "--allow-net", "127.0.0.0/8"]);
+        let mut command = program(&["run", "--allow-net", "127.0.0.0/8"], database_url);
         command.args(arguments).env("NOTIFY_SOCKET", dir.path().join("notify"));
         command.stderr(File::create(dir.path().join("log")).unwrap());
-        let relay = Relay { child: command.spawn().unwrap(), dir };
+        Relay { child: command.spawn().unwrap(), dir, socket }
+    }
+
+    /// Starts it with loopback allowed and waits until it says that it is ready.
+    pub fn start(database: &Database, arguments: &[&str]) -> Relay {
+        let relay = Relay::spawn(&database.url, arguments);
         let mut buffer = [0; 4096];
         loop {
-            let Ok(length) = socket.recv(&mut buffer) else { panic!("not ready in time:\n{}", relay.log()) };
+            let Ok(length) = relay.socket.recv(&mut buffer) else {
+                panic!("not ready in time:\n{}", relay.log())
+            };
             if String::from_utf8_lossy(&buffer[..length]).lines().any(|line| line == "READY=1") {
                 return relay;
             }
@@ -246,6 +269,11 @@ impl Relay {
 
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
+    }
+
+    /// Whether it has ended, and how.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Kills it without a word.
@@ -367,18 +395,30 @@ type Script = dyn Fn(&Request) -> Reply + Send + Sync;
 struct Shared {
     requests: Mutex<Vec<Request>>,
     arrived: Condvar,
+    remember: bool,
     script: Box<Script>,
     connections: Mutex<Vec<TcpStream>>,
 }
 
 impl Receiver {
+    /// One that remembers what came.
     pub fn start(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Receiver {
+        Receiver::listen(true, Box::new(script))
+    }
+
+    /// One that does not, for a great many requests.
+    pub fn forgetful(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Receiver {
+        Receiver::listen(false, Box::new(script))
+    }
+
+    fn listen(remember: bool, script: Box<Script>) -> Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             requests: Mutex::default(),
             arrived: Condvar::new(),
-            script: Box::new(script),
+            remember,
+            script,
             connections: Mutex::default(),
         });
         let accepting = shared.clone();
@@ -432,8 +472,10 @@ impl Drop for Receiver {
 fn serve(stream: &TcpStream, shared: &Shared) {
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader) {
-        shared.requests.lock().unwrap().push(request.clone());
-        shared.arrived.notify_all();
+        if shared.remember {
+            shared.requests.lock().unwrap().push(request.clone());
+            shared.arrived.notify_all();
+        }
         match (shared.script)(&request) {
             Reply::Bytes(bytes) => {
                 let mut stream = stream;

@@ -1,0 +1,357 @@
+//! Three relays, a writer, and somebody who kills, freezes, cuts off and restarts things at random; afterwards the
+//! books must be right.
+//!
+//! `CHAOS_SECONDS` makes it longer, `CHAOS_SEED` repeats a schedule: what is done when, and what the writer writes.
+
+use std::collections::HashMap;
+use std::env;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use nix::sys::signal::Signal;
+use promptpal_relay::cluster::{Cluster, Stop};
+use tokio_postgres::{Client, NoTls};
+
+use crate::support::{Database, Receiver, Relay, Reply, connect};
+
+const RELAYS: usize = 3;
+/// Prompt ids of transactions that roll back begin here.
+const ROLLED_BACK: i64 = 1_000_000_000;
+
+// ---- the schedule -------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    /// SIGKILL; it is started again at once.
+    Kill(usize),
+    /// SIGTERM; it is started again when it has drained.
+    Drain(usize),
+    /// SIGSTOP for a time. With `cut` its sessions are ended meanwhile, so that a peer takes its rows.
+    Freeze { slot: usize, millis: u64, cut: bool },
+    /// SIGCONT of a frozen one.
+    Thaw(usize),
+    /// Ends one session of each relay.
+    Terminate(&'static str),
+    /// Restarts Postgres.
+    Restart(Stop),
+}
+
+/// What happens when, from the seed alone.
+fn schedule(rng: &mut Rng, length: Duration) -> Vec<(Duration, Action)> {
+    let sessions = ["promptpal-relay listen", "promptpal-relay claim", "promptpal-relay finish"];
+    let mut actions = Vec::new();
+    let mut at = Duration::from_millis(500);
+    while at < length {
+        let slot = rng.usize(..RELAYS);
+        let action = match rng.u8(..100) {
+            0..30 => Action::Kill(slot),
+            30..45 => Action::Drain(slot),
+            45..65 => Action::Freeze { slot, millis: rng.u64(50..3000), cut: rng.bool() },
+            65..85 => Action::Terminate(sessions[rng.usize(..sessions.len())]),
+            85..93 => Action::Restart(Stop::Fast),
+            _ => Action::Restart(Stop::Immediate),
+        };
+        actions.push((at, action));
+        if let Action::Freeze { slot, millis, .. } = action {
+            actions.push((at + Duration::from_millis(millis), Action::Thaw(slot)));
+        }
+        at += Duration::from_millis(rng.u64(50..1000));
+    }
+    actions.sort_by_key(|(at, _)| *at);
+    actions
+}
+
+// ---- the writer ---------------------------------------------------------------------------------------------------
+
+/// Inserts until told to stop: transactions of one to forty rows, one in ten of which rolls back. A transaction that
+/// Postgres' end interrupts is given up; whether it was committed is for the database to say.
+async fn write(url: String, mut rng: Rng, stop: Arc<AtomicBool>) {
+    let mut prompt_id = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((client, connection)) = tokio_postgres::connect(&url, NoTls).await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        tokio::spawn(connection);
+        while !stop.load(Ordering::Relaxed) {
+            if transaction(&client, &mut rng, &mut prompt_id).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..30))).await;
+        }
+    }
+}
+
+async fn transaction(
+    client: &Client,
+    rng: &mut Rng,
+    prompt_id: &mut i64,
+) -> Result<(), tokio_postgres::Error> {
+    let rolls_back = rng.u8(..10) == 0;
+    let (project, rows, hold) = (rng.i64(1..=4), rng.i64(1..=40), rng.u64(0..20));
+    let first = *prompt_id + if rolls_back { ROLLED_BACK } else { 0 };
+    *prompt_id += rows;
+    client.batch_execute("BEGIN").await?;
+    let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
+               SELECT $1::bigint, n, 'user', 0, 1, 1, 1 FROM generate_series($2::bigint, $3::bigint) AS n";
+    client.execute(sql, &[&project, &first, &(first + rows - 1)]).await?;
+    tokio::time::sleep(Duration::from_millis(hold)).await;
+    client.batch_execute(if rolls_back { "ROLLBACK" } else { "COMMIT" }).await
+}
+
+// ---- what was seen ------------------------------------------------------------------------------------------------
+
+/// A POST as the receiver saw it. `relay` names the process that made it.
+#[derive(Clone, Debug)]
+struct Post {
+    at: Instant,
+    relay: String,
+}
+
+/// What was done to a process that may make a peer repeat its calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Harm {
+    Killed,
+    Frozen,
+}
+
+type Posts = HashMap<(i64, String), Vec<Post>>;
+
+/// A receiver that answers within 100 ms, nine times of ten with 200, and writes down who called.
+fn receiver(posts: Arc<Mutex<Posts>>) -> Receiver {
+    Receiver::forgetful(move |request| {
+        let at = Instant::now();
+        let agent =
+            &request.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("user-agent")).unwrap().1;
+        let relay = agent.rsplit_once('@').unwrap().1.to_owned();
+        let prompt_id = request.json()["promptId"].as_i64().unwrap();
+        let key = (prompt_id, request.path().to_owned());
+        posts.lock().unwrap().entry(key).or_default().push(Post { at, relay });
+        thread::sleep(Duration::from_millis(u64::try_from(prompt_id).unwrap() * 7 % 100));
+        Reply::status(if prompt_id % 10 == 0 { 500 } else { 200 })
+    })
+}
+
+// ---- the relays ---------------------------------------------------------------------------------------------------
+
+/// A place for a relay, and the process that is in it now.
+struct Slot {
+    number: usize,
+    generation: usize,
+    relay: Relay,
+    frozen: bool,
+    // How often its predecessors found that their rows were somebody else's.
+    fenced: usize,
+}
+
+impl Slot {
+    fn start(url: &str, number: usize, generation: usize) -> Slot {
+        let name = Slot::name_of(number, generation);
+        let relay = Relay::spawn(url, &["--user-agent-version", &name]);
+        Slot { number, generation, relay, frozen: false, fenced: 0 }
+    }
+
+    fn name_of(number: usize, generation: usize) -> String {
+        format!("relay{number}.{generation}")
+    }
+
+    fn fenced(&self) -> usize {
+        self.fenced + self.relay.log().matches("nothing recorded").count()
+    }
+
+    fn name(&self) -> String {
+        Slot::name_of(self.number, self.generation)
+    }
+
+    /// As systemd would: starts it again when it has ended.
+    fn keep_alive(&mut self, url: &str) {
+        if let Some(status) = self.relay.ended() {
+            let code = status.code();
+            // 1: Postgres was away at the start, or at the end of a drain. None: killed.
+            assert!(
+                matches!(code, Some(0 | 1) | None),
+                "{} ended with {status}: {}",
+                self.name(),
+                self.relay.log()
+            );
+            assert!(!self.relay.log().contains("panicked"), "{}", self.relay.log());
+            let fenced = self.fenced();
+            *self = Slot { fenced, ..Slot::start(url, self.number, self.generation + 1) };
+        }
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_killed_the_books_are_right() {
+    let length = Duration::from_secs(env::var("CHAOS_SECONDS").map_or(8, |text| text.parse().unwrap()));
+    let seed = env::var("CHAOS_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().unwrap());
+    println!("CHAOS_SEED={seed} CHAOS_SECONDS={}", length.as_secs());
+    let mut rng = Rng::with_seed(seed);
+    let schedule = schedule(&mut rng, length);
+
+    let mut cluster = Cluster::start(&[]).unwrap();
+    let url = cluster.url("postgres");
+    let posts = Arc::new(Mutex::new(Posts::new()));
+    let receiver = receiver(posts.clone());
+    let database = Database::on(&url).await;
+    // Project 1 has one webhook, 2 has three, 3 has none that is enabled, 4 has one of two.
+    for (project, path) in [(1, "/a"), (2, "/b"), (2, "/c"), (2, "/d"), (3, "/off"), (4, "/e"), (4, "/off")] {
+        database.webhook(project, &receiver.url(path)).await;
+    }
+    database
+        .client
+        .batch_execute("UPDATE relay.webhooks SET enabled = false WHERE url LIKE '%/off'")
+        .await
+        .unwrap();
+
+    let mut slots: Vec<Slot> = (0..RELAYS).map(|number| Slot::start(&url, number, 0)).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    // On a thread of its own: restarting Postgres holds this one up.
+    let writer = thread::spawn({
+        let (url, rng, stop) = (url.clone(), rng.fork(), stop.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        move || runtime.block_on(write(url, rng, stop))
+    });
+    let mut harmed: HashMap<String, Vec<(Harm, Instant)>> = HashMap::new();
+    let mut crashes: Vec<Instant> = Vec::new();
+    let mut done: HashMap<&str, usize> = HashMap::new();
+
+    let start = Instant::now();
+    for (at, action) in schedule {
+        while start.elapsed() < at {
+            slots.iter_mut().for_each(|slot| slot.keep_alive(&url));
+            tokio::time::sleep((at - start.elapsed().min(at)).min(Duration::from_millis(20))).await;
+        }
+        let mut harm =
+            |slot: &Slot, harm| harmed.entry(slot.name()).or_default().push((harm, Instant::now()));
+        let name = match action {
+            Action::Kill(slot) => {
+                harm(&slots[slot], Harm::Killed);
+                slots[slot].relay.signal(Signal::SIGKILL);
+                "kill"
+            }
+            Action::Drain(slot) => {
+                if slots[slot].relay.ended().is_none() {
+                    slots[slot].relay.signal(Signal::SIGTERM);
+                }
+                "drain"
+            }
+            Action::Freeze { slot, cut, .. } => {
+                if slots[slot].relay.ended().is_none() {
+                    slots[slot].frozen = true;
+                    slots[slot].relay.signal(Signal::SIGSTOP);
+                    harm(&slots[slot], Harm::Frozen);
+                }
+                if cut {
+                    cut_off(&url, slots[slot].relay.pid().as_raw()).await;
+                }
+                "freeze"
+            }
+            Action::Thaw(slot) => {
+                if std::mem::take(&mut slots[slot].frozen) && slots[slot].relay.ended().is_none() {
+                    slots[slot].relay.signal(Signal::SIGCONT);
+                }
+                "thaw"
+            }
+            Action::Terminate(session) => {
+                let sql =
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1";
+                connect(&url).await.execute(sql, &[&session]).await.unwrap();
+                "terminate"
+            }
+            Action::Restart(how) => {
+                if how == Stop::Immediate {
+                    crashes.push(Instant::now());
+                }
+                cluster.halt(how);
+                cluster.boot().unwrap();
+                if how == Stop::Immediate { "crash" } else { "restart" }
+            }
+        };
+        *done.entry(name).or_default() += 1;
+        println!("{:?} {action:?}", Instant::now());
+    }
+    stop.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
+    for slot in &mut slots {
+        slot.relay.ended().is_none().then(|| slot.relay.signal(Signal::SIGCONT));
+    }
+    let database = database.reconnect().await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NULL").await > 0 {
+        slots.iter_mut().for_each(|slot| slot.keep_alive(&url));
+        let logs: String = slots.iter().map(|slot| slot.relay.log()).collect();
+        assert!(Instant::now() < deadline, "rows are left\n{logs}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    // Each done row has exactly one record for each enabled webhook, and there are no others.
+    let rows = database.number("SELECT count(*) FROM relay.outbox").await;
+    assert!(rows > 0);
+    let wrong = "SELECT count(*) FROM relay.outbox o
+                 WHERE (SELECT coalesce(array_agg(c.webhook_id ORDER BY c.webhook_id), '{}')
+                            FROM relay.webhook_calls c WHERE c.outbox_id = o.id)
+                   IS DISTINCT FROM
+                       (SELECT coalesce(array_agg(w.id ORDER BY w.id), '{}')
+                            FROM relay.webhooks w WHERE w.project_id = o.project_id AND w.enabled)";
+    assert_eq!(database.number(wrong).await, 0, "rows with records that are missing or too many");
+    let strangers = "SELECT count(*) FROM relay.webhook_calls c
+                     WHERE NOT EXISTS (SELECT FROM relay.outbox o WHERE o.id = c.outbox_id)";
+    assert_eq!(database.number(strangers).await, 0);
+    let unexpected = "SELECT count(*) FROM relay.webhook_calls c JOIN relay.outbox o ON o.id = c.outbox_id
+                      WHERE c.succeeded <> (o.prompt_id % 10 <> 0)";
+    assert_eq!(database.number(unexpected).await, 0, "calls with another outcome than the receiver gave");
+
+    // What was posted was committed, and what was posted twice was in the hands of somebody who was harmed in between.
+    let sql = "SELECT o.prompt_id, c.repeated, c.url FROM relay.webhook_calls c JOIN relay.outbox o ON o.id = c.outbox_id";
+    let mut records: HashMap<(i64, String), bool> = HashMap::new();
+    for row in database.client.query(sql, &[]).await.unwrap() {
+        let url: String = row.get("url");
+        let path = url[url.rfind('/').unwrap()..].to_owned();
+        assert!(records.insert((row.get("prompt_id"), path), row.get("repeated")).is_none());
+    }
+    let posts = posts.lock().unwrap();
+    let mut repeats: HashMap<Harm, usize> = HashMap::new();
+    let (mut unmarked, mut longest) = (0, Duration::ZERO);
+    for (key, posts) in &*posts {
+        let repeated = *records.get(key).unwrap_or_else(|| panic!("{key:?} was posted and is not on record"));
+        for pair in posts.windows(2) {
+            let harms = harmed.get(&pair[0].relay);
+            let cause = harms.and_then(|harms| {
+                // A frozen process may have been cut off at any time until it was thawed.
+                harms.iter().filter(|(_, at)| *at < pair[1].at).max_by_key(|(_, at)| *at)
+            });
+            let Some((harm, at)) = cause else {
+                panic!(
+                    "{key:?} was posted twice although nothing happened to the first one's process: {posts:?}"
+                )
+            };
+            *repeats.entry(*harm).or_default() += 1;
+            longest = longest.max(at.saturating_duration_since(pair[0].at));
+            // Claims are not flushed: after a crash of the server a dead instance's last ones may be forgotten.
+            let forgotten = crashes
+                .iter()
+                .any(|crash| pair[0].at < *crash + Duration::from_secs(5) && *crash < pair[1].at);
+            assert!(repeated || forgotten, "{key:?} was posted twice and is not marked: {posts:?}");
+            unmarked += usize::from(!repeated);
+        }
+    }
+    assert_eq!(records.len(), posts.len(), "calls on record that nobody received");
+    assert!(records.keys().all(|(prompt_id, _)| *prompt_id < ROLLED_BACK));
+    let fenced: usize = slots.iter().map(Slot::fenced).sum();
+    println!(
+        "{rows} rows, {} calls, {done:?}; repeated after {repeats:?}, at most {longest:?} after the POST; {unmarked} of \
+         them unmarked after a crash of the server; fenced {fenced}",
+        records.len()
+    );
+}
+
+/// Ends the sessions of a process.
+async fn cut_off(url: &str, pid: i32) {
+    let sql = "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN relay.instances i ON i.epoch = l.objid::bigint
+               WHERE l.locktype = 'advisory' AND l.classid = 1886415986 AND i.pid = $1 AND i.dead_at IS NULL";
+    connect(url).await.execute(sql, &[&pid]).await.unwrap();
+}
