@@ -147,9 +147,10 @@ async fn what_is_rolled_back_is_never_sent() {
 async fn asleep(database: &Database) {
     database
         .eventually(
-            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 1886415987
-                 AND mode = 'ExclusiveLock' AND granted
-                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+            "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                 WHERE l.locktype = 'advisory' AND l.classid = 1886415987 AND l.mode = 'ExclusiveLock' AND l.granted
+                   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                   AND a.state_change < clock_timestamp() - interval '100 ms')",
         )
         .await;
 }
