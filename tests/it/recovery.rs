@@ -196,11 +196,7 @@ async fn a_frozen_relay_records_nothing_for_rows_that_a_peer_took() {
     receiver.wait_for(1);
     let (frozen, _peers) = busy(&database, relays).await;
     frozen.signal(Signal::SIGSTOP);
-    // Postgres does not notice by itself that it is frozen; somebody ends its sessions, found by the liveness lock.
-    let sql = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l JOIN relay.outbox o ON o.claimed_by = l.objid::bigint
-               WHERE l.locktype = 'advisory' AND l.classid = 1886415986
-                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    database.client.query_one(sql, &[]).await.unwrap();
+    cut_off(&database).await;
     receiver.wait_for(2);
     gate.open();
     database.all_done().await;
@@ -213,6 +209,41 @@ async fn a_frozen_relay_records_nothing_for_rows_that_a_peer_took() {
     database.eventually(&back).await;
     frozen.wait_for_log("nothing recorded");
     assert_eq!(outcomes(&database).await, [(true, true)]);
+}
+
+/// Ends the sessions of the relay that has rows in hand, found by the liveness lock: Postgres does not notice by itself
+/// that a relay is frozen.
+async fn cut_off(database: &Database) {
+    let sql = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l
+               WHERE l.locktype = 'advisory' AND l.classid = 1886415986
+                 AND l.objid::bigint IN (SELECT claimed_by FROM relay.outbox)
+                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    assert_eq!(database.number(sql).await, 3);
+}
+
+#[tokio::test]
+async fn a_thawed_relay_does_not_begin_calls_of_rows_that_a_peer_took() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let flags = ["--workers", "16", "--per-webhook", "2"];
+    let frozen = Relay::start(&database, &flags);
+    database.events(1, 8).await;
+    receiver.wait_for(2);
+    database.eventually("SELECT count(claimed_by) > 2 FROM relay.outbox").await;
+    frozen.signal(Signal::SIGSTOP);
+    cut_off(&database).await;
+    let _peer = Relay::start(&database, &flags);
+    receiver.wait_for(4);
+    gate.open();
+    database.all_done().await;
+    frozen.signal(Signal::SIGCONT);
+    frozen.wait_for_log("their calls are not begun");
+    // It works on.
+    database.events(1, 1).await;
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 2 + 8 + 1, "{}", frozen.log());
+    assert_eq!(outcomes(&database).await.len(), 9);
 }
 
 #[tokio::test]
