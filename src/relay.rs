@@ -35,16 +35,17 @@ const FINISH_MAX: usize = 1000;
 const RESCAN_SHARE: u32 = 10;
 /// Nor before this, while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);
-/// How often the other instances are looked at while something is going on and there are any: with [`SURE`], the time
+/// How often the other instances are looked at while we have rows in hand, or there are others and something is going
+/// on: with [`SURE`], the time
 /// to a takeover.
 const WATCH: Duration = Duration::from_millis(75);
-/// The same when all is quiet, or we are alone.
+/// The same when all is quiet.
 const WATCH_QUIET: Duration = Duration::from_secs(1);
 /// All is quiet when nobody has notified us and we have found nothing for this time.
 const QUIET: Duration = Duration::from_secs(30);
 /// How long after the next look at the liveness locks is due calls may still start: one that was frozen longer looks
 /// first whether its rows are still its own.
-const LATE: Duration = Duration::from_millis(500);
+const LATE: Duration = Duration::from_millis(250);
 /// How often we wake the other instances while there is more than we can do.
 const CALL_PEERS: Duration = Duration::from_secs(1);
 /// How often we wake them while we have anything in hand, so that none takes the quiet of its own for ours.
@@ -110,7 +111,7 @@ struct Relay<'a> {
     failures: RefCell<Failures>,
     // When we were notified or found something. Written by the claiming loop, read by the watching loop.
     active: Cell<Instant>,
-    // Rung when the quiet is over, for the watching loop.
+    // Rung when the quiet is over, or there are rows in hand again, for the watching loop.
     stirred: Notify,
     // Of the link that serves or served last. Written when one is made.
     epoch: Cell<i64>,
@@ -268,6 +269,9 @@ impl Relay<'_> {
     /// Hands claimed rows to the threads. With `--after-crash record` rows that a dead instance had in hand are
     /// recorded as interrupted instead.
     fn hand_out(&self, rows: Vec<Claimed>, epoch: i64) {
+        if self.in_hand.borrow().is_empty() {
+            self.stirred.notify_one();
+        }
         self.in_hand.borrow_mut().extend(rows.iter().map(|row| (row.id, epoch)));
         let record = self.config.after_crash == AfterCrash::Record;
         let (interrupted, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| record && row.repeated);
@@ -387,6 +391,7 @@ impl Relay<'_> {
         match (peers.any_suspect(), peers.any_alive()) {
             (true, _) => SURE,
             (false, true) if self.active.get().elapsed() < QUIET => WATCH,
+            _ if !self.in_hand.borrow().is_empty() => WATCH,
             _ => WATCH_QUIET,
         }
     }

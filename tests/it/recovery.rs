@@ -237,6 +237,12 @@ async fn a_thawed_relay_does_not_begin_calls_of_rows_that_a_peer_took() {
     receiver.wait_for(4);
     gate.open();
     database.all_done().await;
+    // Longer than a relay goes on without having looked at the locks.
+    database
+        .eventually(
+            "SELECT dead_at < clock_timestamp() - interval '500 ms' FROM relay.instances WHERE epoch = 1",
+        )
+        .await;
     frozen.signal(Signal::SIGCONT);
     frozen.wait_for_log("their calls are not begun");
     // It works on.
