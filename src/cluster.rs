@@ -64,6 +64,37 @@ impl Cluster {
     ///
     /// Without server binaries: says which package to install.
     pub fn start(settings: &[&str]) -> Result<Cluster> {
+        let mut cluster = Cluster::prepare(settings)?;
+        cluster.initdb()?;
+        cluster.boot()?;
+        Ok(cluster)
+    }
+
+    /// A server that follows this one, made from a copy of its data; this one is restarted for that. For tests of a
+    /// failover: `SELECT pg_promote()` makes it a primary.
+    ///
+    /// # Errors
+    ///
+    /// When the copy cannot be made, or a server does not start.
+    pub fn standby(&mut self) -> Result<Cluster> {
+        self.halt(Stop::Fast);
+        let primary = format!("host={} port={} user=postgres", self.dir.path().display(), self.port);
+        let mut standby = Cluster::prepare(&[&format!("primary_conninfo={primary}")])?;
+        let mut copy = standby.as_owner("cp".into());
+        copy.arg("-a").arg(self.data()).arg(standby.data());
+        let output = copy.output().map_err(Error::io("copying a server's data"))?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr).replace('\n', " ");
+            return Err(Error::Failed(format!("copying a server's data failed: {text}")));
+        }
+        fs::write(standby.data().join("standby.signal"), "").map_err(Error::io("making a standby"))?;
+        self.boot()?;
+        standby.boot()?;
+        Ok(standby)
+    }
+
+    /// An empty folder for a server.
+    fn prepare(settings: &[&str]) -> Result<Cluster> {
         let bin = find_binaries()?;
         let owner = ordinary_user()?;
         let dir = tempfile::Builder::new()
@@ -73,17 +104,14 @@ impl Cluster {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))
             .and_then(|()| owner.as_ref().map_or(Ok(()), |user| give(dir.path(), user)))
             .map_err(Error::io(format!("preparing {}", dir.path().display())))?;
-        let mut cluster = Cluster {
+        Ok(Cluster {
             bin,
             dir,
             owner,
             settings: settings.iter().map(|setting| (*setting).to_owned()).collect(),
             port: 0,
             server: None,
-        };
-        cluster.initdb()?;
-        cluster.boot()?;
-        Ok(cluster)
+        })
     }
 
     /// A URL for a database, over the Unix socket.
@@ -213,7 +241,11 @@ impl Cluster {
 
     /// A program of the server's, as the ordinary user, free of what the environment says about other servers.
     fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(self.bin.join(name));
+        self.as_owner(self.bin.join(name))
+    }
+
+    fn as_owner(&self, program: PathBuf) -> Command {
+        let mut command = Command::new(program);
         command.stdin(Stdio::null()).stdout(Stdio::null()).current_dir(self.dir.path());
         for (variable, _) in env::vars_os() {
             if variable.to_string_lossy().starts_with("PG") {

@@ -77,7 +77,7 @@ impl Instance {
 
     /// The end of this instance: it has nothing in hand any more.
     pub async fn retire(self) -> Result<()> {
-        self.store.retire(self.epoch(), true).await
+        self.store.retire(&[self.epoch()], true).await
     }
 }
 

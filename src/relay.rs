@@ -46,6 +46,11 @@ const QUIET: Duration = Duration::from_secs(30);
 /// How long after the next look at the liveness locks is due calls may still start: one that was frozen longer looks
 /// first whether its rows are still its own.
 const LATE: Duration = Duration::from_millis(250);
+/// How long Postgres may take for an answer to a look, which it gives in a millisecond. Later we take the connection
+/// for dead: packets may vanish without anybody saying so.
+const SILENCE: Duration = Duration::from_secs(5);
+/// How long all that a reconnection does may take before it begins anew.
+const CONNECT_MAX: Duration = Duration::from_secs(60);
 /// How often we wake the other instances while there is more than we can do.
 const CALL_PEERS: Duration = Duration::from_secs(1);
 /// How often we wake them while we have anything in hand, so that none takes the quiet of its own for ours.
@@ -113,8 +118,8 @@ struct Relay<'a> {
     active: Cell<Instant>,
     // Rung when the quiet is over, or there are rows in hand again, for the watching loop.
     stirred: Notify,
-    // Of the link that serves or served last. Written when one is made.
-    epoch: Cell<i64>,
+    // Ours that may have rows: of the link that serves, or served last, and of tries to make another one.
+    epochs: RefCell<Vec<i64>>,
 }
 
 /// Rows whose calls have ended. The finishing loop has it locked for as long as it runs.
@@ -150,10 +155,10 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         failures: RefCell::default(),
         active: Cell::new(Instant::now()),
         stirred: Notify::new(),
-        epoch: Cell::default(),
+        epochs: RefCell::default(),
     };
     let mut link = Link::connect(config, false, async |_| Ok(())).await?;
-    relay.epoch.set(link.instance.epoch());
+    relay.epochs.replace(vec![link.instance.epoch()]);
     systemd::ready();
     tracing::info!(epoch = link.instance.epoch(), database = %config.database.describe(), "relaying");
     while let Err(error) = relay.serve(&link).await {
@@ -377,7 +382,8 @@ impl Relay<'_> {
                     self.pool.nudge();
                     self.failures.borrow_mut().flush();
                     let start = Instant::now();
-                    if link.instance.look_around(&link.peers).await? {
+                    let look = tokio::time::timeout(SILENCE, link.instance.look_around(&link.peers)).await;
+                    if look.unwrap_or_else(|_| Err(silence(SILENCE)))? {
                         self.takeover.notify_one();
                     }
                     looked = start;
@@ -433,37 +439,38 @@ impl Relay<'_> {
     }
 
     async fn connect_and_adopt(&self) -> Result<Link> {
-        Link::connect(self.config, true, async |instance| self.adopt(instance).await).await
+        let connect = Link::connect(self.config, true, async |instance| self.adopt(instance).await);
+        tokio::time::timeout(CONNECT_MAX, connect).await.unwrap_or_else(|_| Err(silence(CONNECT_MAX)))
     }
 
-    /// Takes the rows that we have in hand over to a new epoch, and ends the old one.
+    /// Takes the rows that we have in hand over to a new epoch, and ends the older ones.
     async fn adopt(&self, instance: &Instance) -> Result<()> {
         let new = instance.epoch();
-        let mut by_epoch: HashMap<i64, Vec<i64>> = HashMap::new();
-        for (id, epoch) in &*self.in_hand.borrow() {
-            by_epoch.entry(*epoch).or_default().push(*id);
+        // A try whose answer was lost may have taken the rows over to its epoch.
+        let older = self.epochs.borrow().clone();
+        self.epochs.borrow_mut().push(new);
+        let ids: Vec<i64> = self.in_hand.borrow().keys().copied().collect();
+        let adopted = instance.session().adopt(&ids, &older, new).await?;
+        let mut lost: HashSet<i64> = ids.into_iter().collect();
+        adopted.iter().for_each(|id| _ = lost.remove(id));
+        let abandoned = self.pool.abandon(&lost);
+        if !abandoned.is_empty() {
+            tracing::warn!(rows = abandoned.len(), "rows were taken over: their calls are not begun");
         }
-        for (old, ids) in by_epoch {
-            let adopted = instance.session().adopt(&ids, old, new).await?;
-            let mut lost: HashSet<i64> = ids.into_iter().collect();
-            adopted.iter().for_each(|id| _ = lost.remove(id));
-            let abandoned = self.pool.abandon(&lost);
-            if !abandoned.is_empty() {
-                tracing::warn!(
-                    rows = abandoned.len(),
-                    epoch = old,
-                    "rows were taken over: their calls are not begun"
-                );
-            }
+        {
             let mut in_hand = self.in_hand.borrow_mut();
             in_hand.extend(adopted.into_iter().map(|id| (id, new)));
             in_hand.retain(|id, _| !abandoned.contains(id));
         }
-        // What it had claimed beyond that, in a claim whose answer was lost, is anybody's now.
-        instance.session().retire(self.epoch.get(), false).await?;
-        self.epoch.set(new);
+        // What they had claimed beyond that, in a claim whose answer was lost, is anybody's now.
+        instance.session().retire(&older, false).await?;
+        self.epochs.replace(vec![new]);
         Ok(())
     }
+}
+
+fn silence(limit: Duration) -> Error {
+    Error::Failed(format!("Postgres has not answered for {} s", limit.as_secs()))
 }
 
 /// Writes the records of some rows, and returns how many of the rows were ours. A record that Postgres refuses is

@@ -284,10 +284,10 @@ impl Store {
         Ok(())
     }
 
-    /// Takes rows that we had in hand under `old` over to `new`; returns the ids of those that are still ours.
-    pub async fn adopt(&self, ids: &[i64], old: i64, new: i64) -> Result<Vec<i64>> {
+    /// Takes rows that we had in hand under `older` epochs over to `new`; returns the ids of those that are still ours.
+    pub async fn adopt(&self, ids: &[i64], older: &[i64], new: i64) -> Result<Vec<i64>> {
         let sql = include_str!("../sql/queries/adopt.sql");
-        let rows = self.rows("taking over our own rows", sql, &[&ids, &old, &new]).await?;
+        let rows = self.rows("taking over our own rows", sql, &[&ids, &older, &new]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
@@ -299,8 +299,8 @@ impl Store {
     }
 
     /// Marks an instance dead; `cleared` when no row is claimed by it any more.
-    pub async fn retire(&self, epoch: i64, cleared: bool) -> Result<()> {
-        self.rows("retiring the instance", include_str!("../sql/queries/retire.sql"), &[&epoch, &cleared])
+    pub async fn retire(&self, epochs: &[i64], cleared: bool) -> Result<()> {
+        self.rows("retiring the instance", include_str!("../sql/queries/retire.sql"), &[&epochs, &cleared])
             .await?;
         Ok(())
     }

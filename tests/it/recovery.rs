@@ -1,9 +1,11 @@
 //! Nothing lost, nothing recorded twice: kill, takeover, reconnect, stop.
 
+use std::time::Instant;
+
 use nix::sys::signal::Signal;
 use promptpal_relay::cluster::{Cluster, Stop};
 
-use crate::support::{Database, Gate, Receiver, Relay, Reply, connect};
+use crate::support::{Database, Gate, Network, Receiver, Relay, Reply, connect};
 
 /// A receiver whose answers wait at a gate.
 fn gated() -> (Receiver, Gate) {
@@ -209,6 +211,89 @@ async fn a_frozen_relay_records_nothing_for_rows_that_a_peer_took() {
     database.eventually(&back).await;
     frozen.wait_for_log("nothing recorded");
     assert_eq!(outcomes(&database).await, [(true, true)]);
+}
+
+#[tokio::test]
+async fn a_failover_to_a_promoted_standby_repeats_no_call() {
+    let mut primary = Cluster::start(&[]).unwrap();
+    let standby = primary.standby().unwrap();
+    let database = Database::on(&primary.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let both = format!(
+        "host={},{} port={},{} user=postgres dbname=postgres",
+        standby.socket_dir().display(),
+        primary.socket_dir().display(),
+        standby.port(),
+        primary.port()
+    );
+    let relay = Relay::spawn(&both, &[]);
+    database.events(1, 5).await;
+    receiver.wait_for(2);
+    database.eventually("SELECT count(claimed_by) = 5 FROM relay.outbox").await;
+    let caught_up = "SELECT bool_and(replay_lsn >= pg_current_wal_insert_lsn()) FROM pg_stat_replication";
+    database.client.execute("SELECT pg_switch_wal()", &[]).await.unwrap();
+    database.eventually(caught_up).await;
+    primary.halt(Stop::Immediate);
+    relay.wait_for_log("waiting for Postgres");
+    let database = connect(&standby.url("postgres")).await;
+    database.execute("SELECT pg_promote()", &[]).await.unwrap();
+    let database = Database::at(&standby.url("postgres")).await;
+    relay.wait_for_log("found Postgres again");
+    gate.open();
+    database.events(1, 1).await;
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 6, "{}", relay.log());
+    assert_eq!(outcomes(&database).await, [(true, false); 6]);
+}
+
+#[tokio::test]
+async fn a_connection_that_has_gone_silent_is_noticed() {
+    let cluster = Cluster::start(&[]).unwrap();
+    let network = Network::to(cluster.port());
+    let database = Database::on(&cluster.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", network.port);
+    let relay = Relay::spawn(&url, &["--timeout", "1h"]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    network.go_silent();
+    let start = Instant::now();
+    relay.wait_for_log("found Postgres again");
+    println!("noticed after {:?}", start.elapsed());
+    gate.open();
+    database.events(1, 1).await;
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 2, "{}", relay.log());
+    assert_eq!(outcomes(&database).await, [(true, false); 2]);
+}
+
+#[tokio::test]
+async fn a_read_only_database_makes_it_wait_and_repeats_no_call() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let name =
+        database.number("SELECT oid::bigint FROM pg_database WHERE datname = current_database()").await;
+    let read_only = |on| {
+        format!(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = {on}',
+                 (SELECT datname FROM pg_database WHERE oid = {name})); END $$"
+        )
+    };
+    database.client.batch_execute(&read_only("on")).await.unwrap();
+    // What is set for a database holds for new sessions.
+    terminate(&database, "promptpal-relay %").await;
+    relay.wait_for_log("cannot be written to");
+    gate.open();
+    database.client.batch_execute(&read_only("off")).await.unwrap();
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 1);
+    assert_eq!(outcomes(&database).await, [(true, false)]);
 }
 
 /// Ends the sessions of the relay that has rows in hand, found by the liveness lock: Postgres does not notice by itself

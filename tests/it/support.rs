@@ -8,7 +8,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -76,15 +76,19 @@ impl Database {
 
     /// A database that exists, on a server of the test's own; gets the schema.
     pub async fn on(url: &str) -> Database {
-        let database = Database { url: url.to_owned(), name: None, client: connect(url).await };
+        let database = Database::at(url).await;
         database.migrate();
         database
     }
 
+    /// A database with the schema, on a server of the test's own.
+    pub async fn at(url: &str) -> Database {
+        Database { url: url.to_owned(), name: None, client: connect(url).await }
+    }
+
     /// The same database after its server was restarted.
     pub async fn reconnect(self) -> Database {
-        let client = connect(&self.url).await;
-        Database { url: self.url.clone(), name: None, client }
+        Database::at(&self.url).await
     }
 
     /// One with the schema.
@@ -311,6 +315,55 @@ impl Drop for Relay {
         if thread::panicking() {
             eprintln!("---- log of the relay\n{}----", self.log());
         }
+    }
+}
+
+// ---- a network ----------------------------------------------------------------------------------------------------
+
+/// A way to a server over TCP that can be made silent: from then on what is sent over connections that are open goes
+/// nowhere, and nobody is told. New ones work.
+pub struct Network {
+    pub port: u16,
+    silent: Arc<Mutex<Vec<Arc<AtomicBool>>>>,
+}
+
+impl Network {
+    /// A way to this port of loopback.
+    pub fn to(server: u16) -> Network {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let silent: Arc<Mutex<Vec<Arc<AtomicBool>>>> = Arc::default();
+        let connections = silent.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else { continue };
+                let silent = Arc::new(AtomicBool::new(false));
+                connections.lock().unwrap().push(silent.clone());
+                let back = (server.try_clone().unwrap(), client.try_clone().unwrap(), silent.clone());
+                thread::spawn(move || carry(&client, &server, &silent));
+                thread::spawn(move || carry(&back.0, &back.1, &back.2));
+            }
+        });
+        Network { port, silent }
+    }
+
+    /// Makes the connections silent that are open now.
+    pub fn go_silent(&self) {
+        self.silent.lock().unwrap().drain(..).for_each(|silent| silent.store(true, Ordering::Relaxed));
+    }
+}
+
+fn carry(mut from: &TcpStream, mut to: &TcpStream, silent: &AtomicBool) {
+    let mut buffer = [0; 16 * 1024];
+    // Both ends stay open until the program ends, as in a network that loses packets.
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if !silent.load(Ordering::Relaxed) && to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    if !silent.load(Ordering::Relaxed) {
+        // The other end may be gone, too.
+        to.shutdown(Shutdown::Both).ok();
     }
 }
 
