@@ -35,14 +35,13 @@ const FINISH_MAX: usize = 1000;
 const RESCAN_SHARE: u32 = 10;
 /// Nor before this, while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);
-/// How often the other instances are looked at while we have rows in hand, or there are others and something is going
-/// on: with [`SURE`], the time
+/// How often the other instances are looked at while we have rows in hand, or something is going on: with [`SURE`], the time
 /// to a takeover.
-const WATCH: Duration = Duration::from_millis(75);
+const WATCH: Duration = Duration::from_millis(50);
 /// The same when all is quiet.
 const WATCH_QUIET: Duration = Duration::from_secs(1);
 /// All is quiet when nobody has notified us and we have found nothing for this time.
-const QUIET: Duration = Duration::from_secs(30);
+const QUIET: Duration = Duration::from_secs(10);
 /// How long after the next look at the liveness locks is due calls may still start: one that was frozen longer looks
 /// first whether its rows are still its own.
 const LATE: Duration = Duration::from_millis(250);
@@ -54,7 +53,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(60);
 /// How often we wake the other instances while there is more than we can do.
 const CALL_PEERS: Duration = Duration::from_secs(1);
 /// How often we wake them while we have anything in hand, so that none takes the quiet of its own for ours.
-const STIR_PEERS: Duration = Duration::from_secs(10);
+const STIR_PEERS: Duration = Duration::from_secs(5);
 /// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(3);
@@ -394,11 +393,12 @@ impl Relay<'_> {
 
     /// How long until the next look at the other instances.
     fn watch_pause(&self, peers: &Peers) -> Duration {
-        match (peers.any_suspect(), peers.any_alive()) {
-            (true, _) => SURE,
-            (false, true) if self.active.get().elapsed() < QUIET => WATCH,
-            _ if !self.in_hand.borrow().is_empty() => WATCH,
-            _ => WATCH_QUIET,
+        if peers.any_suspect() {
+            SURE
+        } else if self.active.get().elapsed() < QUIET || !self.in_hand.borrow().is_empty() {
+            WATCH
+        } else {
+            WATCH_QUIET
         }
     }
 
