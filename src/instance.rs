@@ -67,12 +67,12 @@ impl Instance {
         &self.store
     }
 
-    /// Looks at the liveness locks, and marks the dead of whom `peers` is sure. One round trip. True when that
+    /// Looks at the liveness locks, and marks the dead of whom `peers` is sure `now`. One round trip. True when that
     /// changed what may be claimed.
-    pub async fn look_around(&self, peers: &RefCell<Peers>) -> Result<bool> {
-        let sure = peers.borrow_mut().sure_of(Instant::now());
+    pub async fn look_around(&self, peers: &RefCell<Peers>, now: Instant) -> Result<bool> {
+        let sure = peers.borrow_mut().sure_of(now);
         let found = self.store.bury(self.epoch, &sure).await?;
-        Ok(peers.borrow_mut().learn(&found, Instant::now()))
+        Ok(peers.borrow_mut().learn(&found, now))
     }
 
     /// The end of this instance: it has nothing in hand any more.

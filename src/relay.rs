@@ -85,7 +85,7 @@ impl Link {
         let finish = Store::connect(&config.database, Role::Finish).await?;
         instance.share(&finish).await?;
         let peers = RefCell::new(Peers::new(after_loss));
-        instance.look_around(&peers).await?;
+        instance.look_around(&peers, Instant::now()).await?;
         Ok(Link { instance, claim, finish, peers })
     }
 
@@ -381,7 +381,7 @@ impl Relay<'_> {
                     self.pool.nudge();
                     self.failures.borrow_mut().flush();
                     let start = Instant::now();
-                    let look = tokio::time::timeout(SILENCE, link.instance.look_around(&link.peers)).await;
+                    let look = tokio::time::timeout(SILENCE, link.instance.look_around(&link.peers, start)).await;
                     if look.unwrap_or_else(|_| Err(silence(SILENCE)))? {
                         self.takeover.notify_one();
                     }
