@@ -420,7 +420,7 @@ impl Relay<'_> {
                 if asked.get_or_insert_with(Instant::now).elapsed() > patience {
                     let left = self.in_hand.borrow().len();
                     return Err(Error::Failed(format!(
-                        "told to stop while Postgres is away: {left} rows are not recorded and will be posted again"
+                        "told to stop while Postgres is away; rows that are not recorded and will be posted again: {left}"
                     )));
                 }
             }

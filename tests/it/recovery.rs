@@ -358,6 +358,54 @@ async fn what_a_stopping_relay_gives_back_a_peer_posts_at_once() {
 }
 
 #[tokio::test]
+async fn a_drain_takes_no_longer_than_the_timeout_of_the_last_call() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|_| Reply::Never);
+    database.webhook(1, &receiver.url("/")).await;
+    let mut relay = Relay::start(&database, &["--timeout", "1s"]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(0), "{}", relay.log());
+    let calls = database.calls().await;
+    assert_eq!(calls.len(), 1);
+    assert!(calls[0].get::<_, bool>("is_timeout"));
+}
+
+#[tokio::test]
+async fn told_to_stop_while_postgres_is_away_it_does_not_wait_for_ever() {
+    let mut cluster = Cluster::start(&[]).unwrap();
+    let database = Database::on(&cluster.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let flags = ["--timeout", "1s"];
+    let (mut idle, mut busy) = (Relay::start(&database, &flags), Relay::start(&database, &flags));
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let pid = database
+        .number("SELECT i.pid::bigint FROM relay.instances i JOIN relay.outbox o ON o.claimed_by = i.epoch")
+        .await;
+    if i64::from(idle.pid().as_raw()) == pid {
+        std::mem::swap(&mut idle, &mut busy);
+    }
+    cluster.halt(Stop::Fast);
+    for relay in [&mut idle, &mut busy] {
+        relay.wait_for_log("waiting for Postgres");
+        relay.signal(Signal::SIGTERM);
+    }
+    assert_eq!(idle.wait().code(), Some(0), "it has nothing to lose: {}", idle.log());
+    assert_eq!(busy.wait().code(), Some(1), "{}", busy.log());
+    assert!(busy.log().contains("will be posted again: 1"), "{}", busy.log());
+    // And so it is.
+    cluster.boot().unwrap();
+    gate.open();
+    let database = database.reconnect().await;
+    let _next = Relay::start(&database, &[]);
+    database.all_done().await;
+    assert_eq!(outcomes(&database).await, [(true, true)]);
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let database = Database::new().await;
     let (receiver, _gate) = gated();
