@@ -135,6 +135,11 @@ impl Cluster {
         self.port
     }
 
+    /// Process id of the server; 0 while it is halted.
+    pub fn pid(&self) -> u32 {
+        self.server.as_ref().map_or(0, Child::id)
+    }
+
     /// Folder of the server's binaries.
     pub fn bin(&self) -> &Path {
         &self.bin

@@ -1,6 +1,7 @@
 //! What the tests stand on: a cluster for the run, a database for each test, a scripted receiver, and the relay as a
 //! child process. Conditions are waited for with a deadline, never for a time.
 
+use std::collections::HashMap;
 use std::env;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -450,7 +451,8 @@ struct Shared {
     arrived: Condvar,
     remember: bool,
     script: Box<Script>,
-    connections: Mutex<Vec<TcpStream>>,
+    // Open ones, by number.
+    connections: Mutex<HashMap<usize, TcpStream>>,
 }
 
 impl Receiver {
@@ -476,10 +478,13 @@ impl Receiver {
         });
         let accepting = shared.clone();
         thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            for (number, stream) in listener.incoming().flatten().enumerate() {
                 let shared = accepting.clone();
-                shared.connections.lock().unwrap().push(stream.try_clone().unwrap());
-                thread::spawn(move || serve(&stream, &shared));
+                shared.connections.lock().unwrap().insert(number, stream.try_clone().unwrap());
+                thread::spawn(move || {
+                    serve(&stream, &shared);
+                    shared.connections.lock().unwrap().remove(&number);
+                });
             }
         });
         Receiver { address, shared }
@@ -514,7 +519,7 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        for connection in self.shared.connections.lock().unwrap().iter() {
+        for connection in self.shared.connections.lock().unwrap().values() {
             // Most are closed already.
             connection.shutdown(Shutdown::Both).ok();
         }

@@ -1,0 +1,519 @@
+//! What is measured: one function for each row, or group of rows, of the table.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::measure::{Table, Target, percentile};
+use crate::receiver::Receiver;
+use crate::world::{Database, INSERT, Relay, Server, connect, server_program};
+
+/// Rows of a backlog that is drained.
+const BACKLOG: u64 = 100_000;
+/// Nothing is left to do.
+const DRAINED: &str = "SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL)";
+
+struct Bench<'a> {
+    server: Server,
+    receiver: Receiver,
+    full: bool,
+    table: &'a mut Table,
+}
+
+pub async fn all(full: bool, words: &[&str], table: &mut Table) {
+    let mut bench = Bench { server: Server::start(), receiver: Receiver::start(), full, table };
+    let wants = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word));
+    if wants("drain") {
+        bench.drain().await;
+    }
+    if wants("latency") {
+        bench.latency().await;
+    }
+    if wants("insert") {
+        bench.insert().await;
+    }
+    if wants("fairness") {
+        bench.fairness().await;
+    }
+    if wants("takeover") {
+        bench.takeover().await;
+    }
+    if wants("memory") {
+        bench.memory().await;
+    }
+    if wants("idle") {
+        bench.idle().await;
+    }
+}
+
+/// What a drain cost.
+struct Drain {
+    per_second: f64,
+    relay_cpu: f64,
+    postgres_cpu: f64,
+    wal: f64,
+    statements: f64,
+    hot: f64,
+    dead: f64,
+}
+
+impl Bench<'_> {
+    // ---- drain ------------------------------------------------------------------------------------------------
+
+    async fn drain(&mut self) {
+        let runs = 3;
+        let mut plain = Vec::new();
+        let mut backlog = Vec::new();
+        let mut horizon = Vec::new();
+        let mut many = Vec::new();
+        let waiting = if self.full { 10_000_000 } else { 300_000 };
+        let delivered = if self.full { 600_000 } else { 100_000 };
+        for run in 0..runs {
+            eprintln!("drain, run {} of {runs}", run + 1);
+            let reference = self.drain_plain(1).await;
+            if run == 0 || !self.full {
+                backlog.push(self.drain_with_backlog(waiting).await / reference.per_second);
+                horizon.push(self.drain_with_held_horizon(delivered).await / reference.per_second);
+            }
+            if self.full {
+                many.push(self.drain_plain(1000).await.per_second / reference.per_second);
+            }
+            plain.push(reference);
+        }
+        let of = |pick: fn(&Drain) -> f64| plain.iter().map(pick).collect::<Vec<_>>();
+        let table = &mut self.table;
+        table.add(
+            "drain of 100,000 rows, one webhook",
+            "calls/s",
+            Target::AtLeast(25_000.0),
+            of(|d| d.per_second),
+        );
+        table.add("  CPU of the relay", "µs/call", Target::None, of(|d| d.relay_cpu));
+        table.add("  CPU of Postgres", "µs/call", Target::None, of(|d| d.postgres_cpu));
+        table.add("  WAL", "bytes/call", Target::None, of(|d| d.wal));
+        table.add("  transactions", "1/1000 calls", Target::None, of(|d| d.statements));
+        table.add("  heap-only updates of the outbox", "%", Target::None, of(|d| d.hot));
+        table.add("  dead rows left in the outbox", "1/call", Target::None, of(|d| d.dead));
+        table.add(
+            format!("drain with {waiting} rows waiting, against it"),
+            "",
+            Target::AtLeast(0.9),
+            backlog,
+        );
+        table.add(
+            format!("drain after {delivered} under a held horizon, against it"),
+            "",
+            Target::AtLeast(0.9),
+            horizon,
+        );
+        if self.full {
+            table.add("drain to 1,000 endpoints, against it", "", Target::AtLeast(0.6), many);
+        }
+    }
+
+    /// Drains a backlog, spread over so many endpoints.
+    async fn drain_plain(&mut self, endpoints: u16) -> Drain {
+        let database = self.server.database().await;
+        for n in 0..endpoints {
+            database.webhook(i64::from(n), &self.receiver.url(n, "/")).await;
+        }
+        let sql = format!(
+            "{INSERT} SELECT n % {endpoints}, 0, 'user-123', 0, 1250, 150, 300 FROM generate_series(1, {BACKLOG}) n"
+        );
+        database.run(&sql).await;
+        database.run("CHECKPOINT").await;
+        let before = Instant::now();
+        let (requests, cpu) = (self.receiver.requests(), self.server.cpu());
+        let wal = database.number("SELECT (pg_current_wal_insert_lsn() - '0/0')::float8").await;
+        let transactions = transactions(&database).await;
+        let relay = Relay::start(&database, &[]);
+        let took = self.until(requests + BACKLOG, before).await;
+        database.wait_until(DRAINED).await;
+        let took = took.max(before.elapsed());
+        let calls = BACKLOG as f64;
+        let drain = Drain {
+            per_second: calls / took.as_secs_f64(),
+            relay_cpu: relay.cpu() / calls * 1e6,
+            postgres_cpu: (self.server.cpu() - cpu) / calls * 1e6,
+            wal: (database.number("SELECT (pg_current_wal_insert_lsn() - '0/0')::float8").await - wal) / calls,
+            statements: {
+                relay.stop();
+                (self::transactions(&database).await - transactions) / calls * 1e3
+            },
+            hot: database
+                .number("SELECT 100.0::float8 * n_tup_hot_upd / n_tup_upd FROM pg_stat_user_tables WHERE relname = 'outbox'")
+                .await,
+            dead: database
+                .number("SELECT n_dead_tup::float8 FROM pg_stat_user_tables WHERE relname = 'outbox'")
+                .await
+                / calls,
+        };
+        assert_eq!(
+            database.number("SELECT count(*)::float8 FROM relay.webhook_calls WHERE succeeded").await,
+            calls
+        );
+        database.drop().await;
+        drain
+    }
+
+    /// Waits until so many requests have come; returns the time since `start`.
+    async fn until(&self, requests: u64, start: Instant) -> Duration {
+        while self.receiver.requests() < requests {
+            assert!(start.elapsed() < Duration::from_secs(600), "it does not drain");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        start.elapsed()
+    }
+
+    /// Calls per second over the first rows of a long backlog.
+    async fn drain_with_backlog(&mut self, waiting: u64) -> f64 {
+        let database = self.server.database().await;
+        database.webhook(1, &self.receiver.url(0, "/")).await;
+        database.events(1, waiting).await;
+        database.run("CHECKPOINT").await;
+        let (start, requests) = (Instant::now(), self.receiver.requests());
+        let relay = Relay::start(&database, &[]);
+        let took = self.until(requests + BACKLOG, start).await;
+        drop(relay);
+        database.drop().await;
+        BACKLOG as f64 / took.as_secs_f64()
+    }
+
+    /// The same after deliveries whose dead rows cannot be cleaned away: somebody's report is running.
+    async fn drain_with_held_horizon(&mut self, delivered: u64) -> f64 {
+        let database = self.server.database().await;
+        database.webhook(1, &self.receiver.url(0, "/")).await;
+        let report = connect(&database.url).await;
+        report
+            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM relay.outbox")
+            .await
+            .unwrap();
+        database.events(1, delivered).await;
+        let relay = Relay::start(&database, &[]);
+        database.wait_until(DRAINED).await;
+        relay.stop();
+        database.run("VACUUM relay.outbox").await;
+        database.events(1, BACKLOG).await;
+        database.run("CHECKPOINT").await;
+        let start = Instant::now();
+        let relay = Relay::start(&database, &[]);
+        database.wait_until(DRAINED).await;
+        let took = start.elapsed();
+        relay.stop();
+        drop(report);
+        database.drop().await;
+        BACKLOG as f64 / took.as_secs_f64()
+    }
+
+    // ---- latency ----------------------------------------------------------------------------------------------
+
+    async fn latency(&mut self) {
+        eprintln!("latency");
+        let database = self.server.database().await;
+        database.webhook(1, &self.receiver.url(0, "/")).await;
+        let relay = Relay::start(&database, &[]);
+        let samples = self.steady(&database, 1, 20.0, if self.full { 1000 } else { 200 }).await;
+        self.table.add(
+            "commit to arrival, 20 rows a second, p50",
+            "ms",
+            Target::AtMost(2.0),
+            vec![percentile(&samples, 0.5)],
+        );
+        self.table.add(
+            "commit to arrival, 20 rows a second, p99",
+            "ms",
+            Target::AtMost(6.0),
+            vec![percentile(&samples, 0.99)],
+        );
+        relay.stop();
+        database.drop().await;
+    }
+
+    /// Inserts numbered rows at random times; returns the milliseconds from each commit to the arrival.
+    async fn steady(&self, database: &Database, project_id: i64, per_second: f64, count: u64) -> Vec<f64> {
+        self.receiver.arrivals();
+        let mut rng = fastrand::Rng::with_seed(count);
+        let mut committed = Vec::new();
+        let (mut at, start) = (0.0, Instant::now());
+        // The first ones warm the path up.
+        for number in 1..=count + 10 {
+            at += rng.f64() * 2.0 / per_second;
+            tokio::time::sleep_until((start + Duration::from_secs_f64(at)).into()).await;
+            database.numbered_event(project_id, number).await;
+            committed.push(Instant::now());
+        }
+        let mut arrivals = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while arrivals.len() < committed.len() {
+            assert!(Instant::now() < deadline, "{} of {} arrived", arrivals.len(), committed.len());
+            arrivals.extend(self.receiver.arrivals());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        arrivals
+            .into_iter()
+            .filter(|(number, _)| *number > 10)
+            .map(|(number, at)| {
+                at.saturating_duration_since(committed[number as usize - 1]).as_secs_f64() * 1e3
+            })
+            .collect()
+    }
+
+    // ---- the application's price ------------------------------------------------------------------------------
+
+    async fn insert(&mut self) {
+        let Some(pgbench) = server_program(&self.server, "pgbench") else {
+            eprintln!("insert: skipped, there is no pgbench beside the server's binaries");
+            return;
+        };
+        eprintln!("insert");
+        let database = self.server.database().await;
+        database.run("CREATE TABLE plain (LIKE relay.outbox INCLUDING ALL)").await;
+        database.webhook(1, &self.receiver.url(0, "/hang")).await;
+        let folder = tempfile::tempdir().unwrap();
+        let values = "VALUES (1, 1, 'user-123', 0, 1250, 150, 300)";
+        let many = format!("{values}{}", ", (1, 1, 'user-123', 0, 1250, 150, 300)".repeat(19));
+        let script = |name: &str, sql: String| {
+            let path = folder.path().join(name);
+            fs::write(&path, sql + ";\n").unwrap();
+            path.display().to_string()
+        };
+        let plain = INSERT.replace("relay.outbox", "plain");
+        let one =
+            (script("plain", format!("{plain} {values}")), script("outbox", format!("{INSERT} {values}")));
+        let many =
+            (script("plain20", format!("{plain} {many}")), script("outbox20", format!("{INSERT} {many}")));
+        let seconds = if self.full { 5 } else { 2 };
+        let rate = |file: &str, writers: u32| {
+            let mut command = Command::new(&pgbench);
+            command.args([
+                "-n",
+                "-j",
+                "2",
+                "-T",
+                &seconds.to_string(),
+                "-c",
+                &writers.to_string(),
+                "-f",
+                file,
+            ]);
+            command.args(["-h", &self.server.cluster.socket_dir().display().to_string()]);
+            command.args(["-p", &self.server.cluster.port().to_string(), "-U", "postgres"]);
+            let name = database.url.rsplit_once('/').unwrap().1;
+            let output = command.arg(name).stderr(Stdio::inherit()).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let line =
+                text.lines().find(|line| line.starts_with("tps = ")).unwrap_or_else(|| panic!("{text}"));
+            line.split_whitespace().nth(2).unwrap().parse::<f64>().unwrap()
+        };
+        // A relay whose only thread is busy is awake and does nothing that would cost the writers CPU.
+        let busy = ["--workers", "1", "--timeout", "1h"];
+        let full: &[(&str, u32, bool)] = &[
+            ("awake", 1, false),
+            ("awake", 8, false),
+            ("awake", 32, false),
+            ("awake", 64, false),
+            ("awake", 32, true),
+            ("asleep", 1, false),
+            ("asleep", 8, false),
+            ("asleep", 32, false),
+            ("asleep", 64, false),
+            ("stopped", 32, false),
+            ("absent", 1, false),
+            ("absent", 32, false),
+            ("absent", 32, true),
+        ];
+        let short: &[(&str, u32, bool)] =
+            &[("awake", 32, false), ("awake", 32, true), ("stopped", 32, false), ("absent", 32, false)];
+        for (state, writers, in_bulk) in if self.full { full } else { short } {
+            database.run("TRUNCATE relay.outbox, plain").await;
+            let relay = match *state {
+                "absent" => None,
+                "asleep" => Some(Relay::start(&database, &["--poll-interval", "1h"])),
+                _ => Some(Relay::start(&database, &busy)),
+            };
+            if matches!(*state, "awake" | "stopped") {
+                database.events(1, 1).await;
+                database.wait_until("SELECT count(claimed_by) > 0 FROM relay.outbox").await;
+                database.wait_until("SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 1886415987 AND mode = 'ExclusiveLock')").await;
+            }
+            if *state == "stopped" {
+                relay.as_ref().unwrap().signal(Signal::SIGSTOP);
+            }
+            let (plain, outbox) = if *in_bulk { &many } else { &one };
+            let mut ratios = Vec::new();
+            for round in 0..5 {
+                // In turns, and who is first changes.
+                let (p, o) = if round % 2 == 0 {
+                    let p = rate(plain, *writers);
+                    (p, rate(outbox, *writers))
+                } else {
+                    let o = rate(outbox, *writers);
+                    (rate(plain, *writers), o)
+                };
+                ratios.push(o / p);
+            }
+            drop(relay);
+            let rows = if *in_bulk { "20 rows" } else { "1 row" };
+            let target =
+                if *state == "awake" && *writers == 32 { Target::AtLeast(0.95) } else { Target::None };
+            self.table.add(
+                format!("inserts of {rows} against a plain table, {writers} writers, relay {state}"),
+                "",
+                target,
+                ratios,
+            );
+        }
+        database.drop().await;
+    }
+
+    // ---- fairness ---------------------------------------------------------------------------------------------
+
+    async fn fairness(&mut self) {
+        eprintln!("fairness");
+        let database = self.server.database().await;
+        let healthy = 5000;
+        database.webhook(healthy, &self.receiver.url(0, "/")).await;
+        let count = if self.full { 1000 } else { 300 };
+        let relay = Relay::start(&database, &[]);
+        let undisturbed = percentile(&self.steady(&database, healthy, 50.0, count).await, 0.99);
+        relay.stop();
+        // Three hanging webhooks of one project, and its rows at the head of the queue.
+        for n in 1..=3 {
+            database.webhook(1, &self.receiver.url(n, "/hang")).await;
+        }
+        let waiting = if self.full { 1_000_000 } else { 100_000 };
+        database.events(1, waiting).await;
+        let relay = Relay::start(&database, &[]);
+        database.wait_until("SELECT EXISTS (SELECT FROM relay.outbox WHERE claimed_by IS NOT NULL)").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let disturbed = percentile(&self.steady(&database, healthy, 50.0, count).await, 0.99);
+        relay.stop();
+        // A hundred projects with a dead endpoint each.
+        for n in 100..200 {
+            database.webhook(n, &self.receiver.url(u16::try_from(n).unwrap(), "/hang")).await;
+        }
+        database.run(&format!("{INSERT} SELECT 100 + n % 100, 0, 'user-123', 0, 1250, 150, 300 FROM generate_series(1, 5000) n")).await;
+        let relay = Relay::start(&database, &[]);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let crowded = percentile(&self.steady(&database, healthy, 50.0, count).await, 0.99);
+        drop(relay);
+        self.table.add("p99 of a healthy webhook, undisturbed", "ms", Target::None, vec![undisturbed]);
+        self.table.add(
+            format!("  with {waiting} rows of three hanging ones, against it"),
+            "",
+            Target::AtMost(2.0),
+            vec![disturbed / undisturbed],
+        );
+        self.table.add(
+            "  with 100 dead endpoints besides, against it",
+            "",
+            Target::AtMost(2.0),
+            vec![crowded / undisturbed],
+        );
+        database.drop().await;
+    }
+
+    // ---- takeover ---------------------------------------------------------------------------------------------
+
+    async fn takeover(&mut self) {
+        eprintln!("takeover");
+        let database = self.server.database().await;
+        database.webhook(1, &self.receiver.url(0, "/hang")).await;
+        let mut samples = Vec::new();
+        let start = || Relay::start(&database, &["--poll-interval", "1h"]);
+        for round in 0..20 {
+            database.run("TRUNCATE relay.outbox").await;
+            let mut relays = vec![start(), start()];
+            database
+                .wait_until(&format!(
+                    "SELECT count(*) = 2 FROM relay.instances WHERE dead_at IS NULL AND pid IN ({}, {})",
+                    relays[0].pid(),
+                    relays[1].pid()
+                ))
+                .await;
+            self.receiver.arrivals();
+            database.numbered_event(1, round + 1).await;
+            self.arrival().await;
+            let pid = database.number("SELECT i.pid::float8 FROM relay.instances i JOIN relay.outbox o ON o.claimed_by = i.epoch").await;
+            let at = relays.iter().position(|relay| f64::from(relay.pid()) == pid).unwrap();
+            let killed = Instant::now();
+            drop(relays.remove(at));
+            samples.push((self.arrival().await - killed).as_secs_f64() * 1e3);
+        }
+        self.table.add("kill of a peer to the POST of its row", "ms", Target::AtMost(250.0), samples);
+        database.drop().await;
+    }
+
+    async fn arrival(&self) -> Instant {
+        let start = Instant::now();
+        loop {
+            if let Some((_, at)) = self.receiver.arrivals().pop() {
+                return at;
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "nothing arrives");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    // ---- memory and idle --------------------------------------------------------------------------------------
+
+    async fn memory(&mut self) {
+        eprintln!("memory");
+        let database = self.server.database().await;
+        let relay = Relay::start(&database, &[]);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let idle = relay.memory().0;
+        relay.stop();
+        for n in 0..32 {
+            database.webhook(n, &self.receiver.url(u16::try_from(n).unwrap(), "/big")).await;
+        }
+        let calls = if self.full { 200_000 } else { 20_000 };
+        database
+            .run(&format!(
+                "{INSERT} SELECT n % 32, 0, 'user-123', 0, 1250, 150, 300 FROM generate_series(1, {calls}) n"
+            ))
+            .await;
+        let relay = Relay::start(&database, &[]);
+        database.wait_until(DRAINED).await;
+        let busy = relay.memory().1;
+        relay.stop();
+        self.table.add("memory, idle", "MiB", Target::AtMost(20.0), vec![idle]);
+        self.table.add(
+            "memory at most, 256 threads and answers of 64 KiB",
+            "MiB",
+            Target::AtMost(64.0),
+            vec![busy],
+        );
+        database.drop().await;
+    }
+
+    async fn idle(&mut self) {
+        eprintln!("idle");
+        let database = self.server.database().await;
+        database.webhook(1, &self.receiver.url(0, "/")).await;
+        let relay = Relay::start(&database, &[]);
+        database.events(1, 1).await;
+        // It takes a while until it calls it quiet.
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        let (before, cpu, start) = (transactions(&database).await, relay.cpu(), Instant::now());
+        tokio::time::sleep(Duration::from_secs(if self.full { 60 } else { 20 })).await;
+        let seconds = start.elapsed().as_secs_f64();
+        // One transaction is ours.
+        let statements = (transactions(&database).await - before - 1.0) / seconds;
+        let share = (relay.cpu() - cpu) / seconds * 100.0;
+        self.table.add("statements, idle", "1/s", Target::AtMost(3.0), vec![statements]);
+        self.table.add("CPU, idle", "% of a core", Target::AtMost(0.2), vec![share]);
+        relay.stop();
+        database.drop().await;
+    }
+}
+
+/// Transactions of a database so far. Backends report what they did when they become idle, at most once a second.
+async fn transactions(database: &Database) -> f64 {
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    database
+        .number("SELECT (xact_commit + xact_rollback)::float8 FROM pg_stat_database WHERE datname = current_database()")
+        .await
+}
