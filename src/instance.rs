@@ -75,9 +75,11 @@ impl Instance {
         Ok(peers.borrow_mut().learn(&found, now))
     }
 
-    /// The end of this instance: it has nothing in hand any more.
+    /// The end of this instance: it has nothing in hand any more. Wakes the others: one that slept because we had the
+    /// sleep lock has to take it.
     pub async fn retire(self) -> Result<()> {
-        self.store.retire(&[self.epoch()], true).await
+        self.store.retire(&[self.epoch()], true).await?;
+        self.store.notify_peers().await
     }
 }
 

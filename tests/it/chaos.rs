@@ -291,12 +291,17 @@ async fn whatever_is_killed_the_books_are_right() {
     // Each done row has exactly one record for each enabled webhook, and there are no others.
     let rows = database.number("SELECT count(*) FROM relay.outbox").await;
     assert!(rows > 0);
-    let wrong = "SELECT count(*) FROM relay.outbox o
-                 WHERE (SELECT coalesce(array_agg(c.webhook_id ORDER BY c.webhook_id), '{}')
-                            FROM relay.webhook_calls c WHERE c.outbox_id = o.id)
-                   IS DISTINCT FROM
-                       (SELECT coalesce(array_agg(w.id ORDER BY w.id), '{}')
-                            FROM relay.webhooks w WHERE w.project_id = o.project_id AND w.enabled)";
+    let wrong = "WITH recorded AS (
+                     SELECT outbox_id, array_agg(webhook_id ORDER BY webhook_id) AS webhooks
+                     FROM relay.webhook_calls GROUP BY outbox_id
+                 ), wanted AS (
+                     SELECT project_id, array_agg(id ORDER BY id) AS webhooks
+                     FROM relay.webhooks WHERE enabled GROUP BY project_id
+                 )
+                 SELECT count(*) FROM relay.outbox o
+                     LEFT JOIN recorded r ON r.outbox_id = o.id
+                     LEFT JOIN wanted w ON w.project_id = o.project_id
+                 WHERE r.webhooks IS DISTINCT FROM w.webhooks";
     assert_eq!(database.number(wrong).await, 0, "rows with records that are missing or too many");
     let strangers = "SELECT count(*) FROM relay.webhook_calls c
                      WHERE NOT EXISTS (SELECT FROM relay.outbox o WHERE o.id = c.outbox_id)";

@@ -1,0 +1,244 @@
+//! Nobody sleeps while a committed row waits, without the help of the poll timer.
+//!
+//! An inserter is `relay.outbox` with its trigger (`sql/migrations`): it tries the lock shared, keeps it until its
+//! transaction ends, and notifies at commit when it could not have it. A relay is `src/wake.rs` with the claiming loop
+//! of `src/relay.rs`: look, try the lock exclusively (`sql/queries/try_sleep.sql`), look once more, sleep; awake with
+//! something in hand it frees the lock (`wake_up.sql`). While a peer has the lock it sleeps, too (`peer_sleeps.sql`).
+//! A notification reaches every session that listens, some time after the commit.
+//!
+//! Left out: the poll timer, ids (a look after a notification and the last look begin at the oldest row), deaths.
+
+use stateright::{Checker, Model, Property};
+
+const INSERTERS: usize = 2;
+const RELAYS: usize = 2;
+/// Transactions of each inserter, one row each.
+const TRANSACTIONS: u8 = 2;
+
+/// How a relay says that it sleeps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sign {
+    /// The advisory lock.
+    Lock,
+    /// A row that inserters read, as many have tried. Wrong: an inserter that read it before commits after the last
+    /// look.
+    Flag,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Inserter {
+    Idle,
+    /// Has inserted and not committed. Holds the lock shared, or will notify.
+    Open {
+        notifies: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Awake,
+    Dozing,
+    Asleep,
+    PeerSleeps,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Next {
+    Look,
+    Rest,
+    /// Waits for a notification; a dozing one for its timer, too.
+    Wait,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Relay {
+    state: State,
+    next: Next,
+    /// On its way.
+    sent: bool,
+    /// Has come, and is not acted upon yet.
+    notified: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct World {
+    inserters: [(Inserter, u8); INSERTERS],
+    relays: [Relay; RELAYS],
+    /// Committed rows that nobody has claimed.
+    rows: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Insert(usize),
+    Commit(usize),
+    RollBack(usize),
+    Deliver(usize),
+    Look(usize),
+    Rest(usize),
+    Wake(usize),
+    /// The timer of a dozing relay.
+    Timer(usize),
+    /// An event of the relay's own (a call has ended): it looks.
+    Other(usize),
+}
+
+struct SleepLock {
+    sign: Sign,
+}
+
+impl World {
+    /// The relay that has the lock exclusively, or has set the flag.
+    fn sleeper(&self) -> Option<usize> {
+        self.relays.iter().position(|relay| relay.state == State::Asleep)
+    }
+
+    fn shared(&self) -> bool {
+        self.inserters.iter().any(|(inserter, _)| *inserter == Inserter::Open { notifies: false })
+    }
+}
+
+impl Model for SleepLock {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        let relay = Relay { state: State::Awake, next: Next::Look, sent: false, notified: false };
+        vec![World {
+            inserters: [(Inserter::Idle, TRANSACTIONS), (Inserter::Idle, TRANSACTIONS)],
+            relays: [relay.clone(), relay],
+            rows: 0,
+        }]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        for (n, (inserter, left)) in world.inserters.iter().enumerate() {
+            match inserter {
+                Inserter::Idle if *left > 0 => actions.push(Action::Insert(n)),
+                Inserter::Idle => {}
+                Inserter::Open { .. } => actions.extend([Action::Commit(n), Action::RollBack(n)]),
+            }
+        }
+        for (n, relay) in world.relays.iter().enumerate() {
+            if relay.sent {
+                actions.push(Action::Deliver(n));
+            }
+            match relay.next {
+                Next::Look => actions.push(Action::Look(n)),
+                Next::Rest => actions.push(Action::Rest(n)),
+                Next::Wait => {
+                    actions.push(Action::Other(n));
+                    if relay.notified {
+                        actions.push(Action::Wake(n));
+                    }
+                    if relay.state == State::Dozing {
+                        actions.push(Action::Timer(n));
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        let mut next = world.clone();
+        match action {
+            Action::Insert(n) => {
+                let notifies = world.sleeper().is_some();
+                next.inserters[n] = (Inserter::Open { notifies }, world.inserters[n].1 - 1);
+            }
+            Action::Commit(n) => {
+                if world.inserters[n].0 == (Inserter::Open { notifies: true }) {
+                    next.relays.iter_mut().for_each(|relay| relay.sent = true);
+                }
+                next.inserters[n].0 = Inserter::Idle;
+                next.rows += 1;
+            }
+            Action::RollBack(n) => next.inserters[n].0 = Inserter::Idle,
+            Action::Deliver(n) => {
+                next.relays[n].sent = false;
+                next.relays[n].notified = true;
+            }
+            Action::Look(n) => {
+                if world.rows > 0 {
+                    next.rows = 0;
+                    next.relays[n].state = State::Awake;
+                }
+                next.relays[n].next = Next::Rest;
+            }
+            Action::Rest(n) => self.rest(world, &mut next, n),
+            Action::Wake(n) => {
+                next.relays[n].notified = false;
+                next.relays[n].look();
+            }
+            Action::Timer(n) | Action::Other(n) => next.relays[n].look(),
+        }
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("nobody sleeps while a row waits", |_, world: &World| {
+                let sleeps = |relay: &Relay| {
+                    matches!(relay.state, State::Asleep | State::PeerSleeps)
+                        && relay.next == Next::Wait
+                        && !relay.sent
+                        && !relay.notified
+                };
+                world.rows == 0 || !world.relays.iter().all(sleeps)
+            }),
+            Property::sometimes("both sleep", |_, world: &World| {
+                world.relays.iter().all(|relay| {
+                    matches!(relay.state, State::Asleep | State::PeerSleeps) && relay.next == Next::Wait
+                })
+            }),
+        ]
+    }
+}
+
+impl SleepLock {
+    /// `Wake::rest`.
+    fn rest(&self, world: &World, next: &mut World, n: usize) {
+        let peer_sleeps = world.sleeper().is_some_and(|sleeper| sleeper != n);
+        let relay = &mut next.relays[n];
+        match relay.state {
+            State::Awake | State::Dozing => {
+                let free = match self.sign {
+                    Sign::Lock => !world.shared() && !peer_sleeps,
+                    Sign::Flag => !peer_sleeps,
+                };
+                if free {
+                    (relay.state, relay.next) = (State::Asleep, Next::Look);
+                } else if relay.state == State::Dozing && peer_sleeps {
+                    (relay.state, relay.next) = (State::PeerSleeps, Next::Look);
+                } else {
+                    (relay.state, relay.next) = (State::Dozing, Next::Wait);
+                }
+            }
+            State::Asleep | State::PeerSleeps => relay.next = Next::Wait,
+        }
+    }
+}
+
+impl Relay {
+    /// What `Wake::rest` does when the waiting is over.
+    fn look(&mut self) {
+        if self.state == State::PeerSleeps {
+            self.state = State::Dozing;
+        }
+        self.next = Next::Look;
+    }
+}
+
+#[test]
+fn with_the_lock_nobody_sleeps_while_a_row_waits() {
+    let checker = SleepLock { sign: Sign::Lock }.checker().spawn_bfs().join();
+    assert!(checker.is_done());
+    println!("sleep lock: {} states", checker.unique_state_count());
+    checker.assert_properties();
+}
+
+#[test]
+fn with_a_flag_somebody_does() {
+    let checker = SleepLock { sign: Sign::Flag }.checker().spawn_bfs().join();
+    checker.assert_any_discovery("nobody sleeps while a row waits");
+}
