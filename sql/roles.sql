@@ -40,6 +40,7 @@ BEGIN
         GRANT SELECT, INSERT ON relay.webhook_calls TO relay_daemon;
         GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq, relay.instances_epoch_seq TO relay_daemon;
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
+        GRANT SELECT, INSERT, DELETE ON relay.instances_since_crash TO relay_daemon;
         GRANT EXECUTE ON FUNCTION relay.make_call_partitions(integer), relay.drop_call_partitions(timestamptz)
             TO relay_daemon;
     END IF;
@@ -47,7 +48,7 @@ BEGIN
     -- Reads everything but signing secrets.
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_reader') THEN
         GRANT USAGE ON SCHEMA relay TO relay_reader;
-        GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.migrations, relay.backlog,
+        GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.instances_since_crash, relay.migrations, relay.backlog,
                         relay.in_flight, relay.webhook_health, relay.recent_failures
             TO relay_reader;
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)

@@ -20,9 +20,9 @@ const LISTEN: &str = "LISTEN promptpal_relay";
 /// A lock must be free for this time before its instance is dead. One that has merely lost its sessions, all at once,
 /// is back in a few milliseconds.
 pub const SURE: Duration = Duration::from_millis(100);
-/// The same for the first time after we have lost our own sessions: whatever took them (a restart of the server, a
-/// failover) has taken those of the others, and they need as long to come back as the longest pause between two
-/// tries, and the time to connect.
+/// The same when the server has crashed, or we have lost our own sessions a moment ago: whatever took them (a restart
+/// of the server, a failover) has taken those of the others, and they need as long to come back as the longest pause
+/// between two tries, and the time to connect.
 pub const SURE_AFTER_LOSS: Duration = Duration::from_secs(4);
 
 /// This process, registered; the session here is the one that listens.
@@ -87,10 +87,18 @@ impl Instance {
 pub struct Peers {
     sure: Duration,
     since: Instant,
-    // Free locks, each with when it was first seen to be free.
-    suspects: HashMap<i32, Instant>,
+    suspects: HashMap<i32, Suspect>,
     dead: Vec<i64>,
     alive: usize,
+}
+
+/// An instance whose lock is free.
+#[derive(Clone, Copy)]
+struct Suspect {
+    /// When that was first seen.
+    since: Instant,
+    /// The server has crashed since it registered.
+    crashed: bool,
 }
 
 impl Peers {
@@ -110,8 +118,9 @@ impl Peers {
         if now - self.since > SURE_AFTER_LOSS {
             self.sure = SURE;
         }
-        let long = |seen: &Instant| now - *seen >= self.sure;
-        self.suspects.iter().filter(|(_, seen)| long(seen)).map(|(epoch, _)| *epoch).collect()
+        let sure = |suspect: &Suspect| if suspect.crashed { SURE_AFTER_LOSS } else { self.sure };
+        let long = |suspect: &Suspect| now - suspect.since >= sure(suspect);
+        self.suspects.iter().filter(|(_, suspect)| long(suspect)).map(|(epoch, _)| *epoch).collect()
     }
 
     /// Learns what a look at the locks found. True when somebody new is dead, or the last suspect is gone.
@@ -122,8 +131,9 @@ impl Peers {
         for (epoch, vital) in found {
             match vital {
                 Vital::Alive => self.alive += 1,
-                Vital::Free => {
-                    self.suspects.insert(*epoch, old.get(epoch).copied().unwrap_or(now));
+                Vital::Free | Vital::Crashed => {
+                    let since = old.get(epoch).map_or(now, |suspect| suspect.since);
+                    self.suspects.insert(*epoch, Suspect { since, crashed: *vital == Vital::Crashed });
                 }
                 Vital::Buried => {
                     tracing::warn!(epoch, "found a dead instance: its rows are taken over");
@@ -151,9 +161,10 @@ impl Peers {
         !self.suspects.is_empty()
     }
 
-    /// Whether we have lost our sessions a moment ago and somebody else has not come back yet.
+    /// Whether somebody may come back whose claims were lost in a crash of the server. Its rows look as if nobody had
+    /// them in hand; until it has taken them over again, or is buried, nobody claims.
     pub fn is_gathering(&self) -> bool {
-        self.sure == SURE_AFTER_LOSS && self.any_suspect()
+        self.suspects.values().any(|suspect| suspect.crashed)
     }
 }
 
@@ -179,9 +190,19 @@ mod tests {
         let start = Instant::now();
         let mut peers = Peers::new(true);
         peers.learn(&[(1, Vital::Free)], start);
-        assert!(peers.is_gathering());
+        assert!(!peers.is_gathering());
         assert_eq!(peers.sure_of(start + SURE), [0; 0]);
         assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS), [1]);
+    }
+
+    #[test]
+    fn after_a_crash_of_the_server_nobody_claims_before_all_are_back() {
+        let start = Instant::now();
+        let mut peers = Peers::new(false);
+        peers.learn(&[(1, Vital::Crashed), (2, Vital::Free)], start);
+        assert!(peers.is_gathering());
+        assert_eq!(peers.sure_of(start + SURE), [2]);
+        assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS).len(), 2);
         assert!(peers.learn(&[(1, Vital::Buried)], start + SURE_AFTER_LOSS));
         assert_eq!(peers.dead(), [1]);
         assert!(!peers.is_gathering());

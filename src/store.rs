@@ -113,6 +113,8 @@ pub enum Vital {
     Alive,
     /// Its lock is free.
     Free,
+    /// Its lock is free, and the server has crashed since it registered: claims of its may be lost.
+    Crashed,
     /// Its lock was free, and it was marked dead just now.
     Buried,
     /// It was marked dead before.
@@ -273,6 +275,7 @@ impl Store {
             "buried" => Vital::Buried,
             "dead" => Vital::Dead,
             "free" => Vital::Free,
+            "crashed" => Vital::Crashed,
             _ => Vital::Alive,
         };
         Ok(rows.iter().map(|row| (row.get("epoch"), vital(row))).collect())

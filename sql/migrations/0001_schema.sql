@@ -224,6 +224,16 @@ COMMENT ON COLUMN relay.instances.started_at IS 'When it registered this epoch.'
 COMMENT ON COLUMN relay.instances.dead_at IS 'When it ended, or was found dead; null: it lives.';
 COMMENT ON COLUMN relay.instances.cleared_at IS 'No row is claimed by this epoch any more; null on a dead one: its rows are being taken over.';
 
+-- Unlogged, so that a crash of the server, or a failover, empties it. Claims are not flushed: the last ones of an
+-- instance that is listed and not in here may be lost, and while it may come back nobody claims.
+CREATE UNLOGGED TABLE relay.instances_since_crash (
+    epoch       integer     NOT NULL,
+    CONSTRAINT instances_since_crash_pkey PRIMARY KEY (epoch)
+);
+
+COMMENT ON TABLE relay.instances_since_crash IS 'Epochs that registered since the server last crashed: crash recovery empties this table.';
+COMMENT ON COLUMN relay.instances_since_crash.epoch IS 'Of relay.instances.';
+
 -- ---------------------------------------------------------------------------------------------------------------
 -- The wake-up. A NOTIFY in every inserting transaction would take a cluster-wide lock at commit, so only a sleeping
 -- relay is notified: it holds the lock below exclusively while it sleeps. The inserter tries it shared and, when it

@@ -9,7 +9,8 @@
 -- Index:      instances is small: one row for each registration that is not cleared away yet.
 -- Parameters: $1 integer    our epoch
 --             $2 integer[]  epochs to mark dead, if their lock is still free
--- Returns:    epoch and state: free (the lock), buried (just now), dead (marked before, may still have rows), alive.
+-- Returns:    epoch and state: free (the lock), crashed (the same, and the server has crashed since it registered),
+--             buried (just now), dead (marked before, may still have rows), alive.
 WITH listed AS MATERIALIZED (
     SELECT i.epoch
       FROM relay.instances i
@@ -31,7 +32,10 @@ WITH listed AS MATERIALIZED (
 SELECT epoch, 'buried' AS state
   FROM buried
  UNION ALL
-SELECT t.epoch, CASE WHEN t.free THEN 'free' ELSE 'alive' END
+SELECT t.epoch,
+       CASE WHEN NOT t.free THEN 'alive'
+            WHEN EXISTS (SELECT FROM relay.instances_since_crash s WHERE s.epoch = t.epoch) THEN 'free'
+            ELSE 'crashed' END
   FROM tried t
  WHERE NOT EXISTS (SELECT FROM buried b WHERE b.epoch = t.epoch)
  UNION ALL

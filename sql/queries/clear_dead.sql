@@ -8,6 +8,11 @@
 WITH forgotten AS (
     DELETE FROM relay.instances i
      WHERE i.cleared_at < now() - interval '7 days'
+    RETURNING i.epoch
+), unmarked AS (
+    DELETE FROM relay.instances_since_crash s
+     USING forgotten f
+     WHERE s.epoch = f.epoch
 )
 UPDATE relay.instances i
    SET cleared_at = now()

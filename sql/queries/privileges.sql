@@ -25,11 +25,14 @@ SELECT need, granted
          has_table_privilege('relay.webhook_calls', 'INSERT')),
         (7, 'USAGE on sequence relay.webhook_calls_id_seq',
          has_sequence_privilege('relay.webhook_calls_id_seq', 'USAGE')),
-        (8, 'SELECT, INSERT, UPDATE and DELETE on relay.instances',
+        (8, 'SELECT, INSERT, UPDATE and DELETE on relay.instances and relay.instances_since_crash',
          has_table_privilege('relay.instances', 'SELECT')
          AND has_table_privilege('relay.instances', 'INSERT')
          AND has_table_privilege('relay.instances', 'UPDATE')
-         AND has_table_privilege('relay.instances', 'DELETE')),
+         AND has_table_privilege('relay.instances', 'DELETE')
+         AND has_table_privilege('relay.instances_since_crash', 'SELECT')
+         AND has_table_privilege('relay.instances_since_crash', 'INSERT')
+         AND has_table_privilege('relay.instances_since_crash', 'DELETE')),
         (9, 'USAGE on sequence relay.instances_epoch_seq',
          has_sequence_privilege('relay.instances_epoch_seq', 'USAGE')),
         (10, 'EXECUTE on relay.make_call_partitions and relay.drop_call_partitions',

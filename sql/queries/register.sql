@@ -3,11 +3,17 @@
 -- lock is not taken yet. Never waits.
 --
 -- Locks:      advisory (1886415986, epoch), shared, for the session.
--- Index:      instances_pkey.
+-- Index:      instances_pkey, instances_since_crash_pkey.
 -- Parameters: $1 text host, $2 integer process id, $3 text version
 -- Returns:    the epoch; no row when its lock is taken.
-INSERT INTO relay.instances (epoch, host, pid, version)
-SELECT e.epoch, $1, $2, $3
-  FROM (SELECT nextval('relay.instances_epoch_seq')::integer AS epoch) AS e
- WHERE pg_try_advisory_lock_shared(1886415986, e.epoch)
+WITH registered AS (
+    INSERT INTO relay.instances (epoch, host, pid, version)
+    SELECT e.epoch, $1, $2, $3
+      FROM (SELECT nextval('relay.instances_epoch_seq')::integer AS epoch) AS e
+     WHERE pg_try_advisory_lock_shared(1886415986, e.epoch)
+    RETURNING epoch
+)
+INSERT INTO relay.instances_since_crash (epoch)
+SELECT epoch
+  FROM registered
 RETURNING epoch

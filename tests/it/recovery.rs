@@ -189,6 +189,34 @@ async fn a_restart_of_postgres_repeats_no_call() {
 }
 
 #[tokio::test]
+async fn who_starts_after_a_crash_of_the_server_waits_for_those_that_come_back() {
+    // Claims are lost in the crash for sure, as nobody flushes them.
+    let mut cluster = Cluster::start(&["wal_writer_delay=10s"]).unwrap();
+    let database = Database::on(&cluster.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let first = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    first.signal(Signal::SIGSTOP);
+    cluster.halt(Stop::Immediate);
+    cluster.boot().unwrap();
+    let database = database.reconnect().await;
+    assert_eq!(database.number("SELECT count(claimed_by) FROM relay.outbox").await, 0, "the claim is lost");
+    let _second = Relay::start(&database, &[]);
+    // It has looked at the locks, and more than once.
+    let looks =
+        "SELECT started_at < clock_timestamp() - interval '500 ms' FROM relay.instances WHERE epoch > 1";
+    database.eventually(looks).await;
+    first.signal(Signal::SIGCONT);
+    first.wait_for_log("found Postgres again");
+    gate.open();
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 1);
+    assert_eq!(outcomes(&database).await, [(true, false)]);
+}
+
+#[tokio::test]
 async fn a_frozen_relay_records_nothing_for_rows_that_a_peer_took() {
     let database = Database::new().await;
     let (receiver, gate) = gated();
