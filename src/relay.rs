@@ -91,6 +91,7 @@ struct Relay<'a> {
     config: &'a Config,
     stop: Stop,
     pool: Pool,
+    caller: Arc<Caller>,
     ended_rows: Mutex<EndedRows>,
     // The way to them for rows that never went to the threads.
     to_results: UnboundedSender<Finished>,
@@ -136,6 +137,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         config,
         stop,
         pool: Pool::new(config.limits, RESULT_BYTES_MAX, post, to_results.clone()),
+        caller,
         ended_rows: Mutex::new(EndedRows { results, uncommitted: Vec::new() }),
         to_results,
         in_hand: RefCell::default(),
@@ -366,6 +368,7 @@ impl Relay<'_> {
                 () = tokio::time::sleep_until(next_look.into()) => {
                     looked = Instant::now();
                     self.pool.nudge();
+                    self.caller.close_resting();
                     self.failures.borrow_mut().flush();
                     if link.instance.look_around(&link.peers).await? {
                         self.takeover.notify_one();

@@ -1,0 +1,8 @@
+//! Endpoints and addresses that mean harm: the caller against receivers that are scripted by bytes and delays, and
+//! against names that resolve to whatever a test says. No Postgres; loopback only.
+
+#[path = "hostile/support.rs"]
+mod support;
+
+#[path = "hostile/timeout.rs"]
+mod timeout;
