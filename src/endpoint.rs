@@ -353,8 +353,12 @@ impl Caller {
         call.response_headers = Some(headers_received(&head.headers));
         let limit = self.settings.response_body_bytes_max;
         watch_body(FRAMING * limit as u64 + FRAMING_MIN);
-        let (bytes, end) = read_body(body, limit);
+        let (mut bytes, end) = read_body(body, limit);
         let seen = take_seen();
+        if let Some(ureq::Error::Protocol(_)) = end {
+            // Bad chunks, and good ones that came with them: ureq gives none of those. Kept as they came.
+            bytes.extend(&seen.rest[..seen.rest.len().min(limit + 1 - bytes.len())]);
+        }
         call.response_bytes = bytes.len() as u64;
         call.response_body = Some(storable(&bytes[..bytes.len().min(limit)]));
         let cut = bytes.len() > limit;

@@ -52,6 +52,8 @@ pub struct Seen {
     pub handshake: bool,
     /// The answer was longer than what was agreed to read.
     pub flooded: bool,
+    /// What had come of a body and was not taken by whoever read it, when its connection was closed.
+    pub rest: Vec<u8>,
     /// How the connection broke while the answer was read.
     pub broken: Option<String>,
     /// Bytes that may come before it is a flood.
@@ -255,7 +257,7 @@ impl<In: Transport> Connector<In> for Tap {
 
 /// A connection whose bytes are seen.
 #[derive(Debug)]
-pub struct Tapped<T> {
+pub struct Tapped<T: Transport> {
     inner: T,
     remote: Option<SocketAddr>,
     /// Has carried a request before this one.
@@ -312,5 +314,16 @@ impl<T: Transport> Transport for Tapped<T> {
 
     fn is_tls(&self) -> bool {
         self.inner.is_tls()
+    }
+}
+
+impl<T: Transport> Drop for Tapped<T> {
+    fn drop(&mut self) {
+        // Connections that rest have none: what is here is of the call of this thread.
+        let rest = self.inner.buffers().input();
+        if !rest.is_empty() {
+            // Gone at the end of the thread, when there is no call either.
+            SEEN.try_with(|seen| seen.borrow_mut().rest = rest.to_vec()).ok();
+        }
     }
 }

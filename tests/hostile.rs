@@ -4,5 +4,7 @@
 #[path = "hostile/support.rs"]
 mod support;
 
+#[path = "hostile/answer.rs"]
+mod answer;
 #[path = "hostile/timeout.rs"]
 mod timeout;
