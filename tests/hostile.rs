@@ -8,3 +8,5 @@ mod support;
 mod answer;
 #[path = "hostile/timeout.rs"]
 mod timeout;
+#[path = "hostile/keepalive.rs"]
+mod keepalive;
