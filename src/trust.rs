@@ -260,7 +260,8 @@ pub(crate) fn message(error: &rustls::Error) -> String {
         E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => {
             "the certificate is not valid yet".into()
         }
-        E::InvalidCertificate(C::UnknownIssuer) => {
+        // The second: an authority of the same name with another key, as when it was made anew.
+        E::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => {
             "the certificate is of an authority that is not trusted here".into()
         }
         E::InvalidCertificate(C::Other(OtherError(why))) if why.is::<SelfSigned>() => why.to_string(),

@@ -327,6 +327,161 @@ COMMENT ON FUNCTION relay.send_test(bigint) IS
     'Inserts an outbox row with a test event (prompt 0, user "promptpal-relay test") for one webhook and returns the row''s id.';
 
 -- ---------------------------------------------------------------------------------------------------------------
+-- What is wrong with a URL, for the application to ask when a webhook is saved: the rules that the daemon has before
+-- it asks DNS, without the daemon. It reads URLs as browsers do (WHATWG), because the daemon does: any number of
+-- slashes, user and password, and every spelling of an IPv4 address (0x7f.1, 2130706433). Where it cannot know, it
+-- differs: it does not know --allow-net (an address that only the operator lets through is told as a problem),
+-- --https-only, nor the database's own address, and of names in other scripts than ASCII it knows only that they
+-- may be written in wide forms.
+
+CREATE FUNCTION relay.url_problem(url text) RETURNS text
+    LANGUAGE plpgsql
+    IMMUTABLE
+    PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- As the standard says: no white space around it, and no tabs and line breaks anywhere.
+    bare      text := btrim(translate(btrim(url, E' \t\n\x0b\f\r'), E'\t\n\r', ''),
+                            (SELECT string_agg(chr(n), '') FROM generate_series(1, 32) AS n));
+    scheme    text := lower(substring(bare FROM '^([A-Za-z][A-Za-z0-9+.-]*):'));
+    authority text;
+    host      text;
+    port      text;
+    parts     text[];
+    part      text;
+    base      integer;
+    number    numeric;
+    value     numeric := 0;
+    address   inet;
+    why       text;
+BEGIN
+    IF coalesce(bare, '') = '' THEN
+        RETURN 'the URL is empty';
+    ELSIF octet_length(url) > 8192 THEN
+        RETURN 'the URL is longer than 8192 bytes';
+    ELSIF scheme IS NULL THEN
+        RETURN 'not a URL: it does not begin with https://';
+    ELSIF scheme NOT IN ('http', 'https') THEN
+        RETURN format('the scheme is %s, not http or https', scheme);
+    END IF;
+
+    -- Up to the path, and after user and password.
+    authority := substring(substr(bare, length(scheme) + 2) FROM '^[/\\]*([^/\\?#]*)');
+    authority := regexp_replace(authority, '^.*@', '');
+    IF authority LIKE '[%' THEN
+        host := substring(authority FROM '^\[([^]]*)\]');
+        port := substring(authority FROM '^\[[^]]*\](.*)$');
+    ELSE
+        host := substring(authority FROM '^[^:]*');
+        port := substr(authority, length(host) + 1);
+    END IF;
+    IF host IS NULL THEN
+        RETURN 'not a URL: the bracket of the IPv6 address is not closed';
+    ELSIF host = '' THEN
+        RETURN 'the URL has no host';
+    ELSIF port !~ '^(:[0-9]*)?$' OR ltrim(port, ':0') ~ '^[0-9]{6,}$'
+        OR coalesce(nullif(ltrim(port, ':'), ''), '1')::numeric > 65535 THEN
+        RETURN 'not a URL: the port is no number up to 65535';
+    ELSIF port ~ '^:0+$' THEN
+        RETURN 'port 0 cannot be called';
+    END IF;
+
+    IF authority LIKE '[%' THEN
+        BEGIN
+            address := host::inet;
+        EXCEPTION WHEN invalid_text_representation THEN
+            address := NULL;
+        END;
+        -- Postgres also reads a prefix length.
+        IF address IS NULL OR family(address) <> 6 OR host !~ '^[0-9A-Fa-f:.]+$' THEN
+            RETURN 'not a URL: what is in brackets is no IPv6 address';
+        END IF;
+    ELSE
+        IF host LIKE '%\%%' THEN
+            BEGIN
+                SELECT convert_from(decode(string_agg(
+                           CASE WHEN piece[1] ~ '^%.' THEN substr(piece[1], 2)
+                                ELSE encode(convert_to(piece[1], 'UTF8'), 'hex') END,
+                           '' ORDER BY at), 'hex'), 'UTF8')
+                  INTO host
+                  FROM regexp_matches(host, '%[0-9A-Fa-f]{2}|.', 'g') WITH ORDINALITY AS found(piece, at);
+            EXCEPTION WHEN character_not_in_repertoire OR untranslatable_character THEN
+                RETURN 'not a URL: the host is no text';
+            END;
+        END IF;
+        IF host ~ '[^\x01-\x7f]' AND getdatabaseencoding() = 'UTF8' THEN
+            host := translate(normalize(host, NFKC), U&'\3002', '.');
+        END IF;
+        host := lower(host);
+        IF host ~ '[\x01-\x20"#%/:<>?@\\^`{|}\x7f]' OR host ~ '[][]' THEN
+            RETURN 'not a URL: the host has a character that no host has';
+        END IF;
+        parts := string_to_array(regexp_replace(host, '\.$', ''), '.');
+        -- A last part that is a number makes it an IPv4 address, or nothing.
+        IF parts[cardinality(parts)] ~ '^([0-9]+|0x[0-9a-f]*)$' THEN
+            FOR i IN 1 .. cardinality(parts) LOOP
+                base := CASE WHEN parts[i] ~ '^0x' THEN 16 WHEN parts[i] ~ '^0.' THEN 8 ELSE 10 END;
+                part := ltrim(regexp_replace(parts[i], '^0x', ''), '0');
+                IF parts[i] = '' OR i > 4 OR length(part) > 12
+                    OR part !~ CASE base WHEN 16 THEN '^[0-9a-f]*$' WHEN 8 THEN '^[0-7]*$' ELSE '^[0-9]*$' END THEN
+                    RETURN 'not a URL: the host is neither a name nor an IPv4 address';
+                END IF;
+                number := 0;
+                FOR digit IN 1 .. length(part) LOOP
+                    number := number * base + strpos('0123456789abcdef', substr(part, digit, 1)) - 1;
+                END LOOP;
+                -- The last part fills what is left of the four bytes.
+                IF number >= CASE WHEN i < cardinality(parts) THEN 256 ELSE 256 ^ (5 - i) END THEN
+                    RETURN 'not a URL: the host is neither a name nor an IPv4 address';
+                END IF;
+                value := value + number * CASE WHEN i < cardinality(parts) THEN 256 ^ (4 - i) ELSE 1 END;
+            END LOOP;
+            address := '0.0.0.0'::inet + value::bigint;
+        END IF;
+    END IF;
+
+    -- An IPv6 address that carries an IPv4 address counts as that: mapped, translated, NAT64, 6to4.
+    IF address <<= ANY (ARRAY['::ffff:0:0/96', '::ffff:0:0:0/96', '64:ff9b::/96']::inet[]) THEN
+        address := '0.0.0.0'::inet + (address - network(set_masklen(address, 96))::inet);
+    ELSIF address <<= '2002::/16' THEN
+        address := '0.0.0.0'::inet
+                 + ((network(set_masklen(address, 48))::inet - '2002::'::inet) / 1)::bigint;
+    END IF;
+    SELECT special.why
+      INTO why
+      FROM (VALUES
+            ('0.0.0.0/8'::inet,   'this network'),
+            ('10.0.0.0/8',        'private'),
+            ('100.64.0.0/10',     'shared by a carrier'),
+            ('127.0.0.0/8',       'loopback'),
+            ('169.254.0.0/16',    'link-local, metadata'),
+            ('172.16.0.0/12',     'private'),
+            ('192.0.0.0/24',      'protocol assignments'),
+            ('192.0.2.0/24',      'documentation'),
+            ('192.88.99.0/24',    '6to4 relays'),
+            ('192.168.0.0/16',    'private'),
+            ('198.18.0.0/15',     'benchmarking'),
+            ('198.51.100.0/24',   'documentation'),
+            ('203.0.113.0/24',    'documentation'),
+            ('224.0.0.0/4',       'multicast'),
+            ('240.0.0.0/4',       'reserved'),
+            ('2001::/23',         'protocol assignments, Teredo'),
+            ('2001:db8::/32',     'documentation'),
+            ('3fff::/20',         'documentation')
+           ) AS special(net, why)
+     WHERE address <<= special.net;
+    IF why IS NULL AND family(address) = 6 AND NOT address <<= '2000::/3' THEN
+        why := 'not for global use';
+    END IF;
+    RETURN host(address) || ' may not be called: ' || why;
+END
+$$;
+
+COMMENT ON FUNCTION relay.url_problem(text) IS
+    'What is wrong with a webhook''s URL as far as it can be told without DNS; null when it may work. Knows neither --allow-net nor --https-only.';
+
+-- ---------------------------------------------------------------------------------------------------------------
 -- Partitions of the call log. The daemon's role does not own the tables: these two functions are all that it may do
 -- to them.
 
@@ -395,6 +550,7 @@ COMMENT ON FUNCTION relay.drop_call_partitions(timestamptz) IS
 
 REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.url_problem(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.make_call_partitions(integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.drop_call_partitions(timestamptz) FROM PUBLIC;
 

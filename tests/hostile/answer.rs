@@ -386,7 +386,8 @@ fn a_connection_that_ends_before_an_answer_is_a_connect_failure() {
         assert_storable(&call);
         assert_eq!(kind(&call), "connect", "{name}: {}", message(&call));
         assert_eq!((call.status_code, call.response_body), (None, None), "{name}");
-        assert_eq!(call.remote_addr.is_none(), name == "refused");
+        // A reset may come before we know that we are connected.
+        assert!(name == "reset" || call.remote_addr.is_none() == (name == "refused"), "{name}");
     }
     assert_eq!([before.connections(), reset.connections(), within.connections()], [1, 1, 1], "no repeats");
 }

@@ -24,15 +24,22 @@ fn good(count: &Arc<AtomicUsize>) -> impl Fn(&mut Peer) + Send + Sync + 'static 
 fn connections_are_reused() {
     for encrypted in [false, true] {
         let count = Arc::default();
-        let receiver =
-            if encrypted { Receiver::tls(AUTHORITY.good(), good(&count)) } else { Receiver::start(good(&count)) };
+        let receiver = if encrypted {
+            Receiver::tls(AUTHORITY.good(), good(&count))
+        } else {
+            Receiver::start(good(&count))
+        };
         let url = if encrypted { receiver.https() } else { receiver.url() };
         let caller = caller(PATIENT);
         for _ in 0..200 {
             assert_eq!(kind(&post(&caller, &url)), "success");
         }
         println!("encrypted {encrypted}: 200 calls over {} connections", receiver.connections());
-        assert_eq!((receiver.connections(), count.load(Ordering::SeqCst)), (1, 200), "encrypted: {encrypted}");
+        assert_eq!(
+            (receiver.connections(), count.load(Ordering::SeqCst)),
+            (1, 200),
+            "encrypted: {encrypted}"
+        );
     }
 }
 
@@ -43,7 +50,9 @@ fn threads_share_the_connections_of_an_endpoint() {
     let caller = caller(PATIENT);
     thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| (0..100).for_each(|_| assert_eq!(kind(&post(&caller, &receiver.url())), "success")));
+            scope.spawn(|| {
+                (0..100).for_each(|_| assert_eq!(kind(&post(&caller, &receiver.url())), "success"))
+            });
         }
     });
     assert_eq!(count.load(Ordering::SeqCst), 800);
@@ -60,7 +69,10 @@ fn an_answer_of_any_framing_leaves_its_connection_usable_and_others_close_it() {
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok", false),
         ("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", false),
         // More than was announced: the rest would be taken for the next answer.
-        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 666 Evil\r\nContent-Length: 0\r\n\r\n", false),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 666 Evil\r\nContent-Length: 0\r\n\r\n",
+            false,
+        ),
         ("HTTP/1.1 101 Switching Protocols\r\n\r\n", false),
     ] {
         let receiver = Receiver::start(move |peer| while peer.request().is_some() && peer.send(answer) {});

@@ -367,13 +367,13 @@ pub struct Authority {
 }
 
 /// The one that callers trust.
-pub static AUTHORITY: LazyLock<Authority> = LazyLock::new(Authority::new);
+pub static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::new("an authority"));
 
 impl Authority {
-    pub fn new() -> Authority {
+    pub fn new(name: &str) -> Authority {
         let mut params = CertificateParams::new([]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "an authority");
+        params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");

@@ -36,6 +36,9 @@ fn assert_in_time(name: &str, call: &Call) -> Duration {
     took - LIMIT
 }
 
+/// A call to make on a thread of its own.
+type Running = Box<dyn FnOnce() -> Call + Send>;
+
 type Script = Box<dyn Fn(&mut Peer, Duration) + Send + Sync>;
 
 /// An answer whose first part comes at once and whose second comes a byte at a time.
@@ -75,7 +78,7 @@ fn phases() -> Vec<(&'static str, bool, Script)> {
 }
 
 /// Runs a call on a thread of its own for each of the named receivers, all at once; returns the worst excess.
-fn worst(calls: Vec<(String, Box<dyn FnOnce() -> Call + Send>)>, check: impl Fn(&str, &Call)) -> Duration {
+fn worst(calls: Vec<(String, Running)>, check: impl Fn(&str, &Call)) -> Duration {
     let running: Vec<_> = calls.into_iter().map(|(name, call)| (name, thread::spawn(call))).collect();
     let excess = running.into_iter().map(|(name, call)| {
         let call = call.join().unwrap();
@@ -87,7 +90,7 @@ fn worst(calls: Vec<(String, Box<dyn FnOnce() -> Call + Send>)>, check: impl Fn(
 
 #[test]
 fn a_call_ends_at_its_limit_whatever_drips() {
-    let mut calls: Vec<(String, Box<dyn FnOnce() -> Call + Send>)> = Vec::new();
+    let mut calls: Vec<(String, Running)> = Vec::new();
     for pause in PAUSES_MS {
         for encrypted in [false, true] {
             for (name, complete, script) in phases() {
@@ -112,7 +115,7 @@ fn a_call_ends_at_its_limit_whatever_drips() {
 
 #[test]
 fn a_call_ends_at_its_limit_in_the_tls_handshake() {
-    let mut calls: Vec<(String, Box<dyn FnOnce() -> Call + Send>)> = Vec::new();
+    let mut calls: Vec<(String, Running)> = Vec::new();
     // The beginning of a record of 16 KiB that is part of a handshake, and then the record.
     let record = [&[0x16, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xfc, 3, 3], &*long("a")].concat();
     for pause in PAUSES_MS {
@@ -133,7 +136,7 @@ fn a_call_ends_at_its_limit_in_the_tls_handshake() {
 #[test]
 fn a_call_ends_at_its_limit_when_the_endpoint_does_not_read() {
     let body: Arc<str> = "x".repeat(16 * 1024 * 1024).into();
-    let mut calls: Vec<(String, Box<dyn FnOnce() -> Call + Send>)> = Vec::new();
+    let mut calls: Vec<(String, Running)> = Vec::new();
     for encrypted in [false, true] {
         for (sip, pause) in
             [(0, 0), (1, 1), (1, 300), (60_000, 300), (200_000, 900), (2_000, 1), (400_000, 1500)]
