@@ -291,13 +291,14 @@ impl Caller {
 
     /// What the customer typed, as something that can be called.
     fn target(&self, text: &str) -> std::result::Result<Target, String> {
-        if text.trim().is_empty() {
+        let bare = text.trim_matches(|c| c <= ' ');
+        if bare.is_empty() {
             return Err("the URL is empty".into());
         }
         if text.len() > URL_BYTES_MAX {
             return Err(format!("the URL is longer than {URL_BYTES_MAX} bytes"));
         }
-        let mut url = Url::parse(text.trim()).map_err(|error| format!("not a URL: {error}"))?;
+        let mut url = Url::parse(bare).map_err(|error| format!("not a URL: {error}"))?;
         match url.scheme() {
             "https" => {}
             "http" if !self.settings.https_only => {}

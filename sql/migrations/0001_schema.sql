@@ -341,9 +341,9 @@ CREATE FUNCTION relay.url_problem(url text) RETURNS text
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    -- As the standard says: no white space around it, and no tabs and line breaks anywhere.
-    bare      text := btrim(translate(btrim(url, E' \t\n\x0b\f\r'), E'\t\n\r', ''),
-                            (SELECT string_agg(chr(n), '') FROM generate_series(1, 32) AS n));
+    -- As the standard says: nothing below the space, nor spaces, around it, and no tabs and line breaks within.
+    bare      text := translate(btrim(url, (SELECT string_agg(chr(n), '') FROM generate_series(1, 32) AS n)),
+                                E'\t\n\r', '');
     scheme    text := lower(substring(bare FROM '^([A-Za-z][A-Za-z0-9+.-]*):'));
     authority text;
     host      text;
@@ -354,6 +354,9 @@ DECLARE
     number    numeric;
     value     numeric := 0;
     address   inet;
+    bytes     bytea;
+    -- Where in an IPv6 address an IPv4 address begins.
+    embedded_at integer;
     why       text;
 BEGIN
     IF coalesce(bare, '') = '' THEN
@@ -380,8 +383,9 @@ BEGIN
         RETURN 'not a URL: the bracket of the IPv6 address is not closed';
     ELSIF host = '' THEN
         RETURN 'the URL has no host';
-    ELSIF port !~ '^(:[0-9]*)?$' OR ltrim(port, ':0') ~ '^[0-9]{6,}$'
-        OR coalesce(nullif(ltrim(port, ':'), ''), '1')::numeric > 65535 THEN
+    ELSIF port !~ '^(:[0-9]*)?$' OR length(ltrim(port, ':0')) > 5 THEN
+        RETURN 'not a URL: the port is no number up to 65535';
+    ELSIF coalesce(nullif(ltrim(port, ':0'), ''), '0')::integer > 65535 THEN
         RETURN 'not a URL: the port is no number up to 65535';
     ELSIF port ~ '^:0+$' THEN
         RETURN 'port 0 cannot be called';
@@ -424,7 +428,7 @@ BEGIN
                 base := CASE WHEN parts[i] ~ '^0x' THEN 16 WHEN parts[i] ~ '^0.' THEN 8 ELSE 10 END;
                 part := ltrim(regexp_replace(parts[i], '^0x', ''), '0');
                 IF parts[i] = '' OR i > 4 OR length(part) > 12
-                    OR part !~ CASE base WHEN 16 THEN '^[0-9a-f]*$' WHEN 8 THEN '^[0-7]*$' ELSE '^[0-9]*$' END THEN
+                    OR part !~ (CASE base WHEN 16 THEN '^[0-9a-f]*$' WHEN 8 THEN '^[0-7]*$' ELSE '^[0-9]*$' END) THEN
                     RETURN 'not a URL: the host is neither a name nor an IPv4 address';
                 END IF;
                 number := 0;
@@ -432,7 +436,7 @@ BEGIN
                     number := number * base + strpos('0123456789abcdef', substr(part, digit, 1)) - 1;
                 END LOOP;
                 -- The last part fills what is left of the four bytes.
-                IF number >= CASE WHEN i < cardinality(parts) THEN 256 ELSE 256 ^ (5 - i) END THEN
+                IF number >= (CASE WHEN i < cardinality(parts) THEN 256 ELSE 256 ^ (5 - i) END) THEN
                     RETURN 'not a URL: the host is neither a name nor an IPv4 address';
                 END IF;
                 value := value + number * CASE WHEN i < cardinality(parts) THEN 256 ^ (4 - i) ELSE 1 END;
@@ -442,11 +446,16 @@ BEGIN
     END IF;
 
     -- An IPv6 address that carries an IPv4 address counts as that: mapped, translated, NAT64, 6to4.
-    IF address <<= ANY (ARRAY['::ffff:0:0/96', '::ffff:0:0:0/96', '64:ff9b::/96']::inet[]) THEN
-        address := '0.0.0.0'::inet + (address - network(set_masklen(address, 96))::inet);
+    bytes := inet_send(address);
+    IF address <<= '::ffff:0:0/96' OR address <<= '::ffff:0:0:0/96' OR address <<= '64:ff9b::/96' THEN
+        embedded_at := 12;
     ELSIF address <<= '2002::/16' THEN
-        address := '0.0.0.0'::inet
-                 + ((network(set_masklen(address, 48))::inet - '2002::'::inet) / 1)::bigint;
+        embedded_at := 2;
+    END IF;
+    IF embedded_at IS NOT NULL THEN
+        -- Four bytes of its own come before the address.
+        address := array_to_string(ARRAY(
+            SELECT get_byte(bytes, 4 + embedded_at + n) FROM generate_series(0, 3) AS n), '.')::inet;
     END IF;
     SELECT special.why
       INTO why

@@ -7,6 +7,7 @@
 
 mod commands;
 mod delivery;
+mod hostile;
 mod input;
 mod recovery;
 mod schema;

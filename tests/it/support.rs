@@ -224,11 +224,30 @@ pub struct Relay {
 impl Relay {
     /// Starts it with loopback allowed and waits until it says that it is ready.
     pub fn start(database: &Database, arguments: &[&str]) -> Relay {
+        Relay::spawn(database.command(&["run", "--allow-net", "127.0.0.0/8"]), arguments)
+    }
+
+    /// The same with at most this many open files.
+    pub fn start_with_few_files(database: &Database, arguments: &[&str], files: u32) -> Relay {
+        let plain = database.command(&["run", "--allow-net", "127.0.0.0/8"]);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\""), BINARY])
+            .args(plain.get_args());
+        for (variable, value) in plain.get_envs() {
+            match value {
+                Some(value) => command.env(variable, value),
+                None => command.env_remove(variable),
+            };
+        }
+        Relay::spawn(command, arguments)
+    }
+
+    fn spawn(mut command: Command, arguments: &[&str]) -> Relay {
         let dir = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut command = database.command(&["run", "--allow-net", "127.0.0.0/8"]);
-        command.args(arguments).env("NOTIFY_SOCKET", dir.path().join("notify"));
+        command.stdin(Stdio::null()).args(arguments).env("NOTIFY_SOCKET", dir.path().join("notify"));
         command.stderr(File::create(dir.path().join("log")).unwrap());
         let relay = Relay { child: command.spawn().unwrap(), dir };
         let mut buffer = [0; 4096];
