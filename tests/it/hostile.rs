@@ -273,7 +273,8 @@ async fn the_sql_function_and_the_daemon_agree_on_thousands_of_near_urls() {
         let daemon = caller.problem(&webhook);
         // Labels that begin with xn--, or are in other scripts, are looked into by the daemon alone.
         let lower = url.to_lowercase();
-        let unknown = lower.contains("xn--") || lower.split('%').skip(1).any(|hex| hex.starts_with(['8', '9', 'a', 'b', 'c', 'd', 'e', 'f']));
+        let unknown = lower.contains("xn--")
+            || lower.split('%').skip(1).any(|hex| hex.starts_with(['8', '9', 'a', 'b', 'c', 'd', 'e', 'f']));
         assert!(unknown || sql.is_some() == daemon.is_some(), "{url:?}: SQL {sql:?}, daemon {daemon:?}");
     }
 }
