@@ -115,7 +115,7 @@ impl Caller {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a `--ca-file` that cannot be read.
+    /// [`Error::Config`](crate::error::Error::Config) for a `--ca-file` that cannot be read.
     pub fn new(settings: Settings) -> Result<Caller> {
         Caller::with_resolver(settings, Resolver::system())
     }

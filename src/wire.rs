@@ -327,3 +327,24 @@ impl<T: Transport> Drop for Tapped<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_run_short_of_is_ours_and_a_missing_source_address_is_not() {
+        let local = SocketAddr::from(([127, 0, 0, 1], 9));
+        let error = |errno: Errno| io::Error::from_raw_os_error(errno as i32);
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL] {
+            assert!(is_shortage(&error(errno), local), "{errno}");
+        }
+        for errno in [Errno::ECONNREFUSED, Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::ETIMEDOUT] {
+            assert!(!is_shortage(&error(errno), local), "{errno}");
+        }
+        // One that nothing can be sent to: as little as to an IPv6 address from a machine without IPv6.
+        let nowhere = SocketAddr::from(([255, 255, 255, 255], 9));
+        assert!(!is_shortage(&error(Errno::EADDRNOTAVAIL), nowhere));
+        assert!(!is_shortage(&io::Error::other("no code"), local));
+    }
+}

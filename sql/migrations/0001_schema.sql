@@ -180,8 +180,8 @@ COMMENT ON COLUMN relay.webhook_calls.request_headers IS 'The headers that went 
 COMMENT ON COLUMN relay.webhook_calls.request_body IS 'The payload.';
 COMMENT ON COLUMN relay.webhook_calls.status_code IS 'Of the answer; null when none was read.';
 COMMENT ON COLUMN relay.webhook_calls.response_headers IS 'Of the answer, in the form of request_headers.';
-COMMENT ON COLUMN relay.webhook_calls.response_body IS 'Of the answer, cut at --max-response-body; bytes that are no UTF-8 text, and NUL, are replaced by U+FFFD.';
-COMMENT ON COLUMN relay.webhook_calls.response_bytes IS 'Bytes of the answer''s body that came over the wire before reading stopped.';
+COMMENT ON COLUMN relay.webhook_calls.response_body IS 'Of the answer, cut at --max-response-body; bytes that are no UTF-8 text, and NUL, are replaced by U+FFFD. Of an answer that is no HTTP, what came instead; of bad chunks, the rest as it came.';
+COMMENT ON COLUMN relay.webhook_calls.response_bytes IS 'Bytes of the answer''s body that came over the wire before reading stopped; of an answer that is no HTTP, all bytes.';
 COMMENT ON COLUMN relay.webhook_calls.response_truncated IS 'response_body is less than what the endpoint sent or meant to send.';
 COMMENT ON COLUMN relay.webhook_calls.start_time IS 'First byte of work: before the name was resolved.';
 COMMENT ON COLUMN relay.webhook_calls.end_time IS 'Last byte read, or the failure.';

@@ -342,7 +342,7 @@ async fn with_fifty_endpoints_that_drip_a_good_one_keeps_its_pace() {
     // The drips end with the test: no call of theirs ever does.
     let _relay = Relay::start(&database, &["--timeout", "1h"]);
     let mut posted = 0;
-    let mut pace = async |posted: &mut usize| {
+    let pace = async |posted: &mut usize| {
         let mut took = Vec::new();
         for _ in 0..60 {
             let start = Instant::now();
