@@ -48,13 +48,17 @@ impl Socket {
             let ours = error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none();
             if ours { Error::Timeout(Timeout::Connect) } else { Error::Io(error) }
         })?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        let stream = Arc::new(stream);
-        (details.register_shutdown)(Arc::downgrade(&stream) as Weak<dyn ShutdownHandle>)?;
         let buffers =
             LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Socket { stream, buffers, deaf: false, _descriptor: descriptor })
+        let socket = Socket::over(stream, buffers, descriptor)?;
+        (details.register_shutdown)(Arc::downgrade(&socket.stream) as Weak<dyn ShutdownHandle>)?;
+        Ok(socket)
+    }
+
+    fn over(stream: TcpStream, buffers: LazyBuffers, descriptor: Share) -> io::Result<Socket> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Socket { stream: Arc::new(stream), buffers, deaf: false, _descriptor: descriptor })
     }
 
     /// Whether bytes of the other side's are waiting.
@@ -143,5 +147,46 @@ impl Deadline {
                 Err(error) => return Err(Error::Io(error.into())),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use socket2::SockRef;
+    use ureq::unversioned::transport::time;
+
+    use super::*;
+    use crate::descriptors;
+
+    #[test]
+    fn a_write_that_moves_a_little_now_and_then_ends_at_its_deadline() {
+        const LIMIT: Duration = Duration::from_millis(600);
+        const AMOUNT: usize = 2 * 1024 * 1024;
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        SockRef::from(&listener).set_recv_buffer_size(16 * 1024).expect("inherited by its connections");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        SockRef::from(&stream).set_send_buffer_size(16 * 1024).expect("small, so that each read makes room");
+        let (mut other, _) = listener.accept().expect("a connection");
+        let reads = thread::spawn(move || {
+            let mut sip = vec![0; 16 * 1024];
+            while other.read(&mut sip).is_ok_and(|length| length > 0) {
+                thread::sleep(LIMIT / 10);
+            }
+        });
+        let buffers = LazyBuffers::new(1024, AMOUNT);
+        let share = descriptors::take(1).expect("the limit of a test run is far away");
+        let mut socket = Socket::over(stream, buffers, share).expect("options of a socket");
+        let (reason, start) = (Timeout::Global, Instant::now());
+        let timeout = NextTimeout { after: time::Duration::Exact(LIMIT), reason, ..NextTimeout::default() };
+        socket.buffers().output();
+        let result = socket.transmit_output(AMOUNT, timeout);
+        assert!(matches!(result, Err(Error::Timeout(Timeout::Global))), "{result:?}");
+        // A second for a busy machine; each of the reads would give it the whole limit again.
+        assert!(start.elapsed() < LIMIT + Duration::from_secs(1), "{:?}", start.elapsed());
+        drop(socket);
+        reads.join().expect("ends with the connection");
     }
 }

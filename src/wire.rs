@@ -333,6 +333,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_address_that_is_dialled_is_looked_at_whatever_was_before() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let open = Rules { allow: vec!["127.0.0.0/8".parse().expect("a network")], never: Vec::new() };
+        let strict = Rules { allow: Vec::new(), never: Vec::new() };
+        let resolver = Resolver::new(Box::new(|_| Ok(vec![Ipv4Addr::LOCALHOST.into()])));
+        let names = Names { resolver, rules: Arc::new(open) };
+        let chain = ().chain(Dial { rules: Arc::new(strict) }).chain(Tap);
+        let config = ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(5)));
+        let agent = ureq::Agent::with_parts(config.build(), chain, names);
+        let url = format!("http://a.example:{}/", listener.local_addr().expect("bound").port());
+        take_seen();
+        assert!(agent.get(url).call().is_err());
+        assert_eq!(take_seen().refused.as_deref(), Some("127.0.0.1 may not be called: loopback"));
+        listener.set_nonblocking(true).expect("an option");
+        assert!(listener.accept().is_err(), "nothing was dialled");
+    }
+
+    #[test]
     fn what_we_run_short_of_is_ours_and_a_missing_source_address_is_not() {
         let local = SocketAddr::from(([127, 0, 0, 1], 9));
         let error = |errno: Errno| io::Error::from_raw_os_error(errno as i32);

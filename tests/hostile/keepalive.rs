@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{AUTHORITY, OK, PATIENT, Peer, Receiver, caller, eventually, kind, message, post};
+use crate::support::{AUTHORITY, Gate, OK, PATIENT, Peer, Receiver, caller, eventually, kind, message, post};
 
 /// Answers each request, and counts them.
 fn good(count: &Arc<AtomicUsize>) -> impl Fn(&mut Peer) + Send + Sync + 'static {
@@ -83,6 +83,31 @@ fn an_answer_of_any_framing_leaves_its_connection_usable_and_others_close_it() {
             assert!(["success", "http_status"].contains(&kind(&call)), "{answer:?}: {}", message(&call));
         }
         assert_eq!(receiver.connections(), if reused { 1 } else { 3 }, "{answer:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_is_not_the_next_calls() {
+    for encrypted in [false, true] {
+        let (said, ask) = (Gate::default(), Gate::default());
+        let (door, answered) = (said.clone(), ask.clone());
+        let script = move |peer: &mut Peer| {
+            if peer.request().is_some() && peer.send(OK) && peer.number == 1 {
+                // Only when the first answer is read: else the two come together.
+                assert!(answered.pass() && peer.send("HTTP/1.1 666 Evil\r\nContent-Length: 0\r\n\r\n"));
+                door.open();
+                peer.until_closed();
+            }
+        };
+        let receiver =
+            if encrypted { Receiver::tls(AUTHORITY.good(), script) } else { Receiver::start(script) };
+        let url = if encrypted { receiver.https() } else { receiver.url() };
+        let caller = caller(PATIENT);
+        assert_eq!(kind(&post(&caller, &url)), "success");
+        ask.open();
+        assert!(said.pass());
+        let call = post(&caller, &url);
+        assert_eq!((call.status_code, receiver.connections()), (Some(200), 2), "{}", message(&call));
     }
 }
 
