@@ -28,7 +28,7 @@ BEGIN
                       provider_default_model, webhook_id, replay_of)
             ON relay.outbox TO relay_app;
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
-        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.send_test(bigint) TO relay_app;
+        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.send_test(bigint), relay.url_problem(text) TO relay_app;
     END IF;
 
     -- What `run` needs and no more.
@@ -53,6 +53,7 @@ BEGIN
             TO relay_reader;
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)
             ON relay.webhooks TO relay_reader;
+        GRANT EXECUTE ON FUNCTION relay.url_problem(text) TO relay_reader;
     END IF;
 END
 $$;

@@ -17,13 +17,13 @@ pub enum ErrorKind {
     BlockedAddress,
     /// The name has no address, or the resolver did not answer.
     Dns,
-    /// No connection, or it broke before an answer.
+    /// No connection, or it broke before the first byte of an answer.
     Connect,
     /// TLS handshake or certificate.
     Tls,
     /// The wall-time limit of the call passed.
     Timeout,
-    /// The answer is not HTTP.
+    /// The answer is not HTTP, or broke off within its head.
     Protocol,
     /// The answer's status is not 2xx.
     HttpStatus,
@@ -66,7 +66,7 @@ pub struct Call {
     pub status_code: Option<u16>,
     /// The answer's headers as a JSON object.
     pub response_headers: Option<String>,
-    /// The answer's body, at most `--max-response-body` bytes of it.
+    /// The answer's body, at most `--max-response-body` bytes of it; what came instead when that is no HTTP.
     pub response_body: Option<String>,
     /// Bytes of the answer's body that came over the wire before reading stopped.
     pub response_bytes: u64,

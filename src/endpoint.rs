@@ -1,13 +1,15 @@
 //! One POST, from start to end: blocking, and a failure is a value.
 //!
 //! Owns ureq's agents, one for each endpoint's origin: ureq's pool of idle connections is one list under one lock, so
-//! it is kept small and is shared only by those who call the same endpoint. Knows no Postgres and no queue.
+//! it is kept small and is shared only by those who call the same endpoint. Knows no Postgres and no queue, opens no
+//! socket itself and follows no redirect.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,18 +18,18 @@ use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use ureq::config::AutoHeaderValue;
-use ureq::http::{HeaderMap, Request, Response};
-use ureq::tls::{RootCerts, TlsConfig, parse_pem};
-use ureq::unversioned::transport::{Connector, RustlsConnector};
+use ureq::http::{HeaderMap, Request, Response, Uri};
+use ureq::unversioned::transport::Connector;
 use ureq::{Agent, Body};
 use url::Url;
 
 use crate::call::{Call, ErrorKind, storable};
-use crate::error::{Error, Result, one_line};
+use crate::error::{Result, one_line};
 use crate::event::Webhook;
 use crate::resolver::Resolver;
 use crate::signature;
-use crate::wire::{Dial, Names, Seen, SharedTls, Tap, is_shortage, take_seen};
+use crate::trust::{self, Tls};
+use crate::wire::{Dial, Names, Rules, Seen, Tap, take_seen, watch_body, watch_head};
 
 /// Idle connections rest for less than Node's Express leaves them open (5 s).
 const IDLE_MAX: Duration = Duration::from_secs(3);
@@ -39,8 +41,16 @@ const AGENTS_MAX: usize = 1024;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// More than the longest head: ureq must see that it is too long.
 const INPUT_BYTES: usize = HEAD_BYTES_MAX + 4 * 1024;
-/// Room for a request; a longer one goes out in pieces.
+/// All that may come before the body: the head, and interim answers (1xx) before it.
+const BEFORE_BODY_MAX: u64 = 4 * HEAD_BYTES_MAX as u64;
+/// Room for a request; a longer one goes out in pieces, but none of its lines does.
 const OUTPUT_BYTES: usize = 4 * 1024;
+/// What a line of the request has besides a long value: its name, or the method and version.
+const LINE_BYTES: usize = 64;
+/// Wire bytes for each byte of a body. Chunks of one byte take six; an answer that needs more is made to keep us busy.
+const FRAMING: u64 = 8;
+/// Trailers, and chunks of a body that is shorter than this.
+const FRAMING_MIN: u64 = 64 * 1024;
 /// Longest URL.
 const URL_BYTES_MAX: usize = 8 * 1024;
 /// How much of an answer is read at once.
@@ -79,10 +89,19 @@ pub struct Caller {
     settings: Settings,
     config: ureq::config::Config,
     names: Resolver,
-    tls: SharedTls,
-    never: Vec<SocketAddr>,
-    // By origin, each with when it was last used. Written by all threads.
-    agents: Mutex<HashMap<String, (Agent, Instant)>>,
+    tls: Tls,
+    rules: Arc<Rules>,
+    // By origin. Written by all threads.
+    agents: Mutex<HashMap<String, Arc<Pooled>>>,
+    since: Instant,
+}
+
+/// The connections to one origin.
+struct Pooled {
+    agent: Agent,
+    /// When a call last began or ended, in milliseconds since the caller was made. Written by its calls, read by
+    /// who closes what rests.
+    used_ms: AtomicU64,
 }
 
 /// A URL that can be called.
@@ -96,7 +115,7 @@ impl Caller {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a `--ca-file` that cannot be read.
+    /// [`Error::Config`](crate::error::Error::Config) for a `--ca-file` that cannot be read.
     pub fn new(settings: Settings) -> Result<Caller> {
         Caller::with_resolver(settings, Resolver::system())
     }
@@ -107,11 +126,7 @@ impl Caller {
     ///
     /// As [`Caller::new`].
     pub fn with_resolver(settings: Settings, names: Resolver) -> Result<Caller> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::Specific(Arc::new(trusted(&settings)?)))
-            .unversioned_rustls_crypto_provider(provider)
-            .build();
+        let tls = Tls::new(settings.ca_file.as_deref())?;
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -127,8 +142,6 @@ impl Caller {
             .max_idle_age(IDLE_MAX)
             .max_idle_connections(IDLE_CONNECTIONS)
             .max_idle_connections_per_host(IDLE_CONNECTIONS)
-            .no_delay(true)
-            .tls_config(tls)
             .build();
         // Looked up once: the address that we are connected to does not change without a restart of ours mattering.
         let never = settings
@@ -137,14 +150,8 @@ impl Caller {
             .filter_map(|(host, port)| (host.as_str(), *port).to_socket_addrs().ok())
             .flatten()
             .collect();
-        Ok(Caller {
-            settings,
-            config,
-            names,
-            tls: SharedTls(Arc::new(RustlsConnector::default())),
-            never,
-            agents: Mutex::default(),
-        })
+        let rules = Arc::new(Rules { allow: settings.allow_net.clone(), never });
+        Ok(Caller { settings, config, names, tls, rules, agents: Mutex::default(), since: Instant::now() })
     }
 
     /// Why a webhook can never be called, as far as that can be told without DNS; none when it may work.
@@ -158,18 +165,28 @@ impl Caller {
             Ok(target) => target,
             Err(problem) => return Some(problem),
         };
-        let address = match target.url.host()? {
+        let address: IpAddr = match target.url.host()? {
             url::Host::Ipv4(address) => address.into(),
             url::Host::Ipv6(address) => address.into(),
             url::Host::Domain(_) => return None,
         };
-        crate::address::problem(address, &self.settings.allow_net)
-            .map(|why| format!("{address} may not be called: {why}"))
+        self.rules.problem(SocketAddr::new(address, target.url.port_or_known_default()?))
     }
 
     /// One POST. Blocks for the timeout at most. Never panics for anything that an endpoint does, and never errs:
     /// what went wrong is in the call.
     pub fn call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>) -> Outcome {
+        match self.try_call(webhook, outbox_id, body) {
+            Outcome::Shortage(_) => {
+                // Connections that rest may be what is missing.
+                self.close(|_| true);
+                self.try_call(webhook, outbox_id, body)
+            }
+            called => called,
+        }
+    }
+
+    fn try_call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>) -> Outcome {
         let mut call = Call::unanswered(webhook, body, ErrorKind::Internal, "not made");
         match self.make(webhook, outbox_id, body, &mut call) {
             Ok(()) => (call.error_kind, call.error_message) = (None, call.error_message.take()),
@@ -180,11 +197,32 @@ impl Caller {
         Outcome::Called(call)
     }
 
+    /// Closes connections that have rested for too long and are not going to be used. To be called every second
+    /// or so; without it they stay open until the endpoint is called again.
+    pub fn close_resting(&self) {
+        let now = self.now_ms();
+        let rest = u64::try_from(IDLE_MAX.as_millis()).expect("some seconds");
+        self.close(|pooled| now.saturating_sub(pooled.used_ms.load(Ordering::Relaxed)) >= rest);
+    }
+
+    /// Forgets agents, which closes their idle connections. Calls that run keep theirs until they end.
+    fn close(&self, which: impl Fn(&Pooled) -> bool) {
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<_> = agents.extract_if(|_, pooled| which(pooled)).collect();
+        // Closing many takes a while; the others need not wait for it.
+        drop(agents);
+        drop(gone);
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Interrupts the calls in flight and lets no other begin.
     pub fn shutdown(&self) {
         let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        for (agent, _) in agents.values() {
-            agent.clone().shutdown();
+        for pooled in agents.values() {
+            pooled.agent.clone().shutdown();
         }
         agents.clear();
     }
@@ -200,9 +238,15 @@ impl Caller {
         call.error_message = None;
         let target = self.target(&webhook.url).map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))?;
         let request = request(&target, webhook, outbox_id, body)?;
-        let agent = self.agent(&target.url);
-        take_seen();
-        let mut result = agent.run(request.clone());
+        let pooled = self.pooled(&target.url);
+        let agent = &pooled.agent;
+        let line = longest_line(&request);
+        watch_head(BEFORE_BODY_MAX);
+        let mut result = if line <= OUTPUT_BYTES {
+            agent.run(request.clone())
+        } else {
+            agent.run(agent.configure_request(request.clone()).output_buffer_size(line).build())
+        };
         let mut seen = take_seen();
         if let Err(error) = &result
             && seen.reused
@@ -218,24 +262,43 @@ impl Caller {
                 // A configuration other than the agent's keeps ureq from taking a pooled connection.
                 .output_buffer_size(OUTPUT_BYTES + 1)
                 .build();
+            watch_head(BEFORE_BODY_MAX);
             result = agent.run(fresh);
             seen = take_seen();
         }
         call.remote_addr = seen.remote.map(|remote| remote.to_string());
         call.request_headers = headers_sent(&seen.head);
-        let response = result.map_err(|error| self.failure(&error, &seen))?;
-        self.read(response, call)
+        let read = match result {
+            Ok(response) => self.read(response, call),
+            Err(error) => {
+                if !seen.start.is_empty() {
+                    self.keep(&seen.start, seen.received, call);
+                }
+                Err(self.failure(&error, &seen))
+            }
+        };
+        pooled.used_ms.store(self.now_ms(), Ordering::Relaxed);
+        read
+    }
+
+    /// Keeps an answer whose head was never complete, or is none: as it came.
+    fn keep(&self, start: &[u8], received: u64, call: &mut Call) {
+        let limit = self.settings.response_body_bytes_max;
+        call.response_body = Some(storable(&start[..start.len().min(limit)]));
+        call.response_bytes = received;
+        call.response_truncated = true;
     }
 
     /// What the customer typed, as something that can be called.
     fn target(&self, text: &str) -> std::result::Result<Target, String> {
-        if text.trim().is_empty() {
+        let bare = text.trim_matches(|c| c <= ' ');
+        if bare.is_empty() {
             return Err("the URL is empty".into());
         }
         if text.len() > URL_BYTES_MAX {
             return Err(format!("the URL is longer than {URL_BYTES_MAX} bytes"));
         }
-        let mut url = Url::parse(text.trim()).map_err(|error| format!("not a URL: {error}"))?;
+        let mut url = Url::parse(bare).map_err(|error| format!("not a URL: {error}"))?;
         match url.scheme() {
             "https" => {}
             "http" if !self.settings.https_only => {}
@@ -252,27 +315,36 @@ impl Caller {
         url.set_fragment(None);
         let bare = url.set_username("").and_then(|()| url.set_password(None));
         bare.map_err(|()| "the URL cannot have a user".to_owned())?;
+        if url.as_str().len() > URL_BYTES_MAX {
+            return Err(format!("the URL is longer than {URL_BYTES_MAX} bytes when it is encoded"));
+        }
+        // The HTTP client is stricter than what browsers do.
+        Uri::try_from(url.as_str()).map_err(|error| format!("not a URL: {error}"))?;
         Ok(Target { url, authorization })
     }
 
-    /// The agent for the endpoint's origin.
-    fn agent(&self, url: &Url) -> Agent {
+    /// The connections to the endpoint's origin.
+    fn pooled(&self, url: &Url) -> Arc<Pooled> {
         let origin = &url[..url::Position::BeforePath];
-        let now = Instant::now();
+        let now = self.now_ms();
         let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((agent, used)) = agents.get_mut(origin) {
-            *used = now;
-            return agent.clone();
+        if let Some(pooled) = agents.get(origin) {
+            pooled.used_ms.store(now, Ordering::Relaxed);
+            return pooled.clone();
         }
         if agents.len() >= AGENTS_MAX {
-            let oldest = agents.iter().min_by_key(|(_, (_, used))| *used).map(|(origin, _)| origin.clone());
+            let used = |pooled: &Pooled| pooled.used_ms.load(Ordering::Relaxed);
+            let oldest =
+                agents.iter().min_by_key(|(_, pooled)| used(pooled)).map(|(origin, _)| origin.clone());
             oldest.and_then(|origin| agents.remove(&origin));
         }
-        let dial = Dial { allow: self.settings.allow_net.clone(), never: self.never.clone() };
-        let chain = ().chain(dial).chain(self.tls.clone()).chain(Tap);
-        let agent = Agent::with_parts(self.config.clone(), chain, Names(self.names.clone()));
-        agents.insert(origin.to_owned(), (agent.clone(), now));
-        agent
+        let rules = &self.rules;
+        let chain = ().chain(Dial { rules: rules.clone() }).chain(self.tls.clone()).chain(Tap);
+        let names = Names { resolver: self.names.clone(), rules: rules.clone() };
+        let agent = Agent::with_parts(self.config.clone(), chain, names);
+        let pooled = Arc::new(Pooled { agent, used_ms: now.into() });
+        agents.insert(origin.to_owned(), pooled.clone());
+        pooled
     }
 
     /// Reads the answer, and decides by its status.
@@ -280,16 +352,32 @@ impl Caller {
         let (head, body) = response.into_parts();
         call.status_code = Some(head.status.as_u16());
         call.response_headers = Some(headers_received(&head.headers));
-        let (bytes, end) = read_body(body, self.settings.response_body_bytes_max);
-        call.response_bytes = bytes.len() as u64;
-        let cut = bytes.len() > self.settings.response_body_bytes_max;
-        call.response_body = Some(storable(&bytes[..bytes.len().min(self.settings.response_body_bytes_max)]));
-        call.response_truncated = cut || end.is_some();
-        match end {
-            Some(error) if is_late(&error) => return Err(self.late("the answer did not end")),
-            Some(error) => call.error_message = Some(format!("the answer broke off: {error}")),
-            None => {}
+        let limit = self.settings.response_body_bytes_max;
+        watch_body(FRAMING * limit as u64 + FRAMING_MIN);
+        let (mut bytes, end) = read_body(body, limit);
+        let seen = take_seen();
+        if let Some(ureq::Error::Protocol(_)) = end {
+            // Bad chunks, and good ones that came with them: ureq gives none of those. Kept as they came.
+            bytes.extend(&seen.rest[..seen.rest.len().min(limit + 1 - bytes.len())]);
         }
+        call.response_bytes = bytes.len() as u64;
+        call.response_body = Some(storable(&bytes[..bytes.len().min(limit)]));
+        let cut = bytes.len() > limit;
+        let flaw = match end {
+            Some(ureq::Error::Timeout(_)) => {
+                call.response_truncated = true;
+                return Err(self.late("the answer did not end"));
+            }
+            _ if cut => None,
+            _ if seen.flooded => {
+                Some("the answer is nearly nothing but framing; it was not read to its end".into())
+            }
+            Some(error) => Some(format!("the answer broke off: {error}")),
+            // A body that ends with the connection ends for ureq also when the connection breaks.
+            None => seen.broken.map(|broken| format!("the answer broke off: {broken}")),
+        };
+        call.response_truncated = cut || flaw.is_some();
+        call.error_message = flaw.map(|flaw| flaw.replace('\0', "\u{FFFD}"));
         if head.status.is_success() {
             return Ok(());
         }
@@ -314,22 +402,32 @@ impl Caller {
         if let Some(problem) = &seen.refused {
             return Failure::of(ErrorKind::BlockedAddress, problem.clone());
         }
-        let shortage = |e: &io::Error| is_shortage(e) && seen.head.is_empty();
+        if let Some(shortage) = &seen.shortage {
+            return Failure { kind: None, message: shortage.clone() };
+        }
+        if seen.flooded {
+            let text = format!("more than {BEFORE_BODY_MAX} bytes came, and no answer among them");
+            return Failure::of(ErrorKind::Protocol, text);
+        }
         match error {
             E::Timeout(ureq::Timeout::Resolve) => self.late("the name was not resolved"),
             E::Timeout(_) if seen.remote.is_none() => self.late("no connection"),
+            E::Timeout(_) if seen.handshake => self.late("no end of the TLS handshake"),
             E::Timeout(_) => self.late("no answer"),
             E::HostNotFound => {
                 let reason = seen.unresolved.clone().unwrap_or_else(|| "the name has no address".into());
                 Failure::of(ErrorKind::Dns, reason)
             }
-            E::Io(e) if shortage(e) => Failure { kind: None, message: e.to_string() },
-            E::Io(e) => match e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                Some(tls) => Failure::of(ErrorKind::Tls, tls_message(tls)),
-                None if e.kind() == io::ErrorKind::TimedOut => self.late("no answer"),
-                None => Failure::of(ErrorKind::Connect, one_line(e)),
-            },
-            E::Rustls(tls) => Failure::of(ErrorKind::Tls, tls_message(tls)),
+            E::Io(e) if seen.handshake => Failure::of(
+                ErrorKind::Tls,
+                format!("the connection broke in the TLS handshake: {}", one_line(e)),
+            ),
+            E::Io(e) if seen.received > 0 => Failure::of(
+                ErrorKind::Protocol,
+                format!("the answer broke off within its head: {}", one_line(e)),
+            ),
+            E::Io(e) => Failure::of(ErrorKind::Connect, one_line(e)),
+            E::Rustls(tls) => Failure::of(ErrorKind::Tls, trust::message(tls)),
             E::Tls(text) => Failure::of(ErrorKind::Tls, *text),
             E::TlsRequired => Failure::of(ErrorKind::Tls, error.to_string()),
             E::Protocol(e) => Failure::of(ErrorKind::Protocol, e.to_string()),
@@ -375,42 +473,10 @@ pub fn without_credentials(text: &str) -> String {
             let bare = url.set_username("").and_then(|()| url.set_password(None));
             bare.map_or_else(|()| String::new(), |()| storable(url.as_str().as_bytes()))
         }
-        _ if text.contains('@') => "(not a URL)".into(),
+        // Encoded and full-width ones, too: they separate a password as much as the right one does, for people.
+        _ if ["@", "%40", "\u{FF20}", "\u{FE6B}"].iter().any(|at| text.contains(at)) => "(not a URL)".into(),
         _ => storable(text.as_bytes()),
     }
-}
-
-/// The system's certificates and those of `--ca-file`.
-fn trusted(settings: &Settings) -> Result<Vec<ureq::tls::Certificate<'static>>> {
-    let system = rustls_native_certs::load_native_certs();
-    for error in &system.errors {
-        tracing::debug!(%error, "a certificate of the system's cannot be read");
-    }
-    let mut certificates: Vec<_> =
-        system.certs.iter().map(|der| ureq::tls::Certificate::from_der(der).to_owned()).collect();
-    if let Some(path) = &settings.ca_file {
-        let config = |why: &str| {
-            Error::Config(format!("--ca-file {}: {why}; give a file of PEM certificates", path.display()))
-        };
-        let pem = std::fs::read(path).map_err(|error| config(&error.to_string()))?;
-        let before = certificates.len();
-        for item in parse_pem(&pem) {
-            if let ureq::tls::PemItem::Certificate(certificate) =
-                item.map_err(|error| config(&error.to_string()))?
-            {
-                certificates.push(certificate);
-            }
-        }
-        if certificates.len() == before {
-            return Err(config("no certificate in it"));
-        }
-    }
-    if certificates.is_empty() {
-        tracing::warn!(
-            "no trusted certificates on this system (package ca-certificates): https calls will fail"
-        );
-    }
-    Ok(certificates)
 }
 
 fn authorization(url: &Url) -> Option<String> {
@@ -464,9 +530,11 @@ fn is_broken(error: &ureq::Error) -> bool {
     ))
 }
 
-fn is_late(error: &ureq::Error) -> bool {
-    matches!(error, ureq::Error::Timeout(_))
-        || matches!(error, ureq::Error::Io(e) if e.kind() == io::ErrorKind::TimedOut)
+/// Bytes of the longest line that ureq has to write in one piece.
+fn longest_line(request: &Request<&str>) -> usize {
+    let longest = request.headers().values().map(ureq::http::HeaderValue::len).max().unwrap_or_default();
+    let target = request.uri().to_string().len();
+    longest.max(target) + LINE_BYTES
 }
 
 /// Reads one byte more than the limit, to know whether there is more; gives back what came and how it ended.
@@ -514,27 +582,6 @@ fn headers<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> String {
         }
     }
     Value::Object(object).to_string()
-}
-
-/// What is wrong with the certificate or the handshake, for people.
-fn tls_message(error: &rustls::Error) -> String {
-    use rustls::{CertificateError as C, Error as E};
-    match error {
-        E::InvalidCertificate(C::Expired | C::ExpiredContext { .. }) => "the certificate has expired".into(),
-        E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => {
-            "the certificate is not valid yet".into()
-        }
-        E::InvalidCertificate(C::UnknownIssuer) => {
-            "the certificate is self-signed or of an authority that is not trusted".into()
-        }
-        E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => {
-            format!("the certificate is for another name ({error})")
-        }
-        E::PeerIncompatible(_) | E::AlertReceived(rustls::AlertDescription::ProtocolVersion) => {
-            format!("no common TLS version or cipher, 1.2 or newer is needed ({error})")
-        }
-        _ => error.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -21,8 +21,9 @@
 //!   alive; [`retention`] throws away; [`stop`] and [`systemd`] are the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
-//! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`] and [`resolver`] beneath it; [`address`] says
-//!   what may be called, [`signature`] signs. It blocks, and knows no Postgres.
+//! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`socket`] and [`resolver`] beneath
+//!   it; [`address`] says what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit.
+//!   It blocks, and knows no Postgres.
 //! - Between them: [`pool`], the threads, where asynchronous meets blocking and nowhere else; [`places`] decides
 //!   which call is next.
 //! - Data that both sides share: [`event`] and [`call`].
@@ -36,6 +37,7 @@ pub mod cluster;
 pub mod command;
 pub mod config;
 pub mod db;
+pub mod descriptors;
 pub mod endpoint;
 pub mod error;
 pub mod event;
@@ -49,8 +51,10 @@ pub mod resolver;
 pub mod retention;
 pub mod schema;
 pub mod signature;
+pub mod socket;
 pub mod stop;
 pub mod store;
 pub mod systemd;
+pub mod trust;
 pub mod wake;
 pub mod wire;

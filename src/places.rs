@@ -220,6 +220,15 @@ impl<J> Places<J> {
         self.running() < self.limits.workers && (share || self.unlimited)
     }
 
+    /// Whether newcomers have no place, and none in a moment: the slow have them all, or none of those who are being
+    /// tried is quick.
+    fn newcomers_wait(&self, now: Instant) -> bool {
+        let is_long = |call: &&Running| call.class == Class::Unproven && now - call.started > QUICK;
+        let long = self.endpoints.values().flat_map(|endpoint| &endpoint.running).filter(is_long).count();
+        long >= self.limits.unproven()
+            || self.running[Class::Slow as usize] >= self.limits.unproven() + self.limits.slow()
+    }
+
     /// Whether [`Places::start`] would start a call.
     pub fn may_start(&self) -> bool {
         CLASSES.into_iter().any(|class| self.has_place(class) && !self.queues[class as usize].is_empty())
@@ -310,6 +319,7 @@ impl<J> Places<J> {
     pub fn offer(&mut self, now: Instant) -> Offer {
         self.grow_old(now);
         self.endpoints.retain(|_, e| e.in_hand() > 0 || now - e.last_used < FORGET);
+        let newcomers_wait = self.newcomers_wait(now);
         let (mut ahead_all, mut waiting_soon) = (0, 0);
         let mut wait = false;
         let mut park = Vec::new();
@@ -320,7 +330,9 @@ impl<J> Places<J> {
                 waiting_soon += endpoint.waiting.len();
             }
             if self.is_full(endpoint, now) {
-                if endpoint.estimate(now) <= QUICK {
+                // Nothing of its own is running: what it waits for are the calls of others, and those take long.
+                let held_up = endpoint.running.is_empty() && newcomers_wait;
+                if endpoint.estimate(now) <= QUICK && !held_up {
                     wait = true;
                 } else {
                     park.push(endpoint.project_id);
@@ -520,6 +532,29 @@ mod tests {
         let mut tickets = tickets.into_iter();
         assert!(places.finish(tickets.next().expect("three"), now + ms(2000)), "somebody must look");
         assert_eq!(places.parked_room(now + ms(2000)), [(10, 1)]);
+    }
+
+    #[test]
+    fn newcomers_that_the_slow_leave_no_place_do_not_hold_up_the_others() {
+        let mut later = Instant::now();
+        let mut places = Places::new(LIMITS);
+        for webhook_id in 1..=5 {
+            push(&mut places, webhook_id, 2, later);
+            start_all(&mut places, later);
+            later += SLOW + ms(1);
+        }
+        places.grow_old(later);
+        assert_eq!(places.running, [0, 0, 6], "half of 8 for the slow, and the quarter of the unproven");
+        let offer = places.offer(later);
+        assert_eq!((offer.limit, offer.park), (2, vec![40, 50]), "it may take hours until they have a place");
+        // Nor while those who are tried before them turn out to hang.
+        let (now, mut places) = (Instant::now(), Places::new(LIMITS));
+        for webhook_id in 1..=2 {
+            push(&mut places, webhook_id, 3, now);
+        }
+        assert_eq!(start_all(&mut places, now).len(), 2);
+        assert_eq!(places.offer(now).limit, 0, "they may be quick");
+        assert_eq!(places.offer(now + ms(6)).limit, 6);
     }
 
     #[test]

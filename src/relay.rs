@@ -99,6 +99,7 @@ struct Relay<'a> {
     config: &'a Config,
     stop: Stop,
     pool: Pool,
+    caller: Arc<Caller>,
     ended_rows: Mutex<EndedRows>,
     // The way to them for rows that never went to the threads.
     to_results: UnboundedSender<Finished>,
@@ -144,6 +145,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         config,
         stop,
         pool: Pool::new(config.limits, RESULT_BYTES_MAX, post, to_results.clone()),
+        caller,
         ended_rows: Mutex::new(EndedRows { results, uncommitted: Vec::new() }),
         to_results,
         in_hand: RefCell::default(),
@@ -379,6 +381,7 @@ impl Relay<'_> {
                 () = self.stirred.notified() => {}
                 () = tokio::time::sleep_until(next_look.into()) => {
                     self.pool.nudge();
+                    self.caller.close_resting();
                     self.failures.borrow_mut().flush();
                     let start = Instant::now();
                     let look = tokio::time::timeout(SILENCE, link.instance.look_around(&link.peers, start)).await;

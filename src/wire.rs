@@ -1,29 +1,33 @@
 //! Our links in ureq's chain of connectors: what is dialled, and what goes over the wire.
 //!
 //! `Dial` checks the very address that the socket connects to, and tries one after the other. `Tap`, the outermost
-//! link, sees the bytes as HTTP: the head of the request, the count of the answer. What they see is kept for the call
+//! link, sees the bytes as HTTP: the head of the request, the answer as far as its head, the count of the rest; and
+//! it ends an answer that has more of it than any body within the cap could need. What they see is kept for the call
 //! that this thread is making; a thread makes one at a time.
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
-use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, Either, NextTimeout, RustlsConnector, TcpConnector, Transport,
-    time,
-};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, Either, NextTimeout, Transport};
 use ureq::{Error, Timeout, config::Config};
 
 use crate::address;
+use crate::descriptors;
 use crate::resolver::{Answer, Resolver};
+use crate::socket::Socket;
+use crate::trust::left;
 
-/// Headers of our own requests are far shorter; beyond it they are not kept for the log.
-const HEAD_MAX: usize = 16 * 1024;
+/// Heads of our own requests are shorter; beyond it they are not kept for the log.
+const HEAD_MAX: usize = 32 * 1024;
+/// How much of an answer is kept until its head is complete.
+const START_MAX: usize = 64 * 1024;
 
 /// What the links saw of the current call of this thread.
 #[derive(Debug, Default)]
@@ -36,10 +40,26 @@ pub struct Seen {
     pub head: Vec<u8>,
     /// Bytes of the answer.
     pub received: u64,
+    /// The answer as it came, until its head was complete.
+    pub start: Vec<u8>,
     /// Why the address may not be called.
     pub refused: Option<String>,
     /// Why the name has no address.
     pub unresolved: Option<String>,
+    /// What we ran short of, before anything was sent.
+    pub shortage: Option<String>,
+    /// TLS was being agreed on when it ended.
+    pub handshake: bool,
+    /// The answer was longer than what was agreed to read.
+    pub flooded: bool,
+    /// What had come of a body and was not taken by whoever read it, when its connection was closed.
+    pub rest: Vec<u8>,
+    /// How the connection broke while the answer was read.
+    pub broken: Option<String>,
+    /// Bytes that may come before it is a flood.
+    room: u64,
+    /// The head of the answer is not complete.
+    in_head: bool,
 }
 
 thread_local! {
@@ -47,18 +67,78 @@ thread_local! {
     static SEEN: RefCell<Seen> = RefCell::default();
 }
 
-/// Takes what was seen since the last time.
+/// Begins to look at a call. Its answer's head, with all that comes before it, may have `room` bytes.
+pub fn watch_head(room: u64) {
+    SEEN.replace(Seen { room, in_head: true, ..Seen::default() });
+}
+
+/// Begins to look at the body of the answer, which may take `room` bytes on the wire.
+pub fn watch_body(room: u64) {
+    SEEN.replace(Seen { room, ..Seen::default() });
+}
+
+/// Takes what was seen since then.
 pub fn take_seen() -> Seen {
     SEEN.with_borrow_mut(std::mem::take)
 }
 
-fn see(change: impl FnOnce(&mut Seen)) {
-    SEEN.with_borrow_mut(change);
+fn see<T>(change: impl FnOnce(&mut Seen) -> T) -> T {
+    SEEN.with_borrow_mut(change)
+}
+
+/// Says whether TLS is being agreed on.
+pub(crate) fn handshaking(now: bool) {
+    see(|seen| seen.handshake = now);
+}
+
+/// Which addresses may be called.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Networks that may be called although they are not globally reachable.
+    pub allow: Vec<IpNet>,
+    /// Never called: our Postgres.
+    pub never: Vec<SocketAddr>,
+}
+
+impl Rules {
+    /// Why an address may not be called; none when it may.
+    pub fn problem(&self, address: SocketAddr) -> Option<String> {
+        let ip = address.ip().to_canonical();
+        let is_database = |never: &SocketAddr| {
+            never.port() == address.port()
+                && (never.ip() == ip || (is_this_machine(never.ip()) && is_this_machine(ip)))
+        };
+        if self.never.iter().any(is_database) {
+            return Some(format!("{address} is the database"));
+        }
+        address::problem(address.ip(), &self.allow)
+            .map(|why| format!("{} may not be called: {why}", address.ip()))
+    }
+}
+
+/// Whether an address is one of this machine's own: then its own packets come from it.
+fn is_this_machine(ip: IpAddr) -> bool {
+    let any: IpAddr = match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Connecting a datagram socket chooses the source address, and sends nothing. The port does not matter.
+    let source = || {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect((ip, 9))?;
+        socket.local_addr()
+    };
+    ip.is_loopback() || ip.is_unspecified() || source().is_ok_and(|source| source.ip() == ip)
 }
 
 /// Names to addresses, for ureq.
 #[derive(Debug)]
-pub struct Names(pub Resolver);
+pub struct Names {
+    /// Who is asked.
+    pub resolver: Resolver,
+    /// Looked at here for all answers, and in [`Dial`] for those that may be dialled.
+    pub rules: Arc<Rules>,
+}
 
 impl UreqResolver for Names {
     fn resolve(&self, uri: &Uri, _: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
@@ -68,18 +148,29 @@ impl UreqResolver for Names {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let addresses = match bare.parse::<IpAddr>() {
             Ok(address) => vec![address],
-            Err(_) => match self.0.addresses(bare, Instant::now() + *timeout.after) {
+            Err(_) => match self.resolver.addresses(bare, Instant::now() + *timeout.after) {
                 Answer::Addresses(addresses) => addresses,
                 Answer::Late => return Err(Error::Timeout(Timeout::Resolve)),
+                Answer::Shortage(reason) => {
+                    see(|seen| seen.shortage = Some(reason));
+                    return Err(Error::HostNotFound);
+                }
                 Answer::Failed(reason) => {
                     see(|seen| seen.unresolved = Some(reason));
                     return Err(Error::HostNotFound);
                 }
             },
         };
+        let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, port));
+        // One forbidden address among a name's answers refuses the call: which of them is tried is not for the owner
+        // of the name to play with.
+        if let Some(problem) = addresses.clone().find_map(|address| self.rules.problem(address)) {
+            see(|seen| seen.refused = Some(problem));
+            return Err(Error::HostNotFound);
+        }
         let mut resolved = self.empty();
         for address in addresses {
-            if resolved.try_push(SocketAddr::new(address, port)).is_err() {
+            if resolved.try_push(address).is_err() {
                 // A name with more addresses than ureq takes; those will do.
                 break;
             }
@@ -91,48 +182,39 @@ impl UreqResolver for Names {
 /// Opens the socket, to an address that may be called.
 #[derive(Debug)]
 pub struct Dial {
-    /// Networks that may be called although they are not globally reachable.
-    pub allow: Vec<IpNet>,
-    /// Never called: our Postgres.
-    pub never: Vec<SocketAddr>,
-}
-
-impl Dial {
-    fn problem(&self, address: SocketAddr) -> Option<String> {
-        if self.never.contains(&SocketAddr::new(address.ip().to_canonical(), address.port())) {
-            return Some(format!("{address} is the database"));
-        }
-        address::problem(address.ip(), &self.allow)
-            .map(|why| format!("{} may not be called: {why}", address.ip()))
-    }
+    /// Looked at for the very address that is dialled.
+    pub rules: Arc<Rules>,
 }
 
 impl<In: Transport> Connector<In> for Dial {
-    type Out = Either<In, Box<dyn Transport>>;
+    type Out = Either<In, Socket>;
 
     fn connect(&self, details: &ConnectionDetails, _: Option<In>) -> Result<Option<Self::Out>, Error> {
-        // One forbidden address among a name's answers refuses the call: which of them is tried is not for the owner
-        // of the name to play with.
-        if let Some(problem) = details.addrs.iter().find_map(|address| self.problem(*address)) {
-            see(|seen| seen.refused = Some(problem));
-            return Err(Error::ConnectionFailed);
-        }
-        let start = Instant::now();
         let mut failure = Error::HostNotFound;
         for (at, address) in details.addrs.iter().enumerate() {
+            if let Some(problem) = self.rules.problem(*address) {
+                see(|seen| seen.refused = Some(problem));
+                return Err(Error::ConnectionFailed);
+            }
             // The time that is left is shared by the addresses that are left.
-            let left = details.timeout.after.saturating_sub(start.elapsed());
             let others = u32::try_from(details.addrs.len() - at).expect("at most 16");
-            let share = left / others;
+            let share = left(details) / others;
             if share.is_zero() {
                 return Err(Error::Timeout(details.timeout.reason));
             }
-            match dial_one(details, *address, share) {
-                Ok(transport) => {
+            let Some(descriptor) = descriptors::take(1) else {
+                see(|seen| seen.shortage = Some("all file descriptors for calls are in use".into()));
+                return Err(Error::ConnectionFailed);
+            };
+            match Socket::connect(details, *address, share, descriptor) {
+                Ok(socket) => {
                     see(|seen| seen.remote = Some(*address));
-                    return Ok(transport.map(Either::B));
+                    return Ok(Some(Either::B(socket)));
                 }
-                Err(Error::Io(error)) if is_shortage(&error) => return Err(Error::Io(error)),
+                Err(Error::Io(error)) if is_shortage(&error, *address) => {
+                    see(|seen| seen.shortage = Some(error.to_string()));
+                    return Err(Error::Io(error));
+                }
                 Err(error @ (Error::Io(_) | Error::Timeout(_))) => failure = error,
                 Err(error) => return Err(error),
             }
@@ -141,48 +223,23 @@ impl<In: Transport> Connector<In> for Dial {
     }
 }
 
-fn dial_one(
-    details: &ConnectionDetails,
-    address: SocketAddr,
-    share: Duration,
-) -> Result<Option<Box<dyn Transport>>, Error> {
-    let mut addrs = details.resolver.empty();
-    addrs.push(address);
-    let details = ConnectionDetails {
-        uri: details.uri,
-        addrs,
-        config: details.config,
-        request_level: details.request_level,
-        resolver: details.resolver,
-        now: time::Instant::now(),
-        timeout: NextTimeout { after: time::Duration::Exact(share), ..details.timeout },
-        current_time: details.current_time.clone(),
-        run_connector: details.run_connector.clone(),
-        register_shutdown: details.register_shutdown.clone(),
+/// Whether an error of the system's when connecting is a lack of ours, not the endpoint's doing: file descriptors,
+/// memory, buffers, local ports.
+fn is_shortage(error: &io::Error, address: SocketAddr) -> bool {
+    const OURS: [Errno; 5] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EAGAIN];
+    let code = error.raw_os_error().map(Errno::from_raw);
+    // Said when local ports have run out, and also where there is no address to call from (no IPv6 here), which
+    // waiting does not mend. Datagrams have ports of their own.
+    let ports = || code == Some(Errno::EADDRNOTAVAIL) && has_source(address);
+    code.is_some_and(|code| OURS.contains(&code)) || ports()
+}
+
+fn has_source(address: SocketAddr) -> bool {
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let transport: Option<Either<(), _>> = TcpConnector::default().connect(&details, None)?;
-    Ok(transport.map(|transport| transport.boxed()))
-}
-
-/// Whether an error of the system's is a lack of ours, not the endpoint's doing: file descriptors, memory, buffers,
-/// local ports.
-pub fn is_shortage(error: &io::Error) -> bool {
-    use nix::errno::Errno;
-    const OURS: [Errno; 6] =
-        [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EAGAIN, Errno::EADDRNOTAVAIL];
-    error.raw_os_error().is_some_and(|code| OURS.contains(&Errno::from_raw(code)))
-}
-
-/// One TLS configuration for all agents: building it reads the trust store.
-#[derive(Clone, Debug)]
-pub struct SharedTls(pub Arc<RustlsConnector>);
-
-impl<In: Transport> Connector<In> for SharedTls {
-    type Out = <RustlsConnector as Connector<In>>::Out;
-
-    fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
-        self.0.connect(details, chained)
-    }
+    UdpSocket::bind((any, 0)).is_ok_and(|socket| socket.connect(address).is_ok())
 }
 
 /// The outermost link.
@@ -200,7 +257,7 @@ impl<In: Transport> Connector<In> for Tap {
 
 /// A connection whose bytes are seen.
 #[derive(Debug)]
-pub struct Tapped<T> {
+pub struct Tapped<T: Transport> {
     inner: T,
     remote: Option<SocketAddr>,
     /// Has carried a request before this one.
@@ -234,12 +291,21 @@ impl<T: Transport> Transport for Tapped<T> {
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let before = self.inner.buffers().input().len();
         let result = self.inner.await_input(timeout);
-        let after = self.inner.buffers().input().len();
-        if after > before {
-            self.answering = true;
-            see(|seen| seen.received += (after - before) as u64);
+        if let Err(Error::Io(error)) = &result {
+            see(|seen| seen.broken = Some(error.to_string()));
         }
-        result
+        let input = self.inner.buffers().input();
+        let Some(new) = input.get(before..).filter(|new| !new.is_empty()) else { return result };
+        self.answering = true;
+        see(|seen| {
+            seen.received += new.len() as u64;
+            if seen.in_head {
+                let keep = new.len().min(START_MAX.saturating_sub(seen.start.len()));
+                seen.start.extend_from_slice(&new[..keep]);
+            }
+            seen.flooded = seen.received > seen.room;
+            if seen.flooded { Err(Error::ConnectionFailed) } else { result }
+        })
     }
 
     fn is_open(&mut self) -> bool {
@@ -248,5 +314,55 @@ impl<T: Transport> Transport for Tapped<T> {
 
     fn is_tls(&self) -> bool {
         self.inner.is_tls()
+    }
+}
+
+impl<T: Transport> Drop for Tapped<T> {
+    fn drop(&mut self) {
+        // Connections that rest have none: what is here is of the call of this thread.
+        let rest = self.inner.buffers().input();
+        if !rest.is_empty() {
+            // Gone at the end of the thread, when there is no call either.
+            SEEN.try_with(|seen| seen.borrow_mut().rest = rest.to_vec()).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_is_dialled_is_looked_at_whatever_was_before() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let open = Rules { allow: vec!["127.0.0.0/8".parse().expect("a network")], never: Vec::new() };
+        let strict = Rules { allow: Vec::new(), never: Vec::new() };
+        let resolver = Resolver::new(Box::new(|_| Ok(vec![Ipv4Addr::LOCALHOST.into()])));
+        let names = Names { resolver, rules: Arc::new(open) };
+        let chain = ().chain(Dial { rules: Arc::new(strict) }).chain(Tap);
+        let config = ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(5)));
+        let agent = ureq::Agent::with_parts(config.build(), chain, names);
+        let url = format!("http://a.example:{}/", listener.local_addr().expect("bound").port());
+        take_seen();
+        assert!(agent.get(url).call().is_err());
+        assert_eq!(take_seen().refused.as_deref(), Some("127.0.0.1 may not be called: loopback"));
+        listener.set_nonblocking(true).expect("an option");
+        assert!(listener.accept().is_err(), "nothing was dialled");
+    }
+
+    #[test]
+    fn what_we_run_short_of_is_ours_and_a_missing_source_address_is_not() {
+        let local = SocketAddr::from(([127, 0, 0, 1], 9));
+        let error = |errno: Errno| io::Error::from_raw_os_error(errno as i32);
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL] {
+            assert!(is_shortage(&error(errno), local), "{errno}");
+        }
+        for errno in [Errno::ECONNREFUSED, Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::ETIMEDOUT] {
+            assert!(!is_shortage(&error(errno), local), "{errno}");
+        }
+        // One that nothing can be sent to: as little as to an IPv6 address from a machine without IPv6.
+        let nowhere = SocketAddr::from(([255, 255, 255, 255], 9));
+        assert!(!is_shortage(&error(Errno::EADDRNOTAVAIL), nowhere));
+        assert!(!is_shortage(&io::Error::other("no code"), local));
     }
 }

@@ -180,8 +180,8 @@ COMMENT ON COLUMN relay.webhook_calls.request_headers IS 'The headers that went 
 COMMENT ON COLUMN relay.webhook_calls.request_body IS 'The payload.';
 COMMENT ON COLUMN relay.webhook_calls.status_code IS 'Of the answer; null when none was read.';
 COMMENT ON COLUMN relay.webhook_calls.response_headers IS 'Of the answer, in the form of request_headers.';
-COMMENT ON COLUMN relay.webhook_calls.response_body IS 'Of the answer, cut at --max-response-body; bytes that are no UTF-8 text, and NUL, are replaced by U+FFFD.';
-COMMENT ON COLUMN relay.webhook_calls.response_bytes IS 'Bytes of the answer''s body that came over the wire before reading stopped.';
+COMMENT ON COLUMN relay.webhook_calls.response_body IS 'Of the answer, cut at --max-response-body; bytes that are no UTF-8 text, and NUL, are replaced by U+FFFD. Of an answer that is no HTTP, what came instead; of bad chunks, the rest as it came.';
+COMMENT ON COLUMN relay.webhook_calls.response_bytes IS 'Bytes of the answer''s body that came over the wire before reading stopped; of an answer that is no HTTP, all bytes.';
 COMMENT ON COLUMN relay.webhook_calls.response_truncated IS 'response_body is less than what the endpoint sent or meant to send.';
 COMMENT ON COLUMN relay.webhook_calls.start_time IS 'First byte of work: before the name was resolved.';
 COMMENT ON COLUMN relay.webhook_calls.end_time IS 'Last byte read, or the failure.';
@@ -337,6 +337,170 @@ COMMENT ON FUNCTION relay.send_test(bigint) IS
     'Inserts an outbox row with a test event (prompt 0, user "promptpal-relay test") for one webhook and returns the row''s id.';
 
 -- ---------------------------------------------------------------------------------------------------------------
+-- What is wrong with a URL, for the application to ask when a webhook is saved: the rules that the daemon has before
+-- it asks DNS, without the daemon. It reads URLs as browsers do (WHATWG), because the daemon does: any number of
+-- slashes, user and password, and every spelling of an IPv4 address (0x7f.1, 2130706433). Where it cannot know, it
+-- differs: it does not know --allow-net (an address that only the operator lets through is told as a problem),
+-- --https-only, nor the database's own address, and of names in other scripts than ASCII it knows only that they
+-- may be written in wide forms.
+
+CREATE FUNCTION relay.url_problem(url text) RETURNS text
+    LANGUAGE plpgsql
+    IMMUTABLE
+    PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- As the standard says: nothing below the space, nor spaces, around it, and no tabs and line breaks within.
+    bare      text := translate(btrim(url, (SELECT string_agg(chr(n), '') FROM generate_series(1, 32) AS n)),
+                                E'\t\n\r', '');
+    scheme    text := lower(substring(bare FROM '^([A-Za-z][A-Za-z0-9+.-]*):'));
+    authority text;
+    host      text;
+    port      text;
+    parts     text[];
+    part      text;
+    base      integer;
+    number    numeric;
+    value     numeric := 0;
+    address   inet;
+    bytes     bytea;
+    -- Where in an IPv6 address an IPv4 address begins.
+    embedded_at integer;
+    why       text;
+BEGIN
+    IF coalesce(bare, '') = '' THEN
+        RETURN 'the URL is empty';
+    ELSIF octet_length(url) > 8192 THEN
+        RETURN 'the URL is longer than 8192 bytes';
+    ELSIF scheme IS NULL THEN
+        RETURN 'not a URL: it does not begin with https://';
+    ELSIF scheme NOT IN ('http', 'https') THEN
+        RETURN format('the scheme is %s, not http or https', scheme);
+    END IF;
+
+    -- Up to the path, and after user and password.
+    authority := substring(substr(bare, length(scheme) + 2) FROM '^[/\\]*([^/\\?#]*)');
+    authority := regexp_replace(authority, '^.*@', '');
+    IF authority LIKE '[%' THEN
+        host := substring(authority FROM '^\[([^]]*)\]');
+        port := substring(authority FROM '^\[[^]]*\](.*)$');
+    ELSE
+        host := substring(authority FROM '^[^:]*');
+        port := substr(authority, length(host) + 1);
+    END IF;
+    IF host IS NULL THEN
+        RETURN 'not a URL: the bracket of the IPv6 address is not closed';
+    ELSIF host = '' THEN
+        RETURN 'the URL has no host';
+    ELSIF port !~ '^(:[0-9]*)?$' OR length(ltrim(port, ':0')) > 5 THEN
+        RETURN 'not a URL: the port is no number up to 65535';
+    ELSIF coalesce(nullif(ltrim(port, ':0'), ''), '0')::integer > 65535 THEN
+        RETURN 'not a URL: the port is no number up to 65535';
+    ELSIF port ~ '^:0+$' THEN
+        RETURN 'port 0 cannot be called';
+    END IF;
+
+    IF authority LIKE '[%' THEN
+        BEGIN
+            address := host::inet;
+        EXCEPTION WHEN invalid_text_representation THEN
+            address := NULL;
+        END;
+        -- Postgres also reads a prefix length.
+        IF address IS NULL OR family(address) <> 6 OR host !~ '^[0-9A-Fa-f:.]+$' THEN
+            RETURN 'not a URL: what is in brackets is no IPv6 address';
+        END IF;
+    ELSE
+        IF host LIKE '%\%%' THEN
+            BEGIN
+                SELECT convert_from(decode(string_agg(
+                           CASE WHEN piece[1] ~ '^%.' THEN substr(piece[1], 2)
+                                ELSE encode(convert_to(piece[1], 'UTF8'), 'hex') END,
+                           '' ORDER BY at), 'hex'), 'UTF8')
+                  INTO host
+                  FROM regexp_matches(host, '%[0-9A-Fa-f]{2}|.', 'g') WITH ORDINALITY AS found(piece, at);
+            EXCEPTION WHEN character_not_in_repertoire OR untranslatable_character THEN
+                RETURN 'not a URL: the host is no text';
+            END;
+        END IF;
+        IF host ~ '[^\x01-\x7f]' AND getdatabaseencoding() = 'UTF8' THEN
+            host := translate(normalize(host, NFKC), U&'\3002', '.');
+        END IF;
+        host := lower(host);
+        IF host ~ '[\x01-\x20"#%/:<>?@\\^`{|}\x7f]' OR host ~ '[][]' THEN
+            RETURN 'not a URL: the host has a character that no host has';
+        END IF;
+        parts := string_to_array(regexp_replace(host, '\.$', ''), '.');
+        -- A last part that is a number makes it an IPv4 address, or nothing.
+        IF parts[cardinality(parts)] ~ '^([0-9]+|0x[0-9a-f]*)$' THEN
+            FOR i IN 1 .. cardinality(parts) LOOP
+                base := CASE WHEN parts[i] ~ '^0x' THEN 16 WHEN parts[i] ~ '^0.' THEN 8 ELSE 10 END;
+                part := ltrim(regexp_replace(parts[i], '^0x', ''), '0');
+                IF parts[i] = '' OR i > 4 OR length(part) > 12
+                    OR part !~ (CASE base WHEN 16 THEN '^[0-9a-f]*$' WHEN 8 THEN '^[0-7]*$' ELSE '^[0-9]*$' END) THEN
+                    RETURN 'not a URL: the host is neither a name nor an IPv4 address';
+                END IF;
+                number := 0;
+                FOR digit IN 1 .. length(part) LOOP
+                    number := number * base + strpos('0123456789abcdef', substr(part, digit, 1)) - 1;
+                END LOOP;
+                -- The last part fills what is left of the four bytes.
+                IF number >= (CASE WHEN i < cardinality(parts) THEN 256 ELSE 256 ^ (5 - i) END) THEN
+                    RETURN 'not a URL: the host is neither a name nor an IPv4 address';
+                END IF;
+                value := value + number * CASE WHEN i < cardinality(parts) THEN 256 ^ (4 - i) ELSE 1 END;
+            END LOOP;
+            address := '0.0.0.0'::inet + value::bigint;
+        END IF;
+    END IF;
+
+    -- An IPv6 address that carries an IPv4 address counts as that: mapped, translated, NAT64, 6to4.
+    bytes := inet_send(address);
+    IF address <<= '::ffff:0:0/96' OR address <<= '::ffff:0:0:0/96' OR address <<= '64:ff9b::/96' THEN
+        embedded_at := 12;
+    ELSIF address <<= '2002::/16' THEN
+        embedded_at := 2;
+    END IF;
+    IF embedded_at IS NOT NULL THEN
+        -- Four bytes of its own come before the address.
+        address := array_to_string(ARRAY(
+            SELECT get_byte(bytes, 4 + embedded_at + n) FROM generate_series(0, 3) AS n), '.')::inet;
+    END IF;
+    SELECT special.why
+      INTO why
+      FROM (VALUES
+            ('0.0.0.0/8'::inet,   'this network'),
+            ('10.0.0.0/8',        'private'),
+            ('100.64.0.0/10',     'shared by a carrier'),
+            ('127.0.0.0/8',       'loopback'),
+            ('169.254.0.0/16',    'link-local, metadata'),
+            ('172.16.0.0/12',     'private'),
+            ('192.0.0.0/24',      'protocol assignments'),
+            ('192.0.2.0/24',      'documentation'),
+            ('192.88.99.0/24',    '6to4 relays'),
+            ('192.168.0.0/16',    'private'),
+            ('198.18.0.0/15',     'benchmarking'),
+            ('198.51.100.0/24',   'documentation'),
+            ('203.0.113.0/24',    'documentation'),
+            ('224.0.0.0/4',       'multicast'),
+            ('240.0.0.0/4',       'reserved'),
+            ('2001::/23',         'protocol assignments, Teredo'),
+            ('2001:db8::/32',     'documentation'),
+            ('3fff::/20',         'documentation')
+           ) AS special(net, why)
+     WHERE address <<= special.net;
+    IF why IS NULL AND family(address) = 6 AND NOT address <<= '2000::/3' THEN
+        why := 'not for global use';
+    END IF;
+    RETURN host(address) || ' may not be called: ' || why;
+END
+$$;
+
+COMMENT ON FUNCTION relay.url_problem(text) IS
+    'What is wrong with a webhook''s URL as far as it can be told without DNS; null when it may work. Knows neither --allow-net nor --https-only.';
+
+-- ---------------------------------------------------------------------------------------------------------------
 -- Partitions of the call log. The daemon's role does not own the tables: these two functions are all that it may do
 -- to them.
 
@@ -405,6 +569,7 @@ COMMENT ON FUNCTION relay.drop_call_partitions(timestamptz) IS
 
 REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.url_problem(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.make_call_partitions(integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.drop_call_partitions(timestamptz) FROM PUBLIC;
 

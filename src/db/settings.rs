@@ -158,15 +158,18 @@ impl Settings {
         format!("{}@{hosts}/{}, sslmode {}", self.user(), self.database(), self.tls.mode.as_str())
     }
 
-    /// The names and addresses under which Postgres is reached by TCP, with the port; empty for Unix sockets. For the
-    /// caller's rule that Postgres' own address is never called.
+    /// The names and addresses under which Postgres is reached by TCP, with the port. A server behind a Unix socket
+    /// is one of this machine and mostly listens on its addresses, too. For the caller's rule that Postgres' own
+    /// address is never called.
     pub fn tcp_hosts(&self) -> Vec<(String, u16)> {
         let mut found = Vec::new();
         for Host { place, port } in &self.hosts {
-            if let Place::Tcp { name, address } = place {
-                let address = address.map(|address| address.to_string()).filter(|address| address != name);
-                found.extend([Some(name.clone()), address].into_iter().flatten().map(|host| (host, *port)));
-            }
+            let Place::Tcp { name, address } = place else {
+                found.push(("localhost".to_owned(), *port));
+                continue;
+            };
+            let address = address.map(|address| address.to_string()).filter(|address| address != name);
+            found.extend([Some(name.clone()), address].into_iter().flatten().map(|host| (host, *port)));
         }
         found
     }
@@ -518,11 +521,12 @@ mod tests {
     }
 
     #[test]
-    fn tcp_hosts_are_names_and_addresses_but_no_sockets() {
+    fn tcp_hosts_are_names_and_addresses_and_this_machine_for_sockets() {
         let settings = parse("host=/run/pg,db2,db3 hostaddr=,10.0.0.2, port=1,2,3", &[]).expect("good");
-        let expected = [("db2", 2), ("10.0.0.2", 2), ("db3", 3)].map(|(host, port)| (host.to_owned(), port));
+        let expected = [("localhost", 1), ("db2", 2), ("10.0.0.2", 2), ("db3", 3)]
+            .map(|(host, port)| (host.to_owned(), port));
         assert_eq!(settings.tcp_hosts(), expected);
-        assert_eq!(parse("host=/run/pg", &[]).expect("good").tcp_hosts(), []);
+        assert_eq!(parse("host=/run/pg", &[]).expect("good").tcp_hosts(), [("localhost".to_owned(), 5432)]);
         let settings = parse("hostaddr=10.0.0.1", &[]).expect("good");
         assert_eq!(settings.tcp_hosts(), [("10.0.0.1".to_owned(), 5432)]);
     }

@@ -8,6 +8,7 @@
 mod chaos;
 mod commands;
 mod delivery;
+mod hostile;
 mod input;
 mod recovery;
 mod schema;

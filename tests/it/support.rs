@@ -220,6 +220,9 @@ fn ends(child: &mut Child) -> Option<ExitStatus> {
 
 // ---- the relay ----------------------------------------------------------------------------------------------------
 
+/// With loopback allowed.
+const RUN: &[&str] = &["run", "--allow-net", "127.0.0.0/8"];
+
 /// The daemon as a child process; killed on drop.
 pub struct Relay {
     child: Child,
@@ -231,32 +234,51 @@ pub struct Relay {
 impl Relay {
     /// Starts it with loopback allowed.
     pub fn spawn(database_url: &str, arguments: &[&str]) -> Relay {
-        Relay::spawn_with(database_url, arguments, |_| ())
+        Relay::spawn_with(program(RUN, database_url), arguments, |_| ())
     }
 
     /// Starts it with a socket to systemd that is full, and that nobody reads.
     pub fn spawn_unheard(database_url: &str) -> Relay {
-        Relay::spawn_with(database_url, &[], |path| {
+        Relay::spawn_with(program(RUN, database_url), &[], |path| {
             let filler = UnixDatagram::unbound().unwrap();
             filler.set_nonblocking(true).unwrap();
             while filler.send_to(b"full", path).is_ok() {}
         })
     }
 
-    fn spawn_with(database_url: &str, arguments: &[&str], prepare: impl FnOnce(&Path)) -> Relay {
+    fn spawn_with(mut command: Command, arguments: &[&str], prepare: impl FnOnce(&Path)) -> Relay {
         let dir = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
         prepare(&dir.path().join("notify"));
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut command = program(&["run", "--allow-net", "127.0.0.0/8"], database_url);
-        command.args(arguments).env("NOTIFY_SOCKET", dir.path().join("notify"));
+        command.stdin(Stdio::null()).args(arguments).env("NOTIFY_SOCKET", dir.path().join("notify"));
         command.stderr(File::create(dir.path().join("log")).unwrap());
         Relay { child: command.spawn().unwrap(), dir, socket }
     }
 
     /// Starts it with loopback allowed and waits until it says that it is ready.
     pub fn start(database: &Database, arguments: &[&str]) -> Relay {
-        let relay = Relay::spawn(&database.url, arguments);
+        Relay::spawn(&database.url, arguments).ready()
+    }
+
+    /// The same with at most this many open files.
+    pub fn start_with_few_files(database: &Database, arguments: &[&str], files: u32) -> Relay {
+        let plain = program(RUN, &database.url);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\""), BINARY])
+            .args(plain.get_args());
+        for (variable, value) in plain.get_envs() {
+            match value {
+                Some(value) => command.env(variable, value),
+                None => command.env_remove(variable),
+            };
+        }
+        Relay::spawn_with(command, arguments, |_| ()).ready()
+    }
+
+    fn ready(self) -> Relay {
+        let relay = self;
         let mut buffer = [0; 4096];
         loop {
             let Ok(length) = relay.socket.recv(&mut buffer) else {

@@ -1,0 +1,192 @@
+//! One TCP connection of a call. No read and no write outlasts the deadline it is given, however little the other
+//! side moves: the socket does not block, and each wait is for what is left.
+//!
+//! Knows neither HTTP nor TLS, and not which addresses may be called.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
+};
+use ureq::{Error, Timeout};
+
+use crate::descriptors::Share;
+
+/// Longest single wait: poll(2) counts milliseconds in an int.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// A connection.
+#[derive(Debug)]
+pub struct Socket {
+    // Shared, weakly, with the handle that interrupts the call.
+    stream: Arc<TcpStream>,
+    buffers: LazyBuffers,
+    /// The other side takes no more of the request, and has answered already.
+    deaf: bool,
+    _descriptor: Share,
+}
+
+impl Socket {
+    /// Connects, within `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] when the limit passes, else what the system says.
+    pub fn connect(
+        details: &ConnectionDetails,
+        address: SocketAddr,
+        limit: Duration,
+        descriptor: Share,
+    ) -> Result<Socket, Error> {
+        let stream = TcpStream::connect_timeout(&address, limit).map_err(|error| {
+            let ours = error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none();
+            if ours { Error::Timeout(Timeout::Connect) } else { Error::Io(error) }
+        })?;
+        let buffers =
+            LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
+        let socket = Socket::over(stream, buffers, descriptor)?;
+        (details.register_shutdown)(Arc::downgrade(&socket.stream) as Weak<dyn ShutdownHandle>)?;
+        Ok(socket)
+    }
+
+    fn over(stream: TcpStream, buffers: LazyBuffers, descriptor: Share) -> io::Result<Socket> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Socket { stream: Arc::new(stream), buffers, deaf: false, _descriptor: descriptor })
+    }
+
+    /// Whether bytes of the other side's are waiting.
+    fn has_input(&self) -> bool {
+        self.stream.peek(&mut [0]).is_ok_and(|length| length > 0)
+    }
+}
+
+impl Transport for Socket {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let deadline = Deadline::of(timeout)?;
+        let mut sent = 0;
+        while sent < amount && !self.deaf {
+            let rest = &self.buffers.output()[sent..amount];
+            match (&*self.stream).write(rest) {
+                Ok(length) => sent += length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    deadline.wait(&self.stream, PollFlags::POLLOUT)?;
+                }
+                // An endpoint may answer before it has read all (413), and close: then the answer counts.
+                Err(_) if self.has_input() => self.deaf = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let deadline = Deadline::of(timeout)?;
+        let input = self.buffers.input_append_buf();
+        let length = loop {
+            match (&*self.stream).read(input) {
+                Ok(length) => break length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    deadline.wait(&self.stream, PollFlags::POLLIN)?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        self.buffers.input_appended(length);
+        Ok(length > 0)
+    }
+
+    /// Nothing is to be read between an answer and the next request: neither an end nor a byte.
+    fn is_open(&mut self) -> bool {
+        let probe = (&*self.stream).read(&mut [0]);
+        !self.deaf && probe.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+/// When to give up, and what to say then.
+struct Deadline {
+    at: Instant,
+    reason: Timeout,
+}
+
+impl Deadline {
+    /// Fails when it has passed already, also where there would be no need to wait.
+    fn of(timeout: NextTimeout) -> Result<Deadline, Error> {
+        // Calls have a limit; without one a day is as good as any.
+        let left = (*timeout.after).min(WAIT_MAX * 24);
+        if left.is_zero() {
+            return Err(Error::Timeout(timeout.reason));
+        }
+        Ok(Deadline { at: Instant::now() + left, reason: timeout.reason })
+    }
+
+    /// Waits until the socket is ready.
+    fn wait(&self, stream: &TcpStream, what: PollFlags) -> Result<(), Error> {
+        loop {
+            let left = self.at.saturating_duration_since(Instant::now()).min(WAIT_MAX);
+            if left.is_zero() {
+                return Err(Error::Timeout(self.reason));
+            }
+            // Rounded up: a wait of 0 ms would be a busy one.
+            let left = PollTimeout::try_from(left + Duration::from_micros(999)).expect("an hour fits");
+            match poll(&mut [PollFd::new(stream.as_fd(), what)], left) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(Error::Io(error.into())),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use socket2::SockRef;
+    use ureq::unversioned::transport::time;
+
+    use super::*;
+    use crate::descriptors;
+
+    #[test]
+    fn a_write_that_moves_a_little_now_and_then_ends_at_its_deadline() {
+        const LIMIT: Duration = Duration::from_millis(600);
+        const AMOUNT: usize = 2 * 1024 * 1024;
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        SockRef::from(&listener).set_recv_buffer_size(16 * 1024).expect("inherited by its connections");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        SockRef::from(&stream).set_send_buffer_size(16 * 1024).expect("small, so that each read makes room");
+        let (mut other, _) = listener.accept().expect("a connection");
+        let reads = thread::spawn(move || {
+            let mut sip = vec![0; 16 * 1024];
+            while other.read(&mut sip).is_ok_and(|length| length > 0) {
+                thread::sleep(LIMIT / 10);
+            }
+        });
+        let buffers = LazyBuffers::new(1024, AMOUNT);
+        let share = descriptors::take(1).expect("the limit of a test run is far away");
+        let mut socket = Socket::over(stream, buffers, share).expect("options of a socket");
+        let (reason, start) = (Timeout::Global, Instant::now());
+        let timeout = NextTimeout { after: time::Duration::Exact(LIMIT), reason, ..NextTimeout::default() };
+        socket.buffers().output();
+        let result = socket.transmit_output(AMOUNT, timeout);
+        assert!(matches!(result, Err(Error::Timeout(Timeout::Global))), "{result:?}");
+        // A second for a busy machine; each of the reads would give it the whole limit again.
+        assert!(start.elapsed() < LIMIT + Duration::from_secs(1), "{:?}", start.elapsed());
+        drop(socket);
+        reads.join().expect("ends with the connection");
+    }
+}

@@ -1,0 +1,636 @@
+//! Which addresses are called: by table, by property, and on the address that is dialled.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use promptpal_relay::address::problem;
+use promptpal_relay::resolver::{Answer, Resolver};
+use proptest::prelude::*;
+
+use crate::support::{
+    Dead, OK, PATIENT, Receiver, caller, caller_to, caller_with, eventually, kind, message, post, settings,
+    webhook,
+};
+
+fn may(address: &str) -> bool {
+    problem(address.parse().unwrap(), &[]).is_none()
+}
+
+/// IANA's registries of special-purpose addresses, as of 2025: each network, and whether it is globally reachable.
+/// Multicast and what is reserved beyond them is added.
+const IANA: &[(&str, bool)] = &[
+    ("0.0.0.0/8", false),
+    ("10.0.0.0/8", false),
+    ("100.64.0.0/10", false),
+    ("127.0.0.0/8", false),
+    ("169.254.0.0/16", false),
+    ("172.16.0.0/12", false),
+    ("192.0.0.0/24", false),
+    ("192.0.2.0/24", false),
+    ("192.31.196.0/24", true),
+    ("192.52.193.0/24", true),
+    ("192.88.99.0/24", false),
+    ("192.168.0.0/16", false),
+    ("192.175.48.0/24", true),
+    ("198.18.0.0/15", false),
+    ("198.51.100.0/24", false),
+    ("203.0.113.0/24", false),
+    ("224.0.0.0/4", false),
+    ("240.0.0.0/4", false),
+    ("255.255.255.255/32", false),
+    ("::1/128", false),
+    ("::/128", false),
+    ("64:ff9b:1::/48", false),
+    ("100::/64", false),
+    ("100:0:0:1::/64", false),
+    ("2001::/23", false),
+    ("2001::/32", false),
+    ("2001:2::/48", false),
+    ("2001:db8::/32", false),
+    ("2620:4f:8000::/48", true),
+    ("3fff::/20", false),
+    ("5f00::/16", false),
+    ("fc00::/7", false),
+    ("fe80::/10", false),
+    ("fec0::/10", false),
+    ("ff00::/8", false),
+];
+
+#[test]
+fn ianas_registries_are_kept() {
+    for (net, reachable) in IANA {
+        let net: IpNet = net.parse().unwrap();
+        for address in [net.network(), net.broadcast()] {
+            assert_eq!(problem(address, &[]).is_none(), *reachable, "{address} of {net}");
+        }
+    }
+    // The neighbours of the networks, which are anybody's.
+    for address in [
+        "1.0.0.0",
+        "9.255.255.255",
+        "11.0.0.0",
+        "100.63.255.255",
+        "100.128.0.0",
+        "126.255.255.255",
+        "128.0.0.0",
+        "169.253.255.255",
+        "169.255.0.0",
+        "172.15.255.255",
+        "172.32.0.0",
+        "191.255.255.255",
+        "192.0.1.0",
+        "192.0.3.0",
+        "192.88.98.255",
+        "192.88.100.0",
+        "192.167.255.255",
+        "192.169.0.0",
+        "198.17.255.255",
+        "198.20.0.0",
+        "198.51.99.255",
+        "198.51.101.0",
+        "203.0.112.255",
+        "203.0.114.0",
+        "223.255.255.255",
+        "2000::",
+        "2001:200::",
+        "2001:db7:ffff::",
+        "2001:db9::",
+        "2003::",
+        "3ffe::",
+        "3fff:1000::",
+    ] {
+        assert!(may(address), "{address}");
+    }
+}
+
+#[test]
+fn metadata_services_are_not_called() {
+    for address in [
+        "169.254.169.254",
+        "169.254.170.2",
+        "100.100.100.200",
+        "192.0.0.192",
+        "fd00:ec2::254",
+        "168.63.129.16",
+    ] {
+        // The last is Azure's, and is no different from any public address.
+        assert_eq!(may(address), address == "168.63.129.16", "{address}");
+    }
+}
+
+/// The ways to write an IPv4 address into an IPv6 one that get through to it.
+fn embedding(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
+    let [a, b, c, d] = v4.octets();
+    let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+    vec![
+        v4.to_ipv6_mapped(),
+        Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, high, low),
+        Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low),
+        Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_the_standard_library_knows_as_special_is_not_called(bits: u32) {
+        let v4 = Ipv4Addr::from_bits(bits);
+        let special = v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_broadcast()
+            || v4.is_documentation() || v4.is_multicast() || v4.is_unspecified();
+        let refused = problem(v4.into(), &[]).is_some();
+        prop_assert!(refused || !special, "{v4}");
+        let mut listed = IANA.iter().filter_map(|(net, reachable)| {
+            let net: IpNet = net.parse().unwrap();
+            net.contains(&IpAddr::V4(v4)).then_some(!reachable)
+        });
+        prop_assert_eq!(refused, listed.any(|refused| refused), "{}", v4);
+        for v6 in embedding(v4) {
+            prop_assert_eq!(problem(v6.into(), &[]), problem(v4.into(), &[]), "{}", v6);
+        }
+    }
+
+    #[test]
+    fn ipv6_addresses_are_called_only_in_what_is_given_out(bits: u128, near in 0..12usize) {
+        let bases: [u128; 12] = [0, 1, 0xffff_0000_0000, 0xfe80 << 112, 0xfc00 << 112, 0xff00 << 112, 0x2001 << 112,
+            0x2001_0db8 << 96, 0x2002 << 112, 0x0064_ff9b << 96, 0x3fff << 112, 0x2000 << 112];
+        for v6 in [Ipv6Addr::from_bits(bits), Ipv6Addr::from_bits(bases[near] | bits >> 40)] {
+            let special = v6.is_loopback() || v6.is_unspecified() || v6.is_multicast() || v6.is_unique_local()
+                || v6.is_unicast_link_local();
+            let called = problem(v6.into(), &[]).is_none();
+            prop_assert!(!called || !special, "{v6}");
+            let given_out = v6.segments()[0] & 0xe000 == 0x2000;
+            let embeds = v6.to_ipv4_mapped().is_some() || embedding(Ipv4Addr::UNSPECIFIED).iter().any(|net| {
+                let (net, v6) = (net.segments(), v6.segments());
+                net[0] == 0x2002 && v6[0] == 0x2002 || net[0] != 0x2002 && net[..6] == v6[..6]
+            });
+            prop_assert!(!called || given_out || embeds, "{v6}");
+        }
+    }
+
+    #[test]
+    fn what_the_operator_allows_is_called_and_nothing_else_changes(bits: u32, other: u32, prefix in 0u8..=32) {
+        let net: IpNet = format!("{}/{prefix}", Ipv4Addr::from_bits(bits)).parse().unwrap();
+        let (inside, other) = (Ipv4Addr::from_bits(bits), IpAddr::from(Ipv4Addr::from_bits(other)));
+        prop_assert_eq!(problem(inside.into(), &[net]), None);
+        for v6 in embedding(inside) {
+            prop_assert_eq!(problem(v6.into(), &[net]), None, "{}", v6);
+        }
+        let expected = if net.contains(&other) { None } else { problem(other, &[]) };
+        prop_assert_eq!(problem(other, &[net]), expected);
+    }
+}
+
+#[test]
+fn every_spelling_of_an_address_is_that_address() {
+    // Not even loopback is allowed here.
+    let mut strict = settings(PATIENT);
+    strict.allow_net.clear();
+    let strict = caller_with(strict);
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let open = caller(PATIENT);
+    let port = receiver.address.port();
+    for host in [
+        "127.0.0.1",
+        "2130706433",
+        "0x7f000001",
+        "017700000001",
+        "0x7f.1",
+        "127.1",
+        "127.0.1",
+        "0177.0.0.1",
+        "0x7f.0x0.0x0.0x1",
+        "127.0.0.1.",
+        "%31%32%37.0.0.1",
+        "１２７.0.0.1",
+        "127。0。0。1",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[0:0:0:0:0:ffff:127.0.0.1]",
+    ] {
+        let url = format!("http://{host}:{port}/");
+        let call = post(&strict, &url);
+        assert_eq!(kind(&call), "blocked_address", "{url}: {}", message(&call));
+        assert_eq!(strict.problem(&webhook(&url)).as_deref(), Some(message(&call)), "{url}");
+        // And it is one that can be called.
+        let call = post(&open, &url);
+        assert_eq!(
+            (kind(&call), open.problem(&webhook(&url))),
+            ("success", None),
+            "{url}: {}",
+            message(&call)
+        );
+    }
+    for host in [
+        "0",
+        "0.0.0.0",
+        "10.1",
+        "[::]",
+        "[::1]",
+        "[fe80::1]",
+        "[fd00::1]",
+        "169.254.169.254",
+        "[::127.0.0.1]",
+        "[64:ff9b::127.0.0.1]",
+        "[2002:7f00:1::]",
+        "0xa9fea9fe",
+        "3232235777",
+    ] {
+        let url = format!("http://{host}:{port}/");
+        assert_eq!(kind(&post(&strict, &url)), "blocked_address", "{url}");
+        assert!(strict.problem(&webhook(&url)).is_some(), "{url}");
+    }
+    // No numbers of an address at all.
+    for host in [
+        "256.256.256.256",
+        "4294967296",
+        "1.2.3.4.5",
+        "0x100000000",
+        "09.1.1.1",
+        "[::1",
+        "[fe80::1%25eth0]",
+        "[1.2.3.4]",
+    ] {
+        let url = format!("http://{host}:{port}/");
+        let call = post(&open, &url);
+        assert_eq!(kind(&call), "bad_url", "{url}: {}", message(&call));
+        assert_eq!(open.problem(&webhook(&url)).as_deref(), Some(message(&call)), "{url}");
+    }
+    assert!(receiver.connections() > 0);
+}
+
+#[test]
+fn urls_that_cannot_be_called_are_told_before_and_at_the_call() {
+    let mut secure = settings(PATIENT);
+    secure.https_only = true;
+    let (open, secure) = (caller(PATIENT), caller_with(secure));
+    let long = format!("http://a.example/{}", "x".repeat(9000));
+    let grows = format!("http://a.example/{}", "é".repeat(4000));
+    for url in [
+        "",
+        " ",
+        "nonsense",
+        "//a.example/",
+        "/path",
+        "http:",
+        "http://",
+        "http:///",
+        "http://:80/",
+        "https://?a",
+        "ftp://a.example/",
+        "file:///etc/passwd",
+        "javascript:alert(1)",
+        "gopher://a.example/",
+        "ws://a.example/",
+        "unix:/run/postgresql",
+        "data:text/plain,a",
+        "mailto:a@a.example",
+        "http://a.example:65536/",
+        "http://a.example:-1/",
+        "http://a.example:0/",
+        "http://a.example:http/",
+        "http://a b/",
+        "http://a<b/",
+        "http://[a.example]/",
+        "http://exa%mple/",
+        "http://xn--a.example/",
+        "http://user@/",
+        &long,
+        &grows,
+    ] {
+        let call = post(&open, url);
+        assert_eq!(kind(&call), "bad_url", "{url:?}: {}", message(&call));
+        assert_eq!(open.problem(&webhook(url)).as_deref(), Some(message(&call)), "{url:?}");
+        assert_eq!((call.remote_addr, &*call.request_headers), (None, "{}"), "{url:?}");
+    }
+    let call = post(&secure, "http://a.example/");
+    assert_eq!(kind(&call), "bad_url");
+    assert!(message(&call).contains("https"), "{}", message(&call));
+    assert!(secure.problem(&webhook("http://a.example/")).is_some());
+    assert!(secure.problem(&webhook("https://a.example/")).is_none());
+}
+
+#[test]
+fn hosts_of_all_kinds_reach_the_name_and_the_path_arrives() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (names, lines) = (seen.clone(), Arc::new(Mutex::new(Vec::new())));
+    let noted = lines.clone();
+    let receiver = Receiver::start(move |peer| {
+        while let Some(request) = peer.request() {
+            let host = request.header("host").unwrap().to_owned();
+            noted.lock().unwrap().push((request.line, host));
+            peer.send(OK);
+        }
+    });
+    let caller = caller_to(settings(PATIENT), move |name| {
+        names.lock().unwrap().push(name.to_owned());
+        Ok(vec![Ipv4Addr::LOCALHOST.into()])
+    });
+    let port = receiver.address.port();
+    let long = format!("/{}?{}", "p".repeat(4000), "q".repeat(3900));
+    for (host, rest, name, path) in [
+        ("a.example", "/hook", "a.example", "/hook"),
+        ("A.Example", "", "a.example", "/"),
+        ("a.example.", "/", "a.example.", "/"),
+        ("bücher.example", "/", "xn--bcher-kva.example", "/"),
+        ("xn--bcher-kva.example", "/", "xn--bcher-kva.example", "/"),
+        ("faß.example", "/", "xn--fa-hia.example", "/"),
+        ("例え.テスト", "/", "xn--r8jz45g.xn--zckzah", "/"),
+        ("under_score.example", "/", "under_score.example", "/"),
+        ("-a-.example", "/", "-a-.example", "/"),
+        ("localhost", "/a/../b/./c", "localhost", "/b/c"),
+        ("a.example", "/é?ü=ö#fragment", "a.example", "/%C3%A9?%C3%BC=%C3%B6"),
+        (
+            "a.example",
+            "/a b\"<>`{}|^?a b\"<>`{}|^'",
+            "a.example",
+            "/a%20b%22%3C%3E%60%7B%7D|^?a%20b%22%3C%3E`{}|^%27",
+        ),
+        ("a.example", "?no=path", "a.example", "/?no=path"),
+        ("a.example", "/%00%0d%0aX-Evil:%201", "a.example", "/%00%0d%0aX-Evil:%201"),
+        ("a.example", "/a\tb\r\nX-Evil: 1", "a.example", "/abX-Evil:%201"),
+        ("a.example", &long, "a.example", &long),
+    ] {
+        let url = format!(" http://{host}:{port}{rest}\n");
+        let call = post(&caller, &url);
+        assert_eq!(kind(&call), "success", "{url}: {}", message(&call));
+        assert_eq!(caller.problem(&webhook(&url)), None, "{url}");
+        let (line, sent_host) = lines.lock().unwrap().pop().unwrap();
+        assert_eq!(line, format!("POST {path} HTTP/1.1"), "{url}");
+        assert_eq!(sent_host, format!("{name}:{port}"), "{url}");
+        let asked = seen.lock().unwrap().pop();
+        assert!(asked.is_none_or(|asked| asked == name), "{url}");
+    }
+}
+
+#[test]
+fn user_and_password_become_basic_authentication_and_are_shown_nowhere() {
+    let receiver = Receiver::start(|peer| {
+        while let Some(request) = peer.request() {
+            let given = request.header("authorization").unwrap_or("none").to_owned();
+            peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{given}", given.len()));
+        }
+    });
+    let caller = caller(PATIENT);
+    let address = receiver.address;
+    for (user, expected) in [
+        ("", "none"),
+        ("us3r:s3cret@", "Basic dXMzcjpzM2NyZXQ="),
+        ("us3r@", "Basic dXMzcjo="),
+        (":s3cret@", "Basic OnMzY3JldA=="),
+        ("us3r:s3cret:s3cret@", "Basic dXMzcjpzM2NyZXQ6czNjcmV0"),
+        ("us3r:s3cret%40@", "Basic dXMzcjpzM2NyZXRA"),
+        ("us3r@x:s3cret@", "Basic dXMzckB4OnMzY3JldA=="),
+    ] {
+        let webhook = webhook(&format!("http://{user}{address}/hook"));
+        let call = crate::support::made(caller.call(&webhook, 1, &"{}".into()));
+        assert_eq!(call.response_body.as_deref(), Some(expected), "{}", webhook.url);
+        assert_eq!(call.url, format!("http://{address}/hook"));
+        // The endpoint itself said it back, which is its own business.
+        let shown = format!("{:?} {:?} {webhook:?} {caller:?}", call.request_headers, call.error_message);
+        assert!(!shown.contains("s3cret") && !shown.contains("Basic") && !shown.contains("us3r"), "{shown}");
+    }
+    // A long pair is not cut.
+    let long = "s".repeat(5000);
+    let call = post(&caller, &format!("http://us3r:{long}@{address}/"));
+    assert_eq!(kind(&call), "success", "{}", message(&call));
+    assert!(!call.request_headers.contains("authorization"));
+    // What is no URL is not repeated when there may be a password in it.
+    for text in [
+        "http://us3r:s3cret@",
+        "us3r:s3cret@host",
+        "http://us3r:s3cret@ho st/",
+        "http://us3r:s3cret%40host/",
+        "http://us3r:s3cret＠host/",
+    ] {
+        let call = post(&caller, text);
+        assert_eq!(kind(&call), "bad_url");
+        assert!(!format!("{call:?}").contains("s3cret"), "{call:?}");
+    }
+}
+
+/// A name that resolves to these addresses, and a receiver that counts on 127.0.0.1.
+fn named(addresses: &[&str]) -> (promptpal_relay::endpoint::Caller, Receiver, String) {
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+    let caller = caller_to(settings(PATIENT), move |_| Ok(addresses.clone()));
+    let url = format!("http://name.example:{}/", receiver.address.port());
+    (caller, receiver, url)
+}
+
+#[test]
+fn one_forbidden_address_among_a_names_answers_refuses_the_call() {
+    let many: Vec<String> = (1..=30).map(|last| format!("127.0.0.{last}")).collect();
+    let mut last_of_many: Vec<&str> = many.iter().map(String::as_str).collect();
+    last_of_many.push("10.0.0.1");
+    for addresses in [
+        &["10.0.0.1"][..],
+        &["127.0.0.1", "10.0.0.1"],
+        &["10.0.0.1", "127.0.0.1"],
+        &["127.0.0.1", "8.8.8.8", "::ffff:10.0.0.1"],
+        // Beyond what the HTTP client would try.
+        &last_of_many,
+    ] {
+        let (caller, receiver, url) = named(addresses);
+        let call = post(&caller, &url);
+        assert_eq!(kind(&call), "blocked_address", "{addresses:?}: {}", message(&call));
+        assert!(message(&call).contains("10.0.0.1"), "{}", message(&call));
+        assert_eq!((call.remote_addr, receiver.connections()), (None, 0), "{addresses:?}");
+    }
+}
+
+#[test]
+fn the_next_address_is_tried_when_one_is_dead() {
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let port = receiver.address.port();
+    let hanging = [Dead::on([127, 0, 0, 2], port), Dead::on([127, 0, 0, 3], port)];
+    let mut addresses: Vec<IpAddr> = hanging.iter().map(|dead| dead.address.ip()).collect();
+    // Nobody listens on these.
+    addresses.extend((4..10).map(|last| IpAddr::from([127, 0, 0, last])));
+    addresses.push(Ipv4Addr::LOCALHOST.into());
+    let limit = Duration::from_secs(5);
+    let caller = caller_to(settings(limit), move |_| Ok(addresses.clone()));
+    let start = Instant::now();
+    let call = post(&caller, &format!("http://many.example:{port}/"));
+    assert_eq!(kind(&call), "success", "{}", message(&call));
+    assert_eq!(call.remote_addr.unwrap(), format!("127.0.0.1:{port}"));
+    println!("two hanging addresses and six refusing ones of nine: {:?} of {limit:?}", start.elapsed());
+}
+
+#[test]
+fn an_answer_that_changes_after_the_check_is_checked_again() {
+    // Good for the first question, the database's network for the second and later ones.
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let caller = caller_to(settings(PATIENT), move |_| {
+        let first = count.fetch_add(1, Ordering::SeqCst) == 0;
+        Ok(vec![if first { Ipv4Addr::LOCALHOST } else { Ipv4Addr::new(10, 0, 0, 1) }.into()])
+    });
+    let url = format!("http://rebinding.example:{}/", receiver.address.port());
+    let start = Instant::now();
+    loop {
+        let call = post(&caller, &url);
+        if kind(&call) == "blocked_address" {
+            assert_eq!(call.remote_addr, None);
+            break;
+        }
+        // Until it is asked for again, the first answer holds, and is what is dialled.
+        assert_eq!(kind(&call), "success", "{}", message(&call));
+        assert_eq!(call.remote_addr.unwrap(), receiver.address.to_string());
+        assert!(start.elapsed() < Duration::from_secs(20), "never asked again");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(asked.load(Ordering::SeqCst) >= 2);
+}
+
+#[test]
+fn names_without_an_address_are_dns_failures() {
+    for lookup in [|_: &str| Ok(Vec::new()), |_: &str| Err(io::Error::other("no such\0 name"))] {
+        let call = post(&caller_to(settings(PATIENT), lookup), "http://nowhere.example/");
+        assert_eq!(kind(&call), "dns", "{}", message(&call));
+        assert!(!message(&call).contains('\0'));
+    }
+}
+
+#[test]
+fn slow_names_have_half_of_the_threads() {
+    let slow_ones = Arc::new((Mutex::new(HashSet::new()), AtomicBool::new(true)));
+    let state = slow_ones.clone();
+    let resolver = Resolver::new(Box::new(move |name| {
+        if name.starts_with("slow") {
+            state.0.lock().unwrap().insert(name.to_owned());
+            let start = Instant::now();
+            while state.1.load(Ordering::SeqCst) || start.elapsed() < Duration::from_millis(1100) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            state.0.lock().unwrap().remove(name);
+            return Err(io::Error::other("hangs"));
+        }
+        Ok(vec![Ipv4Addr::LOCALHOST.into()])
+    }));
+    let running = || slow_ones.0.lock().unwrap().len();
+    let soon = || Instant::now() + Duration::from_millis(1);
+    let names: Vec<String> = (0..60).map(|n| format!("slow{n}")).collect();
+    for name in &names {
+        assert_eq!(resolver.addresses(name, soon()), Answer::Late);
+    }
+    // They fail, late; that is what is remembered.
+    slow_ones.1.store(false, Ordering::SeqCst);
+    eventually("the end of the slow lookups", || running() == 0);
+    slow_ones.1.store(true, Ordering::SeqCst);
+    // A failure is kept for a second; then they are asked for again, all of them, again and again.
+    eventually("more of them", || {
+        for name in &names {
+            resolver.addresses(name, soon());
+        }
+        running() >= 32
+    });
+    for name in &names {
+        resolver.addresses(name, soon());
+    }
+    assert_eq!(running(), 32, "and no more");
+    for n in 0..100 {
+        let answer = resolver.addresses(&format!("good{n}"), Instant::now() + PATIENT);
+        assert!(matches!(answer, Answer::Addresses(_)), "{answer:?}");
+    }
+    slow_ones.1.store(false, Ordering::SeqCst);
+}
+
+#[test]
+fn a_resolver_that_hangs_for_a_moment_fails_no_call_to_a_known_name() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let (flag, asked) = (hangs.clone(), Arc::new(AtomicUsize::new(0)));
+    let count = asked.clone();
+    let resolver = Resolver::new(Box::new(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        while flag.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(vec![Ipv4Addr::LOCALHOST.into()])
+    }));
+    let soon = || Instant::now() + Duration::from_millis(50);
+    assert!(matches!(resolver.addresses("a", Instant::now() + PATIENT), Answer::Addresses(_)));
+    hangs.store(true, Ordering::SeqCst);
+    eventually("another question", || {
+        assert!(matches!(resolver.addresses("a", soon()), Answer::Addresses(_)));
+        asked.load(Ordering::SeqCst) == 2
+    });
+    assert!(matches!(resolver.addresses("a", soon()), Answer::Addresses(_)), "while it hangs");
+    hangs.store(false, Ordering::SeqCst);
+}
+
+#[test]
+fn our_own_postgres_is_refused_under_each_of_its_addresses() {
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let port = receiver.address.port();
+    // Another server beside it: its port is its own.
+    let beside = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    for host in ["127.0.0.1", "localhost"] {
+        let mut settings = settings(PATIENT);
+        settings.allow_net = ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap()).to_vec();
+        settings.refused = vec![(host.to_owned(), port)];
+        let caller = caller_with(settings);
+        let own = own_address().map(|own| own.to_string());
+        for host in [
+            "127.0.0.1",
+            "127.0.0.2",
+            "0.0.0.0",
+            "2130706433",
+            "[::1]",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+            "db.example",
+        ]
+        .into_iter()
+        .chain(own.as_deref())
+        {
+            let url = format!("http://{host}:{port}/");
+            let call = post(&caller, &url);
+            assert_eq!(kind(&call), "blocked_address", "{url}: {}", message(&call));
+            assert!(message(&call).contains("database"), "{}", message(&call));
+            let told = caller.problem(&webhook(&url));
+            assert_eq!(told.is_none(), host == "db.example", "{url}: {told:?}");
+        }
+        assert_eq!(kind(&post(&caller, &beside.url())), "success");
+    }
+    assert_eq!(receiver.connections(), 0);
+}
+
+/// The address that this machine has in its network, if it is in one.
+fn own_address() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Documentation: nothing is sent.
+    socket.connect("192.0.2.1:9").ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_unspecified())
+}
+
+#[test]
+fn no_proxy_is_taken_from_the_environment() {
+    let proxy = Receiver::start(|peer| assert!(peer.send(OK)));
+    let url = proxy.url();
+    // The variables belong to a process: one of its own makes the call.
+    let me = std::env::current_exe().unwrap();
+    let mut child = std::process::Command::new(me);
+    child.args(["--exact", "address::one_call_without_a_proxy", "--ignored", "--nocapture"]);
+    for variable in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+        child.env(variable, &url);
+    }
+    let output = child.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(proxy.connections(), 0);
+}
+
+#[test]
+#[ignore = "is run by no_proxy_is_taken_from_the_environment, in a process of its own"]
+fn one_call_without_a_proxy() {
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    assert_eq!(kind(&post(&caller(PATIENT), &receiver.url())), "success");
+    assert_eq!(receiver.connections(), 1);
+}

@@ -1,0 +1,117 @@
+//! Signed calls, checked as a receiver checks them.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use promptpal_relay::event::Secret;
+use promptpal_relay::signature::sign;
+use sha2::Sha256;
+
+use crate::support::{OK, PATIENT, Receiver, Request, caller, kind, made, signed, webhook};
+
+/// Of the specification's own example.
+const FIRST: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const SECOND: &str = "whsec_c2Vjb25kIHNlY3JldCBvZiB0aGUgdGVzdHM=";
+
+/// A receiver that keeps its requests.
+fn keeping() -> (Receiver, Arc<Mutex<Vec<Request>>>) {
+    let kept: Arc<Mutex<Vec<Request>>> = Arc::default();
+    let keep = kept.clone();
+    let receiver = Receiver::start(move |peer| {
+        while let Some(request) = peer.request() {
+            keep.lock().unwrap().push(request);
+            peer.send(OK);
+        }
+    });
+    (receiver, kept)
+}
+
+/// Whether one of the signatures is of this secret, the way the specification's libraries look for it.
+fn verifies(request: &Request, secret: &str) -> bool {
+    let header = |name| request.header(name).unwrap();
+    let key = STANDARD.decode(secret.trim_start_matches("whsec_")).unwrap();
+    let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
+    mac.update(format!("{}.{}.", header("webhook-id"), header("webhook-timestamp")).as_bytes());
+    mac.update(&request.body);
+    let expected = format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()));
+    header("webhook-signature").split(' ').any(|signature| signature == expected)
+}
+
+#[test]
+fn the_vectors_of_the_specifications_libraries() {
+    for (secret, id, at, body, expected) in [
+        (
+            FIRST,
+            "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            1_614_265_330,
+            r#"{"test": 2432232314}"#,
+            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+        ),
+        // Without the prefix it is the same secret.
+        (
+            "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            1_614_265_330,
+            r#"{"test": 2432232314}"#,
+            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+        ),
+    ] {
+        let now = UNIX_EPOCH + Duration::from_secs(at);
+        assert_eq!(sign(&Secret(secret.into()), id, now, body).unwrap().signature, expected);
+    }
+}
+
+#[test]
+fn a_receiver_can_verify_with_each_of_the_secrets() {
+    let (receiver, kept) = keeping();
+    let caller = caller(PATIENT);
+    for (secrets, valid, invalid) in [
+        (FIRST.to_owned(), vec![FIRST], vec![SECOND]),
+        (format!("{FIRST} {SECOND}"), vec![FIRST, SECOND], vec!["whsec_b3RoZXI="]),
+        (format!("  {SECOND}\n{FIRST} "), vec![FIRST, SECOND], vec![]),
+    ] {
+        let call = made(caller.call(&signed(&receiver.url(), &secrets), 42, &"{\"é\":1}".into()));
+        assert_eq!(kind(&call), "success");
+        let request = kept.lock().unwrap().pop().unwrap();
+        assert!(valid.iter().all(|secret| verifies(&request, secret)), "{request:?}");
+        assert!(!invalid.iter().any(|secret| verifies(&request, secret)), "{request:?}");
+        assert_eq!(request.header("webhook-id"), Some("msg_42_7"));
+        let sent: u64 = request.header("webhook-timestamp").unwrap().parse().unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        assert!(now.abs_diff(sent) < 60, "seconds since 1970");
+    }
+    // None of it without a secret.
+    assert_eq!(kind(&made(caller.call(&webhook(&receiver.url()), 42, &"{}".into()))), "success");
+    let request = kept.lock().unwrap().pop().unwrap();
+    let names: HashSet<String> = request.headers.iter().map(|(name, _)| name.to_lowercase()).collect();
+    assert_eq!(names, ["host", "content-type", "content-length", "user-agent"].map(str::to_owned).into());
+}
+
+#[test]
+fn the_id_is_of_the_row_and_the_webhook() {
+    let (receiver, kept) = keeping();
+    let caller = caller(PATIENT);
+    let webhook = signed(&receiver.url(), FIRST);
+    for outbox_id in [1, 1, 2] {
+        made(caller.call(&webhook, outbox_id, &"{}".into()));
+    }
+    let ids: Vec<_> =
+        kept.lock().unwrap().iter().map(|request| request.header("webhook-id").unwrap().to_owned()).collect();
+    assert_eq!(ids, ["msg_1_7", "msg_1_7", "msg_2_7"], "the same for a repeat");
+}
+
+#[test]
+fn a_secret_shows_nowhere() {
+    let (receiver, _) = keeping();
+    let caller = caller(PATIENT);
+    for secret in [FIRST, "no base64 at all!"] {
+        let webhook = signed(&receiver.url(), secret);
+        let call = made(caller.call(&webhook, 1, &"{}".into()));
+        let shown = format!("{webhook:?} {call:?} {caller:?} {:?}", caller.problem(&webhook));
+        assert!(!shown.contains("MfKQ9r8") && !shown.contains("at all"), "{shown}");
+    }
+}

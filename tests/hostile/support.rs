@@ -1,0 +1,415 @@
+//! What the tests stand on: a receiver that does what a script says with each connection, certificates for it, and
+//! a caller whose names resolve to what the test says.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use promptpal_relay::call::Call;
+use promptpal_relay::endpoint::{Caller, Outcome, Settings};
+use promptpal_relay::event::{Secret, Webhook};
+use promptpal_relay::resolver::Resolver;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use socket2::{Domain, SockRef, Socket, Type};
+use tempfile::TempDir;
+
+/// Until then something must have happened; long, because the machine may be busy with other tests.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+/// Limit of calls that are not meant to reach it.
+pub const PATIENT: Duration = Duration::from_secs(30);
+
+// ---- calls --------------------------------------------------------------------------------------------------------
+
+pub fn settings(timeout: Duration) -> Settings {
+    Settings {
+        timeout,
+        response_body_bytes_max: 64 * 1024,
+        allow_net: ["127.0.0.0/8", "::1/128"].map(|net| net.parse().unwrap()).to_vec(),
+        https_only: false,
+        ca_file: Some(AUTHORITY.file.clone()),
+        user_agent_version: "1".into(),
+        refused: Vec::new(),
+    }
+}
+
+/// A caller for which every name is 127.0.0.1.
+pub fn caller(timeout: Duration) -> Caller {
+    caller_with(settings(timeout))
+}
+
+pub fn caller_with(settings: Settings) -> Caller {
+    caller_to(settings, |_| Ok(vec![Ipv4Addr::LOCALHOST.into()]))
+}
+
+/// A caller whose names resolve to what `lookup` says.
+pub fn caller_to(
+    settings: Settings,
+    lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+) -> Caller {
+    Caller::with_resolver(settings, Resolver::new(Box::new(lookup))).unwrap()
+}
+
+pub fn webhook(url: &str) -> Webhook {
+    Webhook { id: 7, url: url.to_owned(), signing_secret: None }
+}
+
+pub fn signed(url: &str, secret: &str) -> Webhook {
+    Webhook { signing_secret: Some(Secret(secret.to_owned())), ..webhook(url) }
+}
+
+pub fn made(outcome: Outcome) -> Call {
+    match outcome {
+        Outcome::Called(call) => call,
+        Outcome::Shortage(why) => panic!("a shortage of ours: {why}"),
+    }
+}
+
+/// One POST of a small body.
+pub fn post(caller: &Caller, url: &str) -> Call {
+    post_body(caller, url, "{\"a\":1}")
+}
+
+pub fn post_body(caller: &Caller, url: &str, body: &str) -> Call {
+    made(caller.call(&webhook(url), 42, &body.into()))
+}
+
+/// The kind of a failure; `success` for none.
+pub fn kind(call: &Call) -> &'static str {
+    call.error_kind.map_or("success", |kind| kind.as_str())
+}
+
+pub fn message(call: &Call) -> &str {
+    call.error_message.as_deref().unwrap_or_default()
+}
+
+/// Whether all of a call's texts can be stored, and its headers are JSON objects of strings and arrays of strings.
+pub fn assert_storable(call: &Call) {
+    let texts = [
+        Some(&call.url),
+        Some(&call.request_headers),
+        call.response_headers.as_ref(),
+        call.response_body.as_ref(),
+        call.error_message.as_ref(),
+        call.remote_addr.as_ref(),
+    ];
+    for text in texts.into_iter().flatten() {
+        assert!(!text.contains('\0'), "{text:?}");
+    }
+    for headers in [Some(&call.request_headers), call.response_headers.as_ref()].into_iter().flatten() {
+        assert!(!headers.contains("\\u0000"), "{headers}");
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(headers).unwrap();
+        for (name, value) in object {
+            assert_eq!(name, name.to_lowercase());
+            let is_text = |value: &serde_json::Value| value.is_string();
+            assert!(
+                is_text(&value) || value.as_array().is_some_and(|all| all.iter().all(is_text)),
+                "{value}"
+            );
+        }
+    }
+}
+
+// ---- a receiver ---------------------------------------------------------------------------------------------------
+
+/// A server whose script runs once for each connection, on a thread of its own; the connection closes when it ends.
+pub struct Receiver {
+    pub address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Receiver {
+    pub fn start(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Receiver {
+        Receiver::on(TcpListener::bind("127.0.0.1:0").unwrap(), script)
+    }
+
+    /// Takes in very little before somebody reads.
+    pub fn narrow(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Receiver {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // Inherited by the connections; the system makes it a little larger.
+        socket.set_recv_buffer_size(1).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(16).unwrap();
+        Receiver::on(socket.into(), script)
+    }
+
+    /// Speaks TLS with this configuration before the script has its turn.
+    pub fn tls(config: Arc<ServerConfig>, script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Receiver {
+        Receiver::start(move |peer| {
+            if peer.encrypt(config.clone()).is_ok() {
+                script(peer);
+            }
+        })
+    }
+
+    pub fn on(listener: TcpListener, script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Receiver {
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (script, count) = (Arc::new(script), connections.clone());
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+                let script = script.clone();
+                thread::spawn(move || script(&mut Peer::new(stream, number)));
+            }
+        });
+        Receiver { address, connections }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    /// With a name that is in its certificate.
+    pub fn https(&self) -> String {
+        format!("https://good.example:{}/", self.address.port())
+    }
+
+    /// How many connections have been accepted.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+trait Wire: Read + Write + Send {}
+impl<T: Read + Write + Send> Wire for T {}
+
+/// The other end of one connection.
+pub struct Peer {
+    /// 1 for the first connection.
+    pub number: usize,
+    stream: TcpStream,
+    wire: BufReader<Box<dyn Wire>>,
+}
+
+/// A request as it came over the wire.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub line: String,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+}
+
+impl Peer {
+    fn new(stream: TcpStream, number: usize) -> Peer {
+        stream.set_nodelay(true).unwrap();
+        let wire: Box<dyn Wire> = Box::new(stream.try_clone().unwrap());
+        Peer { number, stream, wire: BufReader::new(wire) }
+    }
+
+    fn encrypt(&mut self, config: Arc<ServerConfig>) -> io::Result<()> {
+        let mut stream = self.stream.try_clone()?;
+        let mut connection = ServerConnection::new(config).unwrap();
+        connection.complete_io(&mut stream)?;
+        self.wire = BufReader::new(Box::new(StreamOwned::new(connection, stream)));
+        Ok(())
+    }
+
+    /// Reads a request; none when the connection ended before its end.
+    pub fn request(&mut self) -> Option<Request> {
+        let mut line = || {
+            let mut text = String::new();
+            self.wire.read_line(&mut text).ok().filter(|length| *length > 0)?;
+            Some(text.trim_end().to_owned())
+        };
+        let first = line()?;
+        let mut headers = Vec::new();
+        loop {
+            let text = line()?;
+            if text.is_empty() {
+                break;
+            }
+            let (name, value) = text.split_once(':').expect("a header");
+            headers.push((name.to_owned(), value.trim().to_owned()));
+        }
+        let length = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+        let mut body = vec![0; length.map_or(0, |(_, value)| value.parse().unwrap())];
+        self.wire.read_exact(&mut body).ok()?;
+        Some(Request { line: first, headers, body })
+    }
+
+    /// Reads so many bytes; whether they came.
+    pub fn read(&mut self, count: usize) -> bool {
+        self.wire.read_exact(&mut vec![0; count]).is_ok()
+    }
+
+    /// Waits for the other side's end.
+    pub fn until_closed(&mut self) {
+        let mut rest = [0; 4096];
+        while self.wire.read(&mut rest).is_ok_and(|length| length > 0) {}
+    }
+
+    /// Sends; whether it went out.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        let wire = self.wire.get_mut();
+        wire.write_all(bytes.as_ref()).and_then(|()| wire.flush()).is_ok()
+    }
+
+    /// Sends a byte at a time, with a pause before each, for as long as the other side takes them.
+    pub fn drip(&mut self, bytes: &[u8], pause: Duration) {
+        for byte in bytes {
+            thread::sleep(pause);
+            if !self.send([*byte]) {
+                return;
+            }
+        }
+    }
+
+    /// Sends the same again and again, for as long as the other side takes it; returns how many bytes went out.
+    pub fn flood(&mut self, bytes: &[u8]) -> usize {
+        let block = bytes.repeat(8192 / bytes.len() + 1);
+        let mut sent = 0;
+        while self.send(&block) {
+            sent += block.len();
+        }
+        sent
+    }
+
+    /// Ends the connection with an RST.
+    pub fn reset(&mut self) {
+        // Closed by the drop that follows; a reset needs all of our handles closed, so the linger is on the socket.
+        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Says that nothing more will come, and stays.
+    pub fn half_close(&mut self) {
+        self.stream.shutdown(Shutdown::Write).ok();
+        self.until_closed();
+    }
+
+    /// Reads a little, with a pause before each time.
+    pub fn sip(&mut self, bytes: usize, pause: Duration) {
+        let mut sip = vec![0; bytes];
+        loop {
+            thread::sleep(pause);
+            if !self.wire.read(&mut sip).is_ok_and(|length| length > 0) {
+                return;
+            }
+        }
+    }
+}
+
+/// 200, and no body.
+pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+/// An address on loopback where a connection is never made: the queue of those to be accepted is full.
+pub struct Dead {
+    pub address: SocketAddr,
+    _listener: TcpListener,
+    _waiting: Vec<Socket>,
+}
+
+impl Dead {
+    pub fn on(ip: [u8; 4], port: u16) -> Dead {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((ip, port)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let listener: TcpListener = socket.into();
+        let address = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            let made = socket.connect_timeout(&address.into(), Duration::from_millis(200));
+            waiting.push(socket);
+            if made.is_err() {
+                return Dead { address, _listener: listener, _waiting: waiting };
+            }
+            assert!(waiting.len() < 100, "the queue does not fill");
+        }
+    }
+}
+
+/// A door that a test opens.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until it is open; whether that came in time.
+    pub fn pass(&self) -> bool {
+        let (open, _) =
+            self.0.1.wait_timeout_while(self.0.0.lock().unwrap(), DEADLINE, |open| !*open).unwrap();
+        *open
+    }
+}
+
+/// Waits until a condition holds.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "{what} does not happen");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+// ---- certificates -------------------------------------------------------------------------------------------------
+
+/// An authority; the file of its certificate is what `--ca-file` names.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pub file: PathBuf,
+    _folder: TempDir,
+}
+
+/// The one that callers trust.
+pub static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::new("an authority"));
+
+impl Authority {
+    pub fn new(name: &str) -> Authority {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
+        Authority { issuer: Issuer::new(params, key), file, _folder: folder }
+    }
+
+    /// A server's configuration with a certificate for `name` that is valid in these years.
+    pub fn server(&self, name: &str, years: std::ops::Range<i32>) -> Arc<ServerConfig> {
+        let (params, key) = certificate(name, years);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        server_config(certificate.der().clone(), &key)
+    }
+
+    /// For `good.example`.
+    pub fn good(&self) -> Arc<ServerConfig> {
+        self.server("good.example", 2000..2999)
+    }
+}
+
+pub fn certificate(name: &str, years: std::ops::Range<i32>) -> (CertificateParams, KeyPair) {
+    let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = date_time_ymd(years.start, 1, 1);
+    params.not_after = date_time_ymd(years.end, 1, 1);
+    (params, KeyPair::generate().unwrap())
+}
+
+pub fn server_config(certificate: CertificateDer<'static>, key: &KeyPair) -> Arc<ServerConfig> {
+    let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    Arc::new(config)
+}

@@ -1,0 +1,215 @@
+//! A timeout that holds: whatever the endpoint does, and in whatever phase, a call ends when its time is over.
+//!
+//! What is promised is 200 ms beyond the limit. A test run on a busy machine cannot hold anybody to that, so a call
+//! may take a second longer here, and the worst excess is printed (`--nocapture`).
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use promptpal_relay::call::Call;
+
+use crate::support::{
+    AUTHORITY, Dead, Gate, Peer, Receiver, assert_storable, caller, caller_to, kind, made, message, post,
+    post_body, settings, webhook,
+};
+
+/// Longer than the longest pause between two bytes.
+const LIMIT: Duration = Duration::from_secs(2);
+/// Beyond the limit; see above.
+const EXCESS_MAX: Duration = Duration::from_secs(1);
+/// Between two bytes.
+const PAUSES_MS: [u64; 4] = [1, 300, 900, 1500];
+
+fn took(call: &Call) -> Duration {
+    call.end_time.duration_since(call.start_time).unwrap()
+}
+
+/// That the call ended at its limit, as a timeout; returns how much later.
+fn assert_in_time(name: &str, call: &Call) -> Duration {
+    assert_eq!(kind(call), "timeout", "{name}: {} after {:?}", message(call), took(call));
+    assert!(call.is_timeout() && message(call).ends_with(" within 2s"), "{name}: {}", message(call));
+    assert_storable(call);
+    let took = took(call);
+    assert!(took >= LIMIT && took < LIMIT + EXCESS_MAX, "{name} took {took:?}");
+    took - LIMIT
+}
+
+/// A call to make on a thread of its own.
+type Running = Box<dyn FnOnce() -> Call + Send>;
+
+type Script = Box<dyn Fn(&mut Peer, Duration) + Send + Sync>;
+
+/// An answer whose first part comes at once and whose second comes a byte at a time.
+fn answer(at_once: &'static str, dripping: Vec<u8>) -> Script {
+    Box::new(move |peer, pause| {
+        if peer.request().is_some() && peer.send(at_once) {
+            peer.drip(&dripping, pause);
+            peer.until_closed();
+        }
+    })
+}
+
+/// Endless for a call of [`LIMIT`], at a byte each millisecond.
+fn long(text: &str) -> Vec<u8> {
+    text.repeat(10_000 / text.len()).into_bytes()
+}
+
+/// Each with its name, and whether the head of the answer was complete.
+fn phases() -> Vec<(&'static str, bool, Script)> {
+    let head = "HTTP/1.1 200 OK\r\n";
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let trailers = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n";
+    vec![
+        ("status line", false, answer("", [b"HTTP/1.1 200 ", &*long("a")].concat())),
+        ("header", false, answer(head, [b"a: ", &*long("b")].concat())),
+        // Long ones: a hundred or so are too many.
+        ("headers", false, answer(head, long(&format!("a: {}\r\n", "b".repeat(40))))),
+        ("interim answers", false, answer("", long("HTTP/1.1 103 Early Hints\r\n\r\n"))),
+        ("body with a length", true, answer("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", long("a"))),
+        ("body until the end", true, answer("HTTP/1.1 200 OK\r\n\r\n", long("a"))),
+        ("chunk size", true, answer(chunked, long("0"))),
+        ("chunk data", true, answer(chunked, [b"fffff\r\n", &*long("a")].concat())),
+        ("chunks", true, answer(chunked, long("1\r\na\r\n"))),
+        ("trailer", true, answer(trailers, [b"a: ", &*long("b")].concat())),
+        ("trailers", true, answer(trailers, long("a: b\r\n"))),
+    ]
+}
+
+/// Runs a call on a thread of its own for each of the named receivers, all at once; returns the worst excess.
+fn worst(calls: Vec<(String, Running)>, check: impl Fn(&str, &Call)) -> Duration {
+    let running: Vec<_> = calls.into_iter().map(|(name, call)| (name, thread::spawn(call))).collect();
+    let excess = running.into_iter().map(|(name, call)| {
+        let call = call.join().unwrap();
+        check(&name, &call);
+        assert_in_time(&name, &call)
+    });
+    excess.max().unwrap()
+}
+
+#[test]
+fn a_call_ends_at_its_limit_whatever_drips() {
+    let mut calls: Vec<(String, Running)> = Vec::new();
+    for pause in PAUSES_MS {
+        for encrypted in [false, true] {
+            for (name, complete, script) in phases() {
+                let run = move |peer: &mut Peer| script(peer, Duration::from_millis(pause));
+                let receiver =
+                    if encrypted { Receiver::tls(AUTHORITY.good(), run) } else { Receiver::start(run) };
+                let url = if encrypted { receiver.https() } else { receiver.url() };
+                let complete = if complete { "complete" } else { "in the head" };
+                let name = format!("{name}, {complete}, each {pause} ms, encrypted: {encrypted}");
+                calls.push((name, Box::new(move || post(&caller(LIMIT), &url))));
+            }
+        }
+    }
+    let excess = worst(calls, |name, call| {
+        let complete = name.contains("complete");
+        assert_eq!(call.status_code, complete.then_some(200), "{name}: a timeout also after a 2xx");
+        assert_eq!(call.response_truncated, call.response_body.is_some(), "{name}");
+        assert!(call.response_body.is_some() || name.contains("1500"), "{name}: what came is kept");
+    });
+    println!("dripping answers: worst excess {excess:?}");
+}
+
+#[test]
+fn a_call_ends_at_its_limit_in_the_tls_handshake() {
+    let mut calls: Vec<(String, Running)> = Vec::new();
+    // The beginning of a record of 16 KiB that is part of a handshake, and then the record.
+    let record = [&[0x16, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xfc, 3, 3], &*long("a")].concat();
+    for pause in PAUSES_MS {
+        let record = record.clone();
+        let receiver = Receiver::start(move |peer| peer.drip(&record, Duration::from_millis(pause)));
+        let url = receiver.https();
+        calls.push((format!("each {pause} ms"), Box::new(move || post(&caller(LIMIT), &url))));
+    }
+    let receiver = Receiver::start(Peer::until_closed);
+    let url = receiver.https();
+    calls.push(("silence".into(), Box::new(move || post(&caller(LIMIT), &url))));
+    let excess = worst(calls, |name, call| {
+        assert!(message(call).contains("handshake"), "{name}: {}", message(call));
+    });
+    println!("TLS handshakes: worst excess {excess:?}");
+}
+
+#[test]
+fn a_call_ends_at_its_limit_when_the_endpoint_does_not_read() {
+    let body: Arc<str> = "x".repeat(16 * 1024 * 1024).into();
+    let mut calls: Vec<(String, Running)> = Vec::new();
+    for encrypted in [false, true] {
+        for (sip, pause) in
+            [(0, 0), (1, 1), (1, 300), (60_000, 300), (200_000, 900), (2_000, 1), (400_000, 1500)]
+        {
+            for narrow in [false, true] {
+                let run = move |peer: &mut Peer| match sip {
+                    // Holds the connection and does not touch it.
+                    0 => thread::sleep(2 * (LIMIT + EXCESS_MAX)),
+                    _ => peer.sip(sip, Duration::from_millis(pause)),
+                };
+                let receiver = match (encrypted, narrow) {
+                    (false, true) => Receiver::narrow(run),
+                    (false, false) => Receiver::start(run),
+                    (true, false) => Receiver::tls(AUTHORITY.good(), run),
+                    (true, true) => continue,
+                };
+                let url = if encrypted { receiver.https() } else { receiver.url() };
+                let name = format!("{sip} bytes each {pause} ms, narrow: {narrow}, encrypted: {encrypted}");
+                let body = body.clone();
+                calls.push((name, Box::new(move || post_body(&caller(LIMIT), &url, &body))));
+            }
+        }
+    }
+    let excess = worst(calls, |_, _| {});
+    println!("endpoints that do not read: worst excess {excess:?}");
+}
+
+#[test]
+fn a_call_ends_at_its_limit_when_nothing_connects() {
+    let dead = Dead::on([127, 0, 0, 1], 0);
+    let url = format!("http://{}/", dead.address);
+    let excess = assert_in_time("no connection", &post(&caller(LIMIT), &url));
+    // The time is shared by the addresses of a name, and is not more for many of them.
+    let all = [2, 3, 4].map(|last| Dead::on([127, 0, 0, last], dead.address.port()));
+    let addresses: Vec<_> = all.iter().map(|dead| dead.address.ip()).collect();
+    let many = caller_to(settings(LIMIT), move |_| Ok(addresses.clone()));
+    let url = format!("http://many.example:{}/", dead.address.port());
+    let excess = excess.max(assert_in_time("many addresses", &post(&many, &url)));
+    println!("no connection: worst excess {excess:?}");
+}
+
+#[test]
+fn a_call_ends_at_its_limit_when_the_resolver_hangs() {
+    let gate = Gate::default();
+    let door = gate.clone();
+    let hangs = caller_to(settings(LIMIT), move |_| {
+        door.pass();
+        Ok(vec![Ipv4Addr::LOCALHOST.into()])
+    });
+    let call = post(&hangs, "http://slow.example/");
+    let excess = assert_in_time("resolver", &call);
+    assert!(message(&call).contains("resolved"), "{}", message(&call));
+    gate.open();
+    println!("resolver: worst excess {excess:?}");
+}
+
+#[test]
+fn the_time_of_all_phases_is_one() {
+    // Each phase stays well below the limit; together they do not.
+    let pause = LIMIT / 4;
+    let receiver = Receiver::start(move |peer| {
+        thread::sleep(pause);
+        peer.request();
+        for part in ["HTTP/1.1 200 OK\r\n", "a: b\r\n\r\n", "body", "body", "body"] {
+            thread::sleep(pause);
+            peer.send(part);
+        }
+    });
+    let slow = caller_to(settings(LIMIT), move |_| {
+        thread::sleep(pause);
+        Ok(vec![Ipv4Addr::LOCALHOST.into()])
+    });
+    let url = format!("http://slow.example:{}/", receiver.address.port());
+    let excess = assert_in_time("all phases", &made(slow.call(&webhook(&url), 1, &"{}".into())));
+    println!("all phases: worst excess {excess:?}");
+}
