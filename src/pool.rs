@@ -4,7 +4,7 @@
 //! through a channel. Threads are started when needed and leave when idle. Knows no Postgres. Which call is next is
 //! decided in [`crate::places`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -199,20 +199,21 @@ impl Pool {
         self.shared.lock().places.parked_room(Instant::now())
     }
 
-    /// Starts nothing new but the rest of rows that have begun; returns the ids of the rows that have not.
-    pub fn stop(&self) -> Vec<i64> {
+    /// Starts nothing new but the rest of rows that have begun; returns the ids of the rows that have not, each with
+    /// whether it is a repeated one.
+    pub fn stop(&self) -> HashMap<i64, bool> {
         let mut state = self.shared.lock();
         let now = Instant::now();
-        let mut unstarted = HashSet::new();
+        let mut unstarted = HashMap::new();
         for job in state.places.take_waiting() {
             if job.row.started.load(Ordering::Relaxed) {
                 state.places.push(job.webhook.id, job.row.project_id, job, now);
             } else {
-                unstarted.insert(job.row.id);
+                unstarted.insert(job.row.id, job.row.repeated);
             }
         }
         self.shared.wake_one(&mut state);
-        unstarted.into_iter().collect()
+        unstarted
     }
 
     /// Says until when calls may start; from then on they wait for the next word. A process that was frozen, or cut
@@ -492,7 +493,7 @@ mod tests {
         while pool.running() == 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(pool.stop(), [2]);
+        assert_eq!(pool.stop(), HashMap::from([(2, false)]));
         open.send(()).expect("the thread waits");
         assert_eq!(out.recv().await.expect("row 1").calls.len(), 2);
     }

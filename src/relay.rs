@@ -105,8 +105,8 @@ struct Relay<'a> {
     to_results: UnboundedSender<Finished>,
     // Rows in hand, each with the epoch it is claimed by. Entered by the claim, taken out by the finish.
     in_hand: RefCell<HashMap<i64, i64>>,
-    // Rows to give back because we were told to stop. Only the claiming loop uses it.
-    unstarted: RefCell<Vec<i64>>,
+    // Rows to give back because we were told to stop, each with whether its calls are repeated ones. Only the claiming loop uses it.
+    unstarted: RefCell<HashMap<i64, bool>>,
     // Set when we were told to stop and the claiming loop has claimed its last.
     claimed_last: Cell<bool>,
     // Rung when the claiming loop has ended, for the finishing loop.
@@ -299,9 +299,11 @@ impl Relay<'_> {
     async fn give_back(&self, link: &Link) -> Result<()> {
         systemd::stopping();
         self.unstarted.borrow_mut().extend(self.pool.stop());
-        let ids = self.unstarted.borrow().clone();
+        let ids: Vec<i64> = self.unstarted.borrow().keys().copied().collect();
+        let repeated: Vec<i64> =
+            self.unstarted.borrow().iter().filter(|(_, repeated)| **repeated).map(|(id, _)| *id).collect();
         if !ids.is_empty() {
-            link.claim.give_back(link.instance.epoch(), &ids).await?;
+            link.claim.give_back(link.instance.epoch(), &ids, &repeated).await?;
             self.in_hand.borrow_mut().retain(|id, _| !ids.contains(id));
             self.unstarted.borrow_mut().clear();
         }

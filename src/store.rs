@@ -246,10 +246,11 @@ impl Store {
         Ok(done.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Gives claimed rows back that were not started, and wakes a sleeping peer. Returns how many were still ours.
-    pub async fn give_back(&self, epoch: i64, ids: &[i64]) -> Result<i64> {
+    /// Gives claimed rows back that were not started, `repeated` ones of which a dead instance had in hand before, and
+    /// wakes a sleeping peer. Returns how many were still ours.
+    pub async fn give_back(&self, epoch: i64, ids: &[i64], repeated: &[i64]) -> Result<i64> {
         let sql = include_str!("../sql/queries/give_back.sql");
-        Ok(self.one("giving rows back", sql, &[&ids, &epoch]).await?.get(0))
+        Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated]).await?.get(0))
     }
 
     /// Draws an epoch, takes its liveness lock for as long as this session lives, and lists the instance. None when

@@ -83,7 +83,7 @@ COMMENT ON COLUMN relay.outbox.provider_id IS 'Payload key providerId, left out 
 COMMENT ON COLUMN relay.outbox.provider_default_model IS 'Payload key providerDefaultModel, left out when null.';
 COMMENT ON COLUMN relay.outbox.webhook_id IS 'When set, only this webhook of the project is called (replay, test).';
 COMMENT ON COLUMN relay.outbox.replay_of IS 'The relay.webhook_calls.id that this row repeats.';
-COMMENT ON COLUMN relay.outbox.claimed_by IS 'Epoch of the instance that has the row in hand. Written by the daemon only.';
+COMMENT ON COLUMN relay.outbox.claimed_by IS 'Epoch of the instance that has the row in hand; 0: none, but a dead one had. Written by the daemon only.';
 COMMENT ON COLUMN relay.outbox.done_at IS 'When the row''s calls were recorded; null: not done. Written by the daemon only.';
 COMMENT ON COLUMN relay.outbox.parked IS 'The row waits for a place at a slow webhook of its project, out of the way of the others. Written by the daemon only.';
 
@@ -619,7 +619,7 @@ CREATE VIEW relay.in_flight AS
               LIMIT 100000)
            ) AS o
       LEFT JOIN relay.instances i ON i.epoch = o.claimed_by
-     WHERE o.claimed_by IS NOT NULL
+     WHERE o.claimed_by > 0
      ORDER BY o.id;
 
 COMMENT ON VIEW relay.in_flight IS

@@ -20,7 +20,7 @@ WITH next AS MATERIALIZED (
      WHERE o.done_at IS NULL
        AND NOT o.parked
        AND o.id > $1
-       AND (o.claimed_by IS NULL OR o.claimed_by = ANY ($2))
+       AND (o.claimed_by IS NULL OR o.claimed_by = 0 OR o.claimed_by = ANY ($2))
      ORDER BY o.id
      LIMIT $3
        FOR UPDATE SKIP LOCKED

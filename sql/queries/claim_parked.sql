@@ -16,7 +16,7 @@ WITH next AS MATERIALIZED (
              WHERE o.done_at IS NULL
                AND o.parked
                AND o.project_id = lane.project_id
-               AND (o.claimed_by IS NULL OR o.claimed_by = ANY ($3))
+               AND (o.claimed_by IS NULL OR o.claimed_by = 0 OR o.claimed_by = ANY ($3))
              ORDER BY o.id
              LIMIT lane.room
                FOR UPDATE SKIP LOCKED

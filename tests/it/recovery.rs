@@ -386,6 +386,30 @@ async fn what_a_stopping_relay_gives_back_a_peer_posts_at_once() {
 }
 
 #[tokio::test]
+async fn what_is_taken_over_and_given_back_is_still_repeated() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let flags = ["--workers", "16", "--per-webhook", "2"];
+    let killed = Relay::start(&database, &flags);
+    database.events(1, 8).await;
+    receiver.wait_for(2);
+    database.eventually("SELECT count(claimed_by) = 8 FROM relay.outbox").await;
+    killed.kill();
+    let mut drained = Relay::start(&database, &flags);
+    receiver.wait_for(4);
+    database.eventually("SELECT bool_and(claimed_by > 1) FROM relay.outbox").await;
+    drained.signal(Signal::SIGTERM);
+    drained.wait_for_log("given_back=6");
+    gate.open();
+    assert_eq!(drained.wait().code(), Some(0), "{}", drained.log());
+    assert_eq!(database.number("SELECT count(*) FROM relay.in_flight").await, 0);
+    let _last = Relay::start(&database, &flags);
+    database.all_done().await;
+    assert_eq!(outcomes(&database).await, [(true, true); 8]);
+}
+
+#[tokio::test]
 async fn a_drain_takes_no_longer_than_the_timeout_of_the_last_call() {
     let database = Database::new().await;
     let receiver = Receiver::start(|_| Reply::Never);
