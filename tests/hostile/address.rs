@@ -567,6 +567,31 @@ fn a_resolver_that_hangs_for_a_moment_fails_no_call_to_a_known_name() {
 }
 
 #[test]
+fn a_name_that_cannot_be_looked_up_for_want_of_files_is_a_shortage_of_ours() {
+    // The limit belongs to a process: one of its own looks the name up.
+    let mut child = std::process::Command::new("sh");
+    child.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
+    child.args(["--exact", "address::one_lookup_without_files", "--ignored", "--nocapture"]);
+    let output = child.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+#[ignore = "is run by a_name_that_cannot_be_looked_up_for_want_of_files_is_a_shortage_of_ours, in a process of its own"]
+fn one_lookup_without_files() {
+    let ask = |name| Resolver::system().addresses(name, Instant::now() + PATIENT);
+    let shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::descriptors::take(1)).collect();
+    assert_eq!(shares.len(), 20, "half of a low limit");
+    assert!(matches!(ask("localhost"), Answer::Shortage(_)), "all are given to calls");
+    drop(shares);
+    let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    let answer = ask("localhost");
+    drop(files);
+    assert!(matches!(answer, Answer::Shortage(_)), "somebody else has taken them: {answer:?}");
+    assert!(matches!(ask("localhost"), Answer::Addresses(_)));
+}
+
+#[test]
 fn our_own_postgres_is_refused_under_each_of_its_addresses() {
     let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
     let port = receiver.address.port();
