@@ -1,7 +1,9 @@
 -- Claim: take the next pending rows in order of id and stamp them with our epoch; join the webhooks to call.
 --
 -- Rows of projects whose webhooks are full ($5) are parked instead, once, so that they cost nothing while they wait.
--- The subquery is materialized: a plain IN (SELECT … LIMIT) may be run again and claim more than $3.
+-- The subquery is materialized: a plain IN (SELECT … LIMIT) may be run again and claim more than $3. Statistics may be
+-- of another hour: id + 0 is the expression of outbox_pending and of no other index, and OFFSET 0 keeps the webhooks
+-- apart, to be found by project for each row.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED: nobody is waited for. Meant for synchronous_commit = off: when the
 --             server crashes our session dies too, and a claim that was lost was not acted upon.
@@ -19,9 +21,9 @@ WITH next AS MATERIALIZED (
       FROM relay.outbox o
      WHERE o.done_at IS NULL
        AND NOT o.parked
-       AND o.id > $1
+       AND o.id + 0 > $1
        AND (o.claimed_by IS NULL OR o.claimed_by = 0 OR o.claimed_by = ANY ($2))
-     ORDER BY o.id
+     ORDER BY o.id + 0
      LIMIT $3
        FOR UPDATE SKIP LOCKED
 ), claimed AS (
@@ -38,10 +40,14 @@ SELECT c.id, c.park, c.repeated, c.event, c.project_id, c.prompt_id, c.user_id, 
        c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent,
        c.provider_id, c.provider_default_model, w.id AS webhook_id, w.url, w.signing_secret
   FROM claimed c
-  LEFT JOIN relay.webhooks w
-    ON w.project_id = c.project_id
-   AND w.event = c.event
-   AND w.enabled
-   AND (c.only_webhook_id IS NULL OR w.id = c.only_webhook_id)
-   AND NOT c.park
+  LEFT JOIN LATERAL (
+        SELECT w.id, w.url, w.signing_secret
+          FROM relay.webhooks w
+         WHERE w.project_id = c.project_id
+           AND w.event = c.event
+           AND w.enabled
+           AND (c.only_webhook_id IS NULL OR w.id = c.only_webhook_id)
+        OFFSET 0
+       ) AS w
+    ON NOT c.park
  ORDER BY c.id, w.id

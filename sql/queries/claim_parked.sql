@@ -1,4 +1,5 @@
--- Claim from the slow lane: the oldest parked rows of each given project, as many as it has room for.
+-- Claim from the slow lane: the oldest parked rows of each given project, as many as it has room for. OFFSET 0 as in
+-- claim.sql.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED. synchronous_commit = off, as for claim.sql.
 -- Index:      outbox_parked, a range for each project; outbox_pkey for the update; webhooks_project.
@@ -34,9 +35,14 @@ SELECT c.id, false AS park, c.repeated, c.event, c.project_id, c.prompt_id, c.us
        c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent,
        c.provider_id, c.provider_default_model, w.id AS webhook_id, w.url, w.signing_secret
   FROM claimed c
-  LEFT JOIN relay.webhooks w
-    ON w.project_id = c.project_id
-   AND w.event = c.event
-   AND w.enabled
-   AND (c.only_webhook_id IS NULL OR w.id = c.only_webhook_id)
+  LEFT JOIN LATERAL (
+        SELECT w.id, w.url, w.signing_secret
+          FROM relay.webhooks w
+         WHERE w.project_id = c.project_id
+           AND w.event = c.event
+           AND w.enabled
+           AND (c.only_webhook_id IS NULL OR w.id = c.only_webhook_id)
+        OFFSET 0
+       ) AS w
+    ON true
  ORDER BY c.id, w.id

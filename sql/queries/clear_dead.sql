@@ -1,8 +1,9 @@
 -- Note which dead instances have no rows left, so that claims need not name them any more; forget those that were
--- cleared long ago.
+-- cleared long ago. With a long backlog that is not known, and waits until it is shorter: only the first rows of each
+-- lane are looked at.
 --
 -- Locks:      the instances' rows.
--- Index:      outbox_pending and outbox_parked, read once for each dead instance that is not cleared: rare.
+-- Index:      outbox_pending and outbox_parked, up to 10,000 rows of each.
 -- Parameters: none.
 -- Returns:    the epochs that were cleared.
 WITH forgotten AS (
@@ -13,13 +14,26 @@ WITH forgotten AS (
     DELETE FROM relay.instances_since_crash s
      USING forgotten f
      WHERE s.epoch = f.epoch
+), pending AS MATERIALIZED (
+    (SELECT o.claimed_by
+       FROM relay.outbox o
+      WHERE o.done_at IS NULL
+        AND NOT o.parked
+      ORDER BY o.id + 0
+      LIMIT 10000)
+    UNION ALL
+    (SELECT o.claimed_by
+       FROM relay.outbox o
+      WHERE o.done_at IS NULL
+        AND o.parked
+      ORDER BY o.project_id, o.id
+      LIMIT 10000)
 )
 UPDATE relay.instances i
    SET cleared_at = now()
  WHERE i.dead_at < now() - interval '1 minute'
    AND i.cleared_at IS NULL
-   AND NOT EXISTS (SELECT FROM relay.outbox o
-                    WHERE o.done_at IS NULL AND NOT o.parked AND o.claimed_by = i.epoch)
-   AND NOT EXISTS (SELECT FROM relay.outbox o
-                    WHERE o.done_at IS NULL AND o.parked AND o.claimed_by = i.epoch)
+   -- Less than the limit of one lane: all rows were looked at.
+   AND (SELECT count(*) FROM pending) < 10000
+   AND NOT EXISTS (SELECT FROM pending p WHERE p.claimed_by = i.epoch)
 RETURNING i.epoch

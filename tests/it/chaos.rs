@@ -310,7 +310,7 @@ async fn whatever_is_killed_the_books_are_right() {
                       WHERE c.succeeded <> (o.prompt_id % 10 <> 0)";
     assert_eq!(database.number(unexpected).await, 0, "calls with another outcome than the receiver gave");
 
-    // What was posted was committed, and what was posted twice was in the hands of somebody who was harmed in between.
+    // What was posted was committed, and what was posted twice was in the hands of somebody who was harmed.
     let sql = "SELECT o.prompt_id, c.repeated, c.url FROM relay.webhook_calls c JOIN relay.outbox o ON o.id = c.outbox_id";
     let mut records: HashMap<(i64, String), bool> = HashMap::new();
     for row in database.client.query(sql, &[]).await.unwrap() {
@@ -324,15 +324,16 @@ async fn whatever_is_killed_the_books_are_right() {
     for (key, posts) in &*posts {
         let repeated = *records.get(key).unwrap_or_else(|| panic!("{key:?} was posted and is not on record"));
         for pair in posts.windows(2) {
-            let harms = harmed.get(&pair[0].relay);
-            let cause = harms.and_then(|harms| {
-                // A frozen process may have been cut off at any time until it was thawed.
-                harms.iter().filter(|(_, at)| *at < pair[1].at).max_by_key(|(_, at)| *at)
-            });
+            let last_harm = |relay: &str, before: Instant, which: &[Harm]| {
+                let harms = harmed.get(relay)?.iter();
+                harms.filter(|(harm, at)| which.contains(harm) && *at < before).max_by_key(|(_, at)| *at)
+            };
+            // A frozen process may have been cut off at any time until it was thawed; or it was frozen with the call
+            // begun and not sent, and sent it when it was thawed, after the one who took the row over.
+            let cause = last_harm(&pair[0].relay, pair[1].at, &[Harm::Killed, Harm::Frozen])
+                .or_else(|| last_harm(&pair[1].relay, pair[0].at, &[Harm::Frozen]));
             let Some((harm, at)) = cause else {
-                panic!(
-                    "{key:?} was posted twice although nothing happened to the first one's process: {posts:?}"
-                )
+                panic!("{key:?} was posted twice although nothing happened to either process: {posts:?}")
             };
             *repeats.entry(*harm).or_default() += 1;
             longest = longest.max(at.saturating_duration_since(pair[0].at));

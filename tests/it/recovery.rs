@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use promptpal_relay::cluster::{Cluster, Stop};
+use promptpal_relay::store::Role;
 
 use crate::support::{Database, Gate, Network, Receiver, Relay, Reply, connect};
 
@@ -552,4 +553,23 @@ async fn a_full_disk_makes_it_try_the_commit_again_and_never_the_post() {
     database.all_done().await;
     assert_eq!(receiver.requests().len(), 3);
     assert_eq!(outcomes(&database).await, [(true, false); 3]);
+}
+
+#[tokio::test]
+async fn a_dead_instance_is_cleared_when_it_has_no_rows_left_and_all_of_them_were_looked_at() {
+    let database = Database::new().await;
+    let run = async |sql: &str| database.client.batch_execute(sql).await.unwrap();
+    let died = "INSERT INTO relay.instances (host, pid, version, dead_at) SELECT 'h', 1, '1', now() - interval '1 hour'";
+    run(&format!("{died} FROM generate_series(1, 3)")).await;
+    database.events(1, 12_000).await;
+    // One has a parked row, one another; the third has none.
+    run("UPDATE relay.outbox SET claimed_by = id, parked = id = 2 WHERE id <= 2").await;
+    let session = database.session(Role::Retention).await;
+    assert_eq!(session.clear_dead().await.unwrap(), [0; 0], "the backlog is too long to know");
+    run("UPDATE relay.outbox SET done_at = now() WHERE id > 5000").await;
+    assert_eq!(session.clear_dead().await.unwrap(), [3]);
+    run("UPDATE relay.outbox SET done_at = now() WHERE id = 1").await;
+    assert_eq!(session.clear_dead().await.unwrap(), [1]);
+    run("UPDATE relay.outbox SET claimed_by = 0 WHERE id = 2").await;
+    assert_eq!(session.clear_dead().await.unwrap(), [2]);
 }

@@ -14,9 +14,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use promptpal_relay::cli::Cli;
 use promptpal_relay::cluster::Cluster;
+use promptpal_relay::config;
+use promptpal_relay::store::{Role, Store};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls, Row};
 
@@ -107,6 +111,12 @@ impl Database {
     /// The program, on this database, with these arguments.
     pub fn command(&self, arguments: &[&str]) -> Command {
         program(arguments, &self.url)
+    }
+
+    /// A session as the daemon has them.
+    pub async fn session(&self, role: Role) -> Store {
+        let cli = Cli::try_parse_from(["promptpal-relay", "--database-url", &self.url, "migrate"]).unwrap();
+        Store::connect(&config::database(&cli.global).unwrap(), role).await.unwrap()
     }
 
     /// Adds a webhook; returns its id.

@@ -1,0 +1,231 @@
+//! What the queries read: in proportion to their batch, whatever the tables hold and whatever the statistics say.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use promptpal_relay::store::{Role, Store};
+use serde_json::Value;
+use tokio_postgres::SimpleQueryMessage;
+
+use crate::support::Database;
+
+/// Rows of the long backlog.
+const MANY: i64 = 1_000_000;
+/// Rows of a claim, or of a finish.
+const BATCH: i64 = 500;
+/// Projects with parked rows, in the long backlog.
+const LANES: i64 = 100;
+/// The epoch that has rows in hand.
+const EPOCH: i64 = 77;
+
+/// A query as its session runs it, and what it may read.
+struct Query {
+    file: &'static str,
+    role: Role,
+    arguments: String,
+    /// Rows that it is about: claimed, finished, looked at.
+    batch: i64,
+}
+
+/// Rows that may be read for each row of the batch: by the index, by the update, its webhook, and what one part of the
+/// statement hands to the next.
+const ROWS_PER_ROW: i64 = 8;
+/// Blocks for each row of the batch: some index probes of a few levels each, and the row's own.
+const BLOCKS_PER_ROW: i64 = 25;
+/// What a query may read besides: catalogs, the upper levels of indexes, small tables.
+const REST: i64 = 400;
+
+/// Queries that read none of our tables, or only those that stay small.
+const SMALL: &[&str] = &[
+    "bury",
+    "lock_epoch",
+    "migrations",
+    "notify_peers",
+    "peer_sleeps",
+    "privileges",
+    "record_migration",
+    "register",
+    "retire",
+    "server",
+    "try_migrate",
+    "try_retention",
+    "try_sleep",
+    "wake_trigger",
+    "wake_up",
+    // Their work is the catalog's.
+    "make_partitions",
+    "drop_partitions",
+    // For `check`: the webhooks, some at a time.
+    "enabled_webhooks",
+];
+
+fn array<T: std::fmt::Display>(values: impl IntoIterator<Item = T>) -> String {
+    let values: Vec<String> = values.into_iter().map(|value| value.to_string()).collect();
+    format!("'{{{}}}'", values.join(","))
+}
+
+/// The queries on tables that grow. `in_hand` are rows of [`EPOCH`].
+fn queries(in_hand: &[i64]) -> Vec<Query> {
+    let ids = array(in_hand);
+    let calls = || in_hand.iter();
+    let same = |value: &str| array(calls().map(|_| value));
+    let finish = [
+        ids.clone(),
+        EPOCH.to_string(),
+        ids.clone(),
+        same("1"),
+        same("http://a.example"),
+        same("{}").replace("{}", "\"{}\""),
+        same("body"),
+        same("200"),
+        same("null"),
+        same("null"),
+        same("0"),
+        same("false"),
+        same("2026-01-01T00:00:00Z"),
+        same("2026-01-01T00:00:00Z"),
+        same("false"),
+        same("null"),
+        same("null"),
+        same("false"),
+        same("null"),
+    ]
+    .join(", ")
+    // The outer braces of an empty list of objects.
+    .replace("'\"{}\"'", "'{}'");
+    let lanes = array(0..LANES);
+    let rooms = array((0..LANES).map(|_| BATCH / LANES));
+    let of = |file, role, arguments: String, batch| Query { file, role, arguments, batch };
+    vec![
+        of("claim", Role::Claim, format!("0, '{{}}', {BATCH}, 1, '{{}}'"), BATCH),
+        of("claim", Role::Claim, format!("{}, '{{5,6,7}}', {BATCH}, 1, '{{}}'", MANY / 2), BATCH),
+        of("claim", Role::Claim, format!("0, '{{}}', {BATCH}, 1, {}", array(LANES..2 * LANES)), BATCH),
+        of("claim_parked", Role::Claim, format!("{lanes}, {rooms}, '{{}}', 1"), BATCH),
+        of("parked_projects", Role::Claim, "10000".into(), LANES),
+        of("finish", Role::Finish, finish, BATCH),
+        of("adopt", Role::Listen, format!("{ids}, '{{{EPOCH}}}', 78"), BATCH),
+        of("give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}"), BATCH),
+        of("outbox_bounds", Role::Retention, String::new(), 2),
+        of("delete_done", Role::Retention, format!("0, {BATCH}, 0"), BATCH),
+        of("delete_done", Role::Retention, format!("{}, {}, 0", MANY - BATCH, MANY), BATCH),
+        // Reads the first rows of both lanes.
+        of("clear_dead", Role::Retention, String::new(), 10_000),
+    ]
+}
+
+/// What a plan read.
+#[derive(Debug, Default)]
+struct Read {
+    rows: i64,
+    blocks: i64,
+}
+
+impl Read {
+    fn of(plan: &Value) -> Read {
+        let number = |node: &Value, key: &str| node.get(key).and_then(Value::as_f64).unwrap_or_default();
+        let mut read = Read { rows: 0, blocks: 0 };
+        read.blocks = (number(plan, "Shared Hit Blocks") + number(plan, "Shared Read Blocks")) as i64;
+        let mut nodes = vec![plan];
+        while let Some(node) = nodes.pop() {
+            if node["Node Type"].as_str().is_some_and(|kind| kind.ends_with("Scan")) {
+                let rows = ["Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck"];
+                let rows: f64 = rows.iter().map(|key| number(node, key)).sum();
+                read.rows += (rows * number(node, "Actual Loops")) as i64;
+            }
+            nodes.extend(node.get("Plans").and_then(Value::as_array).into_iter().flatten());
+        }
+        read
+    }
+}
+
+struct Sessions(Vec<(Role, Store)>);
+
+impl Sessions {
+    async fn connect(database: &Database) -> Sessions {
+        let mut sessions = Vec::new();
+        for role in [Role::Claim, Role::Finish, Role::Listen, Role::Retention, Role::Command] {
+            sessions.push((role, database.session(role).await));
+        }
+        Sessions(sessions)
+    }
+
+    /// Runs a query and takes it back; what it read.
+    async fn explain(&self, query: &Query) -> (Read, String) {
+        let (_, session) = self.0.iter().find(|(role, _)| *role == query.role).unwrap();
+        let sql = fs::read_to_string(format!("sql/queries/{}.sql", query.file)).unwrap();
+        let call = if query.arguments.is_empty() { String::new() } else { format!("({})", query.arguments) };
+        let script = format!(
+            "BEGIN; PREPARE query AS {sql};
+             EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE query{call};
+             DEALLOCATE query; ROLLBACK"
+        );
+        let answer = session.simple_query(&script).await;
+        let answer = answer.unwrap_or_else(|error| panic!("{}: {error:?}", query.file));
+        let text = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        let text = text.unwrap();
+        let plan: Value = serde_json::from_str(&text).unwrap();
+        (Read::of(&plan[0]["Plan"]), text)
+    }
+
+    async fn assert_bounded(&self, state: &str, in_hand: &[i64]) {
+        for query in queries(in_hand) {
+            let (read, plan) = self.explain(&query).await;
+            let (rows, blocks) = (query.batch * ROWS_PER_ROW + REST, query.batch * BLOCKS_PER_ROW + REST);
+            assert!(
+                read.rows <= rows && read.blocks <= blocks,
+                "{}, {state}: read {read:?}, of at most {rows} rows and {blocks} blocks\n{plan}",
+                query.file
+            );
+        }
+    }
+}
+
+#[test]
+fn every_query_is_looked_at() {
+    let files = fs::read_dir("sql/queries").unwrap();
+    let files: BTreeSet<String> = files
+        .map(|file| file.unwrap().file_name().into_string().unwrap().trim_end_matches(".sql").to_owned())
+        .collect();
+    let small = SMALL.iter().map(|name| name.to_string());
+    let known: BTreeSet<String> =
+        queries(&[]).iter().map(|query| query.file.to_owned()).chain(small).collect();
+    assert_eq!(files, known);
+}
+
+#[tokio::test]
+async fn queries_read_in_proportion_to_their_batch_whatever_the_tables_hold_and_the_statistics_say() {
+    let database = Database::new().await;
+    let run = async |sql: &str| database.client.batch_execute(sql).await.unwrap();
+    // The statistics are what the test says.
+    run("ALTER TABLE relay.outbox SET (autovacuum_enabled = off)").await;
+    run("ALTER TABLE relay.webhooks SET (autovacuum_enabled = off)").await;
+    run("INSERT INTO relay.instances (host, pid, version, dead_at) SELECT 'h', 1, '1', now() - interval '1 hour' FROM generate_series(1, 3)").await;
+    let sessions = Sessions::connect(&database).await;
+    sessions.assert_bounded("empty, never analysed", &[]).await;
+    run("ANALYZE relay.outbox, relay.webhooks").await;
+    sessions.assert_bounded("empty, analysed", &[]).await;
+
+    let columns = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens";
+    run(&format!("{columns}, claimed_by) VALUES (1, 1, 'user', 0, 1, 1, 1, {EPOCH})")).await;
+    run("INSERT INTO relay.webhooks (project_id, url) VALUES (1, 'http://a.example')").await;
+    sessions.assert_bounded("one row, analysed when empty", &[1]).await;
+    run("ANALYZE relay.outbox, relay.webhooks").await;
+    sessions.assert_bounded("one row, analysed", &[1]).await;
+
+    // Done ones first, then parked and pending ones among each other, the last ones in hand.
+    run(&format!(
+        "{columns}, done_at, parked, claimed_by)
+         SELECT n % 10000, n, 'user', 0, 1, 1, 1, CASE WHEN n <= {MANY} / 10 THEN now() END,
+                n > {MANY} / 10 AND n % 10000 < {LANES}, CASE WHEN n > {MANY} - {BATCH} THEN {EPOCH} END
+           FROM generate_series(2, {MANY}) AS n"
+    ))
+    .await;
+    run("INSERT INTO relay.webhooks (project_id, url) SELECT n, 'http://a.example' FROM generate_series(0, 9999) AS n").await;
+    let in_hand: Vec<i64> = (MANY - BATCH + 1..=MANY).collect();
+    sessions.assert_bounded("a million rows, analysed when there was one", &in_hand).await;
+    run("ANALYZE relay.outbox, relay.webhooks").await;
+    sessions.assert_bounded("a million rows, analysed", &in_hand).await;
+}
