@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::db::Settings;
 use crate::error::{Error, Result};
@@ -28,6 +28,7 @@ pub const SURE_AFTER_LOSS: Duration = Duration::from_secs(4);
 /// This process, registered; the session here is the one that listens.
 pub struct Instance {
     epoch: i32,
+    server_started: SystemTime,
     store: Store,
 }
 
@@ -40,12 +41,12 @@ impl Instance {
         store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;
         let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
-        let epoch = store.register(&host, pid, env!("CARGO_PKG_VERSION")).await?.ok_or_else(|| {
+        let (epoch, server_started) = store.register(&host, pid, env!("CARGO_PKG_VERSION")).await?.ok_or_else(|| {
             Error::Failed(
                 "the advisory lock of a new epoch is taken: does another program use locks of class 1886415986?".into(),
             )
         })?;
-        Ok(Instance { epoch, store })
+        Ok(Instance { epoch, server_started, store })
     }
 
     /// Lets another session hold the liveness lock, too.
@@ -62,6 +63,11 @@ impl Instance {
         i64::from(self.epoch)
     }
 
+    /// When the server started that it is registered with.
+    pub fn server_started(&self) -> SystemTime {
+        self.server_started
+    }
+
     /// The session that listens and keeps the liveness lock.
     pub fn session(&self) -> &Store {
         &self.store
@@ -70,7 +76,7 @@ impl Instance {
     /// Looks at the liveness locks, and marks the dead of whom `peers` is sure `now`. One round trip. True when that
     /// changed what may be claimed.
     pub async fn look_around(&self, peers: &RefCell<Peers>, now: Instant) -> Result<bool> {
-        let sure = peers.borrow_mut().sure_of(now);
+        let sure = peers.borrow().sure_of(now);
         let found = self.store.bury(self.epoch, &sure).await?;
         Ok(peers.borrow_mut().learn(&found, now))
     }
@@ -84,9 +90,11 @@ impl Instance {
 }
 
 /// What one instance knows of the others. Kept up by [`Instance::look_around`].
+#[derive(Default)]
 pub struct Peers {
-    sure: Duration,
-    since: Instant,
+    server_started: Option<SystemTime>,
+    /// When we last had to connect anew.
+    reconnected: Option<Instant>,
     suspects: HashMap<i32, Suspect>,
     dead: Vec<i64>,
     alive: usize,
@@ -102,23 +110,23 @@ struct Suspect {
 }
 
 impl Peers {
-    /// Nobody known. `after_loss`: we have lost our sessions a moment ago, and so may have the others.
-    pub fn new(after_loss: bool) -> Peers {
-        Peers {
-            sure: if after_loss { SURE_AFTER_LOSS } else { SURE },
-            since: Instant::now(),
-            suspects: HashMap::new(),
-            dead: Vec::new(),
-            alive: 0,
+    /// To be called with each connection. The first one apart we have lost our sessions a moment ago, and so may have
+    /// the others. With a server that was started since, all have, and what was suspected before says nothing any
+    /// more; with the same server, a suspect is as suspect as it was: else nobody would ever be sure while sessions
+    /// are lost every few seconds.
+    pub fn connected(&mut self, server_started: SystemTime, now: Instant) {
+        if let Some(before) = self.server_started.replace(server_started) {
+            self.reconnected = Some(now);
+            if before != server_started {
+                self.suspects.clear();
+            }
         }
     }
 
     /// Whose lock has been free long enough: the epochs to bury.
-    pub fn sure_of(&mut self, now: Instant) -> Vec<i32> {
-        if now - self.since > SURE_AFTER_LOSS {
-            self.sure = SURE;
-        }
-        let sure = |suspect: &Suspect| if suspect.crashed { SURE_AFTER_LOSS } else { self.sure };
+    pub fn sure_of(&self, now: Instant) -> Vec<i32> {
+        let lately = self.reconnected.is_some_and(|reconnected| now - reconnected <= SURE_AFTER_LOSS);
+        let sure = |suspect: &Suspect| if suspect.crashed || lately { SURE_AFTER_LOSS } else { SURE };
         let long = |suspect: &Suspect| now - suspect.since >= sure(suspect);
         self.suspects.iter().filter(|(_, suspect)| long(suspect)).map(|(epoch, _)| *epoch).collect()
     }
@@ -175,7 +183,7 @@ mod tests {
     #[test]
     fn a_free_lock_is_looked_at_twice_before_a_burial() {
         let start = Instant::now();
-        let mut peers = Peers::new(false);
+        let mut peers = Peers::default();
         peers.learn(&[(1, Vital::Free), (2, Vital::Alive)], start);
         assert!(peers.any_suspect() && peers.any_alive());
         assert_eq!(peers.sure_of(start), [0; 0]);
@@ -188,17 +196,25 @@ mod tests {
     #[test]
     fn after_a_loss_of_our_own_the_others_get_longer() {
         let start = Instant::now();
-        let mut peers = Peers::new(true);
+        let mut peers = Peers::default();
+        let server = SystemTime::now();
+        peers.connected(server, start);
+        peers.connected(server, start);
         peers.learn(&[(1, Vital::Free)], start);
         assert!(!peers.is_gathering());
         assert_eq!(peers.sure_of(start + SURE), [0; 0]);
         assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS), [1]);
+        // Another loss does not clear it of suspicion; another server does.
+        peers.connected(server, start + SURE);
+        assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS), [1]);
+        peers.connected(server + SURE, start + SURE);
+        assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS), [0; 0]);
     }
 
     #[test]
     fn after_a_crash_of_the_server_nobody_claims_before_all_are_back() {
         let start = Instant::now();
-        let mut peers = Peers::new(false);
+        let mut peers = Peers::default();
         peers.learn(&[(1, Vital::Crashed), (2, Vital::Free)], start);
         assert!(peers.is_gathering());
         assert_eq!(peers.sure_of(start + SURE), [2]);

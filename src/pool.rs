@@ -41,12 +41,18 @@ struct Row {
     repeated: bool,
     body: Arc<str>,
     webhooks: usize,
-    // Written by the threads as the calls end; the one that adds the last takes them all.
+    // Written under the pool's lock as the calls end; the last one takes them all along.
     calls: Mutex<Vec<Call>>,
     // Set under the pool's lock when the first of its calls starts.
     started: AtomicBool,
     // Set under the pool's lock when it is not ours any more: it never goes out.
     abandoned: AtomicBool,
+}
+
+impl Row {
+    fn finished(&self, calls: Vec<Call>) -> Finished {
+        Finished { id: self.id, repeated: self.repeated, calls }
+    }
 }
 
 struct Job {
@@ -118,14 +124,11 @@ impl Pool {
     pub fn try_offer(&self) -> Option<Offer> {
         let mut state = self.shared.lock();
         let offer = state.places.offer(Instant::now());
-        self.shared.wake_one(&mut state);
         let held = state.result_bytes > self.shared.result_bytes_max / 2 || state.paused();
-        if offer.limit >= offer.worth && !held {
-            state.notify_at = None;
-            return Some(offer);
-        }
-        state.notify_at = Some(state.places.in_hand().saturating_sub(offer.worth));
-        None
+        let taken = offer.limit >= offer.worth && !held;
+        state.notify_at = (!taken).then(|| state.places.in_hand().saturating_sub(offer.worth));
+        self.shared.wake_one(state);
+        taken.then_some(offer)
     }
 
     /// Starts what may start by now without anything having ended: a webhook's class changes with time, and a thread
@@ -133,7 +136,7 @@ impl Pool {
     pub fn nudge(&self) {
         let mut state = self.shared.lock();
         state.places.grow_old(Instant::now());
-        self.shared.wake_one(&mut state);
+        self.shared.wake_one(state);
     }
 
     /// Waits for [`Pool::try_offer`]. Cancel-safe.
@@ -170,13 +173,13 @@ impl Pool {
                 abandoned: AtomicBool::new(false),
             });
             if claimed.webhooks.is_empty() {
-                self.shared.send(&row, Vec::new());
+                self.shared.send(row.finished(Vec::new()));
             }
             for webhook in claimed.webhooks {
                 state.places.push(webhook.id, row.project_id, Job { row: row.clone(), webhook }, now);
             }
         }
-        self.shared.wake_one(&mut state);
+        self.shared.wake_one(state);
     }
 
     /// Says that results of this size are committed, or given up.
@@ -185,7 +188,7 @@ impl Pool {
         let was_held = state.result_bytes > self.shared.result_bytes_max;
         state.result_bytes = state.result_bytes.saturating_sub(bytes);
         if was_held {
-            self.shared.wake_one(&mut state);
+            self.shared.wake_one(state);
         }
     }
 
@@ -212,7 +215,7 @@ impl Pool {
                 unstarted.insert(job.row.id, job.row.repeated);
             }
         }
-        self.shared.wake_one(&mut state);
+        self.shared.wake_one(state);
         unstarted
     }
 
@@ -222,7 +225,7 @@ impl Pool {
     pub fn may_start_until(&self, until: Instant) {
         let mut state = self.shared.lock();
         state.start_until = Some(until);
-        self.shared.wake_one(&mut state);
+        self.shared.wake_one(state);
     }
 
     /// Gives up rows that are not ours any more: calls of theirs that wait are dropped. Returns the ids of those that
@@ -256,6 +259,18 @@ impl State {
         self.paused_until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// Adds a call to its row; with the last one the row goes out.
+    fn record(&mut self, row: &Row, call: Call) -> Option<Finished> {
+        if row.abandoned.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.result_bytes += call.size();
+        let mut calls = row.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.push(call);
+        let is_last = calls.len() == row.webhooks;
+        is_last.then(|| row.finished(std::mem::take(&mut calls)))
+    }
+
     /// Whether a call may start, as far as it is not for the places to say.
     fn may_start(&self, result_bytes_max: usize) -> bool {
         let in_time = self.start_until.is_none_or(|until| Instant::now() < until);
@@ -270,12 +285,14 @@ impl Shared {
     }
 
     /// Wakes a thread if there is a call to start; each thread that takes one wakes the next. So there are as many
-    /// awake as calls that can run, and short calls need few.
-    fn wake_one(self: &Arc<Self>, state: &mut State) {
+    /// awake as calls that can run, and short calls need few. Takes the lock's guard: waking is a system call, which
+    /// the others need not wait for.
+    fn wake_one(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if !state.may_start(self.result_bytes_max) || !state.places.may_start() {
             return;
         }
         if let Some(thread) = state.idle.pop() {
+            drop(state);
             thread.unpark();
         } else if state.threads < self.limits.workers {
             let shared = self.clone();
@@ -301,35 +318,44 @@ impl Shared {
                     Outcome::Called(Call::unanswered(webhook, &row.body, ErrorKind::Internal, text))
                 });
             match outcome {
-                Outcome::Called(call) => {
-                    self.record(&job, call);
-                    ended = Some(ticket);
-                }
+                Outcome::Called(call) => ended = Some((ticket, job, call)),
                 Outcome::Shortage(reason) => self.pause(ticket, job, &reason),
             }
         }
     }
 
-    /// Frees the place of the call that has ended and takes the next one; waits for it, up to [`IDLE`].
-    fn next(self: &Arc<Self>, ended: Option<Ticket>) -> Option<(Ticket, Job)> {
+    /// Records the call that has ended, frees its place, and takes the next call; waits for it, up to [`IDLE`]. All
+    /// under one lock, and what wakes others after it.
+    fn next(self: &Arc<Self>, ended: Option<(Ticket, Job, Call)>) -> Option<(Ticket, Job)> {
         let mut state = self.lock();
-        if let Some(ticket) = ended {
-            let look = state.places.finish(ticket, Instant::now());
-            if look || state.notify_at.is_some_and(|at| state.places.in_hand() <= at) {
+        let mut freed = false;
+        let mut finished = None;
+        if let Some((ticket, job, call)) = ended {
+            finished = state.record(&job.row, call);
+            freed = state.places.finish(ticket, Instant::now());
+            if state.notify_at.is_some_and(|at| state.places.in_hand() <= at) {
                 state.notify_at = None;
-                self.freed.notify_one();
+                freed = true;
             }
         }
+        let mut tell = || {
+            finished.take().into_iter().for_each(|finished| self.send(finished));
+            if std::mem::take(&mut freed) {
+                self.freed.notify_one();
+            }
+        };
         let me = thread::current();
         loop {
             let may = state.may_start(self.result_bytes_max);
             if let Some((ticket, job)) = may.then(|| state.places.start(Instant::now())).flatten() {
                 job.row.started.store(true, Ordering::Relaxed);
-                self.wake_one(&mut state);
+                self.wake_one(state);
+                tell();
                 return Some((ticket, job));
             }
             state.idle.push(me.clone());
             drop(state);
+            tell();
             let since = Instant::now();
             let pause = self.wait_for_work();
             state = self.lock();
@@ -352,28 +378,10 @@ impl Shared {
         until.is_some()
     }
 
-    /// Adds a call to its row; with the last one the row goes out.
-    fn record(&self, job: &Job, call: Call) {
-        let row = &job.row;
-        let mut state = self.lock();
-        if row.abandoned.load(Ordering::Relaxed) {
-            return;
-        }
-        state.result_bytes += call.size();
-        drop(state);
-        let mut calls = row.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.push(call);
-        if calls.len() == row.webhooks {
-            let calls = std::mem::take(&mut *calls);
-            self.send(row, calls);
-        }
-    }
-
-    fn send(&self, row: &Row, calls: Vec<Call>) {
-        let finished = Finished { id: row.id, repeated: row.repeated, calls };
-        if self.results.send(finished).is_err() {
+    fn send(&self, finished: Finished) {
+        if let Err(error) = self.results.send(finished) {
             // The relay is gone and the process about to end: the row stays claimed and will be taken over.
-            tracing::debug!(outbox_id = row.id, "a call ended after the relay");
+            tracing::debug!(outbox_id = error.0.id, "a call ended after the relay");
         }
     }
 

@@ -35,6 +35,10 @@ const FINISH_MAX: usize = 1000;
 const RESCAN_SHARE: u32 = 10;
 /// Nor before this, while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);
+/// But after this at the latest: what took long may have been a server that stood still.
+const RESCAN_MAX: Duration = Duration::from_secs(10);
+/// How often we learn which projects have parked rows while there is work: a peer may have parked them, and be gone.
+const LEARN_PARKED: Duration = Duration::from_secs(1);
 /// How often the other instances are looked at while we have rows in hand, or something is going on: with [`SURE`], the time
 /// to a takeover.
 const WATCH: Duration = Duration::from_millis(50);
@@ -65,8 +69,6 @@ struct Link {
     instance: Instance,
     claim: Store,
     finish: Store,
-    // Written by the watching loop, read by the claiming loop.
-    peers: RefCell<Peers>,
 }
 
 impl Link {
@@ -74,7 +76,7 @@ impl Link {
     /// runs before anything else is done.
     async fn connect(
         config: &Config,
-        after_loss: bool,
+        peers: &RefCell<Peers>,
         adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
     ) -> Result<Link> {
         let claim = Store::connect(&config.database, Role::Claim).await?;
@@ -84,9 +86,9 @@ impl Link {
         instance.share(&claim).await?;
         let finish = Store::connect(&config.database, Role::Finish).await?;
         instance.share(&finish).await?;
-        let peers = RefCell::new(Peers::new(after_loss));
-        instance.look_around(&peers, Instant::now()).await?;
-        Ok(Link { instance, claim, finish, peers })
+        peers.borrow_mut().connected(instance.server_started(), Instant::now());
+        instance.look_around(peers, Instant::now()).await?;
+        Ok(Link { instance, claim, finish })
     }
 
     fn is_lost(&self) -> bool {
@@ -114,6 +116,8 @@ struct Relay<'a> {
     // Rung when another instance's rows are to be taken over, for the claiming loop.
     takeover: Notify,
     failures: RefCell<Failures>,
+    // The other instances. Written by the watching loop and when we connect, read by the claiming loop.
+    peers: RefCell<Peers>,
     // When we were notified or found something. Written by the claiming loop, read by the watching loop.
     active: Cell<Instant>,
     // Rung when the quiet is over, or there are rows in hand again, for the watching loop.
@@ -154,11 +158,12 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         claiming_ended: Notify::new(),
         takeover: Notify::new(),
         failures: RefCell::default(),
+        peers: RefCell::default(),
         active: Cell::new(Instant::now()),
         stirred: Notify::new(),
         epochs: RefCell::default(),
     };
-    let mut link = Link::connect(config, false, async |_| Ok(())).await?;
+    let mut link = Link::connect(config, &relay.peers, async |_| Ok(())).await?;
     relay.epochs.replace(vec![link.instance.epoch()]);
     systemd::ready();
     tracing::info!(epoch = link.instance.epoch(), database = %config.database.describe(), "relaying");
@@ -200,9 +205,8 @@ impl Relay<'_> {
         let mut wake = Wake::new(&link.claim, link.instance.session(), self.config.poll_interval);
         let mut look = Look::new(self, link);
         let mut pause = RETRY_MIN;
-        look.learn_parked().await?;
         while !self.stop.asked() {
-            if link.peers.borrow().is_gathering() {
+            if self.peers.borrow().is_gathering() {
                 // After a crash of the server a claim may be lost that a peer still acts upon (claims are not
                 // flushed). It takes its rows over when it comes back; until then nobody claims.
                 tokio::select! {
@@ -246,14 +250,11 @@ impl Relay<'_> {
             };
             match cause {
                 Cause::LastLook => look.want_the_oldest(),
-                Cause::Poll => {
-                    look.want_the_oldest();
-                    look.learn_parked().await?;
-                }
+                Cause::Poll => look.want_all(),
                 Cause::Notified => {
-                    // Whoever notifies may have drawn its ids long ago.
+                    // An inserter may have drawn its ids long ago; a peer that leaves may leave parked rows.
                     self.stir();
-                    look.want_the_oldest();
+                    look.want_all();
                 }
                 Cause::Dozing | Cause::Other => {}
             }
@@ -373,7 +374,7 @@ impl Relay<'_> {
         // A look proves that the sessions were there when it began, and so were the liveness lock and our claims.
         let mut looked = Instant::now();
         loop {
-            let next_look = looked + self.watch_pause(&link.peers.borrow());
+            let next_look = looked + self.watch_pause(&self.peers.borrow());
             self.pool.may_start_until(next_look + LATE);
             tokio::select! {
                 error = link.instance.session().closed() => return Err(error),
@@ -386,7 +387,7 @@ impl Relay<'_> {
                     self.caller.close_resting();
                     self.failures.borrow_mut().flush();
                     let start = Instant::now();
-                    let look = tokio::time::timeout(SILENCE, link.instance.look_around(&link.peers, start)).await;
+                    let look = tokio::time::timeout(SILENCE, link.instance.look_around(&self.peers, start)).await;
                     if look.unwrap_or_else(|_| Err(silence(SILENCE)))? {
                         self.takeover.notify_one();
                     }
@@ -444,7 +445,7 @@ impl Relay<'_> {
     }
 
     async fn connect_and_adopt(&self) -> Result<Link> {
-        let connect = Link::connect(self.config, true, async |instance| self.adopt(instance).await);
+        let connect = Link::connect(self.config, &self.peers, async |instance| self.adopt(instance).await);
         tokio::time::timeout(CONNECT_MAX, connect).await.unwrap_or_else(|_| Err(silence(CONNECT_MAX)))
     }
 
@@ -564,6 +565,8 @@ struct Look<'a> {
     wanted: bool,
     /// Projects with parked rows.
     parked: HashSet<i64>,
+    /// Not before this we learn anew which those are.
+    learn_parked_at: Instant,
     /// Epochs whose rows may be taken over, at the last look.
     dead: Vec<i64>,
     /// When we last woke the other instances.
@@ -580,6 +583,7 @@ impl<'a> Look<'a> {
             rescan: None,
             wanted: true,
             parked: HashSet::new(),
+            learn_parked_at: Instant::now(),
             dead: Vec::new(),
             peers_called: Instant::now(),
         }
@@ -588,6 +592,12 @@ impl<'a> Look<'a> {
     /// Asks for a look from the oldest row on: ids are drawn before commit, so a lower one can appear later.
     fn want_the_oldest(&mut self) {
         self.wanted = true;
+    }
+
+    /// The same, and for parked rows that we do not know of.
+    fn want_all(&mut self) {
+        self.want_the_oldest();
+        self.learn_parked_at = Instant::now();
     }
 
     /// Resolves when there is a reason of our own to look: a place for a parked row, dead rows, a rescan that had to
@@ -607,9 +617,9 @@ impl<'a> Look<'a> {
     async fn look(&mut self, limit: usize, park: &[i64]) -> Result<Found> {
         let Look { relay, link, .. } = *self;
         let epoch = link.instance.epoch();
-        if link.peers.borrow().dead() != self.dead {
-            self.dead = link.peers.borrow().dead().to_vec();
-            self.want_the_oldest();
+        if relay.peers.borrow().dead() != self.dead {
+            self.dead = relay.peers.borrow().dead().to_vec();
+            self.want_all();
         }
         let start = Instant::now();
         let due = start >= self.rescan_at && (self.wanted || start >= self.rescan_at + RESCAN_MIN);
@@ -624,7 +634,7 @@ impl<'a> Look<'a> {
             *taken += start.elapsed();
             if !more || self.cursor >= *until {
                 self.cursor = self.cursor.max(*until);
-                self.rescan_at = Instant::now() + *taken * RESCAN_SHARE;
+                self.rescan_at = Instant::now() + (*taken * RESCAN_SHARE).min(RESCAN_MAX);
                 self.rescan = None;
             }
         }
@@ -634,6 +644,9 @@ impl<'a> Look<'a> {
         if !parked.is_empty() {
             self.parked.extend(parked.iter().map(|row| row.event.project_id));
             relay.pool.set_parked(self.parked.clone());
+        }
+        if start >= self.learn_parked_at {
+            self.learn_parked().await?;
         }
         let lane = self.look_at_parked(epoch).await?;
         Ok(Found { any: any || lane.any, more: more || lane.more })
@@ -668,7 +681,7 @@ impl<'a> Look<'a> {
 
     /// Wakes the other instances, if that was not done within `pause`.
     async fn call_peers(&mut self, pause: Duration) -> Result<()> {
-        if self.peers_called.elapsed() > pause && self.link.peers.borrow().any_alive() {
+        if self.peers_called.elapsed() > pause && self.relay.peers.borrow().any_alive() {
             self.peers_called = Instant::now();
             self.link.claim.notify_peers().await?;
         }
@@ -677,6 +690,7 @@ impl<'a> Look<'a> {
 
     /// Learns which projects have parked rows: after a start, and those that a peer parked.
     async fn learn_parked(&mut self) -> Result<()> {
+        self.learn_parked_at = Instant::now() + LEARN_PARKED;
         self.parked.extend(self.link.claim.parked_projects(PARKED_PROJECTS_MAX).await?);
         self.relay.pool.set_parked(self.parked.clone());
         Ok(())

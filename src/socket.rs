@@ -29,6 +29,8 @@ pub struct Socket {
     buffers: LazyBuffers,
     /// The other side takes no more of the request, and has answered already.
     deaf: bool,
+    /// A request has gone out since the last read: the answer is not there yet, so waiting for it comes first.
+    asked: bool,
     _descriptor: Share,
 }
 
@@ -58,7 +60,7 @@ impl Socket {
     fn over(stream: TcpStream, buffers: LazyBuffers, descriptor: Share) -> io::Result<Socket> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Socket { stream: Arc::new(stream), buffers, deaf: false, _descriptor: descriptor })
+        Ok(Socket { stream: Arc::new(stream), buffers, deaf: false, asked: false, _descriptor: descriptor })
     }
 
     /// Whether bytes of the other side's are waiting.
@@ -74,6 +76,7 @@ impl Transport for Socket {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let deadline = Deadline::of(timeout)?;
+        self.asked = true;
         let mut sent = 0;
         while sent < amount && !self.deaf {
             let rest = &self.buffers.output()[sent..amount];
@@ -93,6 +96,9 @@ impl Transport for Socket {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let deadline = Deadline::of(timeout)?;
+        if std::mem::take(&mut self.asked) {
+            deadline.wait(&self.stream, PollFlags::POLLIN)?;
+        }
         let input = self.buffers.input_append_buf();
         let length = loop {
             match (&*self.stream).read(input) {

@@ -253,12 +253,12 @@ impl Store {
         Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated]).await?.get(0))
     }
 
-    /// Draws an epoch, takes its liveness lock for as long as this session lives, and lists the instance. None when
-    /// somebody else has that lock.
-    pub async fn register(&self, host: &str, pid: i32, version: &str) -> Result<Option<i32>> {
+    /// Draws an epoch, takes its liveness lock for as long as this session lives, and lists the instance. Also tells
+    /// when the server was started. None when somebody else has that lock.
+    pub async fn register(&self, host: &str, pid: i32, version: &str) -> Result<Option<(i32, SystemTime)>> {
         let sql = include_str!("../sql/queries/register.sql");
         let rows = self.rows("registering the instance", sql, &[&host, &pid, &version]).await?;
-        Ok(rows.first().map(|row| row.get(0)))
+        Ok(rows.first().map(|row| (row.get(0), row.get(1))))
     }
 
     /// Holds the liveness lock of an epoch for as long as this session lives, too. Whether it could be had.

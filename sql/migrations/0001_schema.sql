@@ -48,7 +48,7 @@ CREATE TABLE relay.outbox (
     CONSTRAINT outbox_finished_at_has_four_digit_year CHECK (
         finished_at >= '1970-01-01 00:00:00+00' AND finished_at < '10000-01-01 00:00:00+00')
 ) WITH (
-    fillfactor = 60,
+    fillfactor = 45,
     -- Each row is updated twice and soon deleted: vacuum by count, not by share of the table, and without pauses.
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 20000,

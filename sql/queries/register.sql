@@ -5,7 +5,7 @@
 -- Locks:      advisory (1886415986, epoch), shared, for the session.
 -- Index:      instances_pkey, instances_since_crash_pkey.
 -- Parameters: $1 text host, $2 integer process id, $3 text version
--- Returns:    the epoch; no row when its lock is taken.
+-- Returns:    the epoch, and when the server was started; no row when the lock is taken.
 WITH registered AS (
     INSERT INTO relay.instances (epoch, host, pid, version)
     SELECT e.epoch, $1, $2, $3
@@ -16,4 +16,4 @@ WITH registered AS (
 INSERT INTO relay.instances_since_crash (epoch)
 SELECT epoch
   FROM registered
-RETURNING epoch
+RETURNING epoch, pg_postmaster_start_time()

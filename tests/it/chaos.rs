@@ -143,6 +143,7 @@ struct Slot {
     generation: usize,
     relay: Relay,
     frozen: bool,
+    draining: bool,
     // How often its predecessors found that their rows were somebody else's.
     fenced: usize,
 }
@@ -151,7 +152,7 @@ impl Slot {
     fn start(url: &str, number: usize, generation: usize) -> Slot {
         let name = Slot::name_of(number, generation);
         let relay = Relay::spawn(url, &["--user-agent-version", &name]);
-        Slot { number, generation, relay, frozen: false, fenced: 0 }
+        Slot { number, generation, relay, frozen: false, draining: false, fenced: 0 }
     }
 
     fn name_of(number: usize, generation: usize) -> String {
@@ -235,6 +236,10 @@ async fn whatever_is_killed_the_books_are_right() {
             }
             Action::Drain(slot) => {
                 if slots[slot].relay.ended().is_none() {
+                    if std::mem::replace(&mut slots[slot].draining, true) {
+                        // The second signal: it leaves at once.
+                        harm(&slots[slot], Harm::Killed);
+                    }
                     slots[slot].relay.signal(Signal::SIGTERM);
                 }
                 "drain"
@@ -318,6 +323,9 @@ async fn whatever_is_killed_the_books_are_right() {
         let path = url[url.rfind('/').unwrap()..].to_owned();
         assert!(records.insert((row.get("prompt_id"), path), row.get("repeated")).is_none());
     }
+    let slowest = database
+        .number("SELECT extract(epoch FROM max(done_at - created_at))::bigint FROM relay.outbox")
+        .await;
     let posts = posts.lock().unwrap();
     let mut repeats: HashMap<Harm, usize> = HashMap::new();
     let (mut unmarked, mut longest) = (0, Duration::ZERO);
@@ -350,7 +358,7 @@ async fn whatever_is_killed_the_books_are_right() {
     let fenced: usize = slots.iter().map(Slot::fenced).sum();
     println!(
         "{rows} rows, {} calls, {done:?}; repeated after {repeats:?}, at most {longest:?} after the POST; {unmarked} of \
-         them unmarked after a crash of the server; fenced {fenced}",
+         them unmarked after a crash of the server; fenced {fenced}; the slowest row took {slowest} s",
         records.len()
     );
 }

@@ -73,6 +73,26 @@ async fn a_peer_takes_the_rows_of_a_killed_relay_over() {
 }
 
 #[tokio::test]
+async fn a_peer_finds_the_rows_that_a_killed_relay_had_parked() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let flags = ["--poll-interval", "1h", "--per-webhook", "1"];
+    let relays = vec![Relay::start(&database, &flags), Relay::start(&database, &flags)];
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let (busy, others) = busy(&database, relays).await;
+    // The other one sees none of them before they are parked.
+    others[0].signal(Signal::SIGSTOP);
+    database.events(1, 50).await;
+    database.eventually("SELECT count(*) FILTER (WHERE parked) > 0 AND count(*) FILTER (WHERE NOT parked AND claimed_by IS NULL) = 0 FROM relay.outbox").await;
+    busy.kill();
+    others[0].signal(Signal::SIGCONT);
+    gate.open();
+    database.all_done().await;
+}
+
+#[tokio::test]
 async fn who_prefers_at_most_once_gets_interrupted_calls_recorded() {
     let database = Database::new().await;
     let (receiver, gate) = gated();
