@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 use ureq::config::AutoHeaderValue;
 use ureq::http::{HeaderMap, Request, Response, Uri};
 use ureq::unversioned::transport::Connector;
@@ -37,6 +37,8 @@ const IDLE_MAX: Duration = Duration::from_secs(3);
 const IDLE_CONNECTIONS: usize = 32;
 /// Endpoints whose connections are kept; beyond it the one that was called longest ago goes.
 const AGENTS_MAX: usize = 1024;
+/// URLs that are remembered parsed; beyond it all are forgotten.
+const TARGETS_MAX: usize = 4096;
 /// Longest head of an answer; what Node takes, too.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// More than the longest head: ureq must see that it is too long.
@@ -93,6 +95,8 @@ pub struct Caller {
     rules: Arc<Rules>,
     // By origin. Written by all threads.
     agents: Mutex<HashMap<String, Arc<Pooled>>>,
+    // By the text that the customer typed. Written by all threads.
+    targets: Mutex<HashMap<String, Arc<Target>>>,
     since: Instant,
 }
 
@@ -107,6 +111,7 @@ struct Pooled {
 /// A URL that can be called.
 struct Target {
     url: Url,
+    uri: Uri,
     authorization: Option<String>,
 }
 
@@ -151,7 +156,16 @@ impl Caller {
             .flatten()
             .collect();
         let rules = Arc::new(Rules { allow: settings.allow_net.clone(), never });
-        Ok(Caller { settings, config, names, tls, rules, agents: Mutex::default(), since: Instant::now() })
+        Ok(Caller {
+            settings,
+            config,
+            names,
+            tls,
+            rules,
+            agents: Mutex::default(),
+            targets: Mutex::default(),
+            since: Instant::now(),
+        })
     }
 
     /// Why a webhook can never be called, as far as that can be told without DNS; none when it may work.
@@ -236,7 +250,8 @@ impl Caller {
     ) -> std::result::Result<(), Failure> {
         let start = Instant::now();
         call.error_message = None;
-        let target = self.target(&webhook.url).map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))?;
+        let target =
+            self.known_target(&webhook.url).map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))?;
         let request = request(&target, webhook, outbox_id, body)?;
         let pooled = self.pooled(&target.url);
         let agent = &pooled.agent;
@@ -319,8 +334,23 @@ impl Caller {
             return Err(format!("the URL is longer than {URL_BYTES_MAX} bytes when it is encoded"));
         }
         // The HTTP client is stricter than what browsers do.
-        Uri::try_from(url.as_str()).map_err(|error| format!("not a URL: {error}"))?;
-        Ok(Target { url, authorization })
+        let uri = Uri::try_from(url.as_str()).map_err(|error| format!("not a URL: {error}"))?;
+        Ok(Target { url, uri, authorization })
+    }
+
+    /// The same, from memory: parsing takes as long as writing the request.
+    fn known_target(&self, text: &str) -> std::result::Result<Arc<Target>, String> {
+        let known = self.targets.lock().unwrap_or_else(PoisonError::into_inner).get(text).cloned();
+        if let Some(target) = known {
+            return Ok(target);
+        }
+        let target = Arc::new(self.target(text)?);
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        if targets.len() >= TARGETS_MAX {
+            targets.clear();
+        }
+        targets.insert(text.to_owned(), target.clone());
+        Ok(target)
     }
 
     /// The connections to the endpoint's origin.
@@ -505,7 +535,7 @@ fn request<'a>(
     outbox_id: i64,
     body: &'a Arc<str>,
 ) -> std::result::Result<Request<&'a str>, Failure> {
-    let mut request = Request::post(target.url.as_str()).header("Content-Type", "application/json");
+    let mut request = Request::post(target.uri.clone()).header("Content-Type", "application/json");
     if let Some(authorization) = &target.authorization {
         request = request.header("Authorization", authorization);
     }
@@ -568,20 +598,34 @@ fn headers_received(received: &HeaderMap) -> String {
     headers(received.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
 }
 
+/// The value of a header, or the values of one that came more than once.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Values {
+    One(String),
+    Many(Vec<String>),
+}
+
 /// A JSON object with lower-case names; a name that came twice has an array.
 fn headers<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> String {
-    let mut object = Map::new();
+    // A list: few are looked through faster than sorted.
+    let mut object: Vec<(String, Values)> = Vec::with_capacity(16);
     for (name, value) in pairs {
-        let value = Value::String(storable(value));
-        match object.entry(storable(&name.to_ascii_lowercase())) {
-            serde_json::map::Entry::Vacant(free) => drop(free.insert(value)),
-            serde_json::map::Entry::Occupied(mut taken) => match taken.get_mut() {
-                Value::Array(values) => values.push(value),
-                first => *first = Value::Array(vec![first.take(), value]),
+        let (mut name, value) = (storable(name), storable(value));
+        name.make_ascii_lowercase();
+        match object.iter_mut().find(|(known, _)| *known == name) {
+            None => object.push((name, Values::One(value))),
+            Some((_, values)) => match values {
+                Values::Many(values) => values.push(value),
+                Values::One(first) => *values = Values::Many(vec![std::mem::take(first), value]),
             },
         }
     }
-    Value::Object(object).to_string()
+    let mut json = Vec::with_capacity(256);
+    let written = serde_json::Serializer::new(&mut json)
+        .collect_map(object.iter().map(|(name, values)| (name, values)));
+    written.expect("strings have a JSON form");
+    String::from_utf8(json).expect("JSON is text")
 }
 
 #[cfg(test)]

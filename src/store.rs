@@ -416,52 +416,54 @@ impl<'a> Column<'a> {
     }
 }
 
-/// Rows of a claim, one for each webhook, become one value for each outbox row. They come in order of id.
+/// Rows of a claim, one for each webhook, become one value for each outbox row. They come in order of id. Columns are
+/// taken by position, as claim.sql and claim_parked.sql have them: to look for them by name takes longer than to read
+/// them.
 fn gather(rows: &[Row]) -> Vec<Claimed> {
     let mut all: Vec<Claimed> = Vec::with_capacity(rows.len());
     for row in rows {
-        let id: i64 = row.get("id");
+        let id: i64 = row.get(0);
         if all.last().is_none_or(|last| last.id != id) {
             all.push(Claimed {
                 id,
-                parked: row.get("park"),
-                repeated: row.get("repeated"),
+                parked: row.get(1),
+                repeated: row.get(2),
                 event: event(row),
                 webhooks: Vec::new(),
             });
         }
-        if let (Some(last), Some(id)) = (all.last_mut(), row.get("webhook_id")) {
+        if let (Some(last), Some(id)) = (all.last_mut(), row.get(18)) {
             last.webhooks.push(webhook(id, row));
         }
     }
     all
 }
 
+fn event(row: &Row) -> Event {
+    Event {
+        event: row.get(3),
+        project_id: row.get(4),
+        prompt_id: row.get(5),
+        user_id: row.get(6),
+        result: row.get(7),
+        finished_at: row.get::<_, SystemTime>(8),
+        duration_ms: row.get(9),
+        prompt_tokens: row.get(10),
+        completion_tokens: row.get(11),
+        total_tokens: row.get(12),
+        cached: row.get(13),
+        ip: row.get(14),
+        user_agent: row.get(15),
+        provider_id: row.get(16),
+        provider_default_model: row.get(17),
+    }
+}
+
 fn webhook(id: i64, row: &Row) -> Webhook {
     Webhook {
         id,
         // A view over foreign tables may have nulls here; an empty URL becomes a logged bad_url.
-        url: row.get::<_, Option<String>>("url").unwrap_or_default(),
-        signing_secret: row.get::<_, Option<String>>("signing_secret").map(Secret),
-    }
-}
-
-fn event(row: &Row) -> Event {
-    Event {
-        event: row.get("event"),
-        project_id: row.get("project_id"),
-        prompt_id: row.get("prompt_id"),
-        user_id: row.get("user_id"),
-        result: row.get("result"),
-        finished_at: row.get::<_, SystemTime>("finished_at"),
-        duration_ms: row.get("duration_ms"),
-        prompt_tokens: row.get("prompt_tokens"),
-        completion_tokens: row.get("completion_tokens"),
-        total_tokens: row.get("total_tokens"),
-        cached: row.get("cached"),
-        ip: row.get("ip"),
-        user_agent: row.get("user_agent"),
-        provider_id: row.get("provider_id"),
-        provider_default_model: row.get("provider_default_model"),
+        url: row.get::<_, Option<String>>(19).unwrap_or_default(),
+        signing_secret: row.get::<_, Option<String>>(20).map(Secret),
     }
 }
