@@ -30,6 +30,8 @@ use crate::{retention, systemd};
 const CLAIM_MAX: usize = 500;
 /// Most rows in one finish.
 const FINISH_MAX: usize = 1000;
+/// Most bytes of records in one finish, but for one row that has more: it is in memory twice while it is written.
+const FINISH_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A rescan from the oldest row takes at most this share of the time: it is not repeated before its own duration
 /// times this. Its cost is the dead index entries before the first live row, and somebody's report can keep many.
 const RESCAN_SHARE: u32 = 10;
@@ -337,7 +339,13 @@ impl Relay<'_> {
         while let Some(first) = uncommitted.first() {
             // One epoch, but for those that were in hand when a session was lost.
             let epoch = self.epoch_of(first);
-            let same = uncommitted.iter().take_while(|row| self.epoch_of(row) == epoch).count();
+            let mut bytes = 0;
+            let fits = |row: &&Finished| {
+                let first = bytes == 0;
+                bytes += row.size();
+                self.epoch_of(row) == epoch && (first || bytes <= FINISH_BYTES_MAX)
+            };
+            let same = uncommitted.iter().take_while(fits).count();
             let ours = record(&link.finish, epoch, &uncommitted[..same]).await?;
             if ours < same {
                 let fenced = same - ours;
@@ -350,8 +358,8 @@ impl Relay<'_> {
             let mut bytes = 0;
             for row in uncommitted.drain(..same) {
                 self.in_hand.borrow_mut().remove(&row.id);
+                bytes += row.size();
                 for call in &row.calls {
-                    bytes += call.size();
                     self.failures.borrow_mut().note(row.id, call);
                 }
             }

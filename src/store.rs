@@ -106,6 +106,13 @@ pub struct Finished {
     pub calls: Vec<Call>,
 }
 
+impl Finished {
+    /// Memory that its records keep until they are written, in bytes, roughly.
+    pub fn size(&self) -> usize {
+        self.calls.iter().map(Call::size).sum()
+    }
+}
+
 /// What the liveness lock of a listed instance says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vital {

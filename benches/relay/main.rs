@@ -8,6 +8,7 @@
 #![allow(missing_docs, reason = "not a library")]
 
 mod measure;
+mod nginx;
 mod receiver;
 mod rows;
 mod world;

@@ -1,10 +1,12 @@
 //! From an outbox row to its call log.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use promptpal_relay::config::RESULT_BYTES_MAX;
 
-use crate::support::{Database, Gate, Receiver, Relay, Reply, closed_port, repository_file};
+use crate::support::{Database, Gate, Receiver, Relay, Reply, closed_port, connect, repository_file};
 
 /// The JSON example of the guide, as it goes over the wire: without the white space that makes it readable.
 fn guide_example() -> String {
@@ -370,4 +372,41 @@ async fn sigterm_finishes_the_calls_in_flight_and_gives_the_rest_back() {
             .await,
         0
     );
+}
+
+#[tokio::test]
+async fn commits_that_are_slower_than_the_calls_stop_the_claiming_and_repeat_nothing() {
+    const ROWS: i64 = 4000;
+    // Answers that fill the memory for results with a few hundred calls.
+    const ANSWER: usize = 64 * 1024;
+    let database = Database::new().await;
+    let receiver = Receiver::start(|_| Reply::full(200, &[], &vec![b'x'; ANSWER]));
+    database.webhook(1, &receiver.url("/")).await;
+    let mut relay = Relay::start(&database, &[]);
+    // Nothing can be recorded while somebody has the log to himself.
+    let slow = connect(&database.url).await;
+    slow.batch_execute("BEGIN; LOCK TABLE relay.webhook_calls IN SHARE MODE").await.unwrap();
+    database.events(1, ROWS).await;
+    let held = RESULT_BYTES_MAX / ANSWER;
+    receiver.wait_for(held);
+    let mut before = 0;
+    while before < receiver.requests().len() {
+        before = receiver.requests().len();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // What is held, and what was running when it was too much.
+    assert!(before <= held + 256, "{before} calls, of which {held} fill the memory");
+    let claimed = database.number("SELECT count(*) FROM relay.outbox WHERE claimed_by IS NOT NULL").await;
+    assert!(claimed < ROWS / 2, "{claimed} rows are in hand");
+    slow.batch_execute("ROLLBACK").await.unwrap();
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), usize::try_from(ROWS).unwrap());
+    let sql = "SELECT count(*) FROM relay.webhook_calls WHERE succeeded AND NOT repeated";
+    assert_eq!(database.number(sql).await, ROWS);
+    // 64 MiB are for a release build, which needs less for its own code.
+    let memory = relay.memory_peak();
+    println!("memory: {} MiB at most", memory >> 20);
+    assert!(memory < 80 * 1024 * 1024, "{memory} bytes");
+    relay.signal(Signal::SIGTERM);
+    assert!(relay.wait().success());
 }

@@ -304,6 +304,13 @@ impl Relay {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
     }
 
+    /// Most memory that it ever had, in bytes.
+    pub fn memory_peak(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
     }
