@@ -371,7 +371,7 @@ impl Store {
     pub async fn enabled_webhooks(&self, after: i64, limit: i64) -> Result<Vec<Webhook>> {
         let sql = include_str!("../sql/queries/enabled_webhooks.sql");
         let rows = self.rows("reading webhooks", sql, &[&after, &limit]).await?;
-        Ok(rows.iter().map(|row| webhook(row.get("id"), row)).collect())
+        Ok(rows.iter().map(|row| webhook(row.get(0), row, 1)).collect())
     }
 
     /// Whether the trigger that wakes a sleeping relay is in place.
@@ -440,7 +440,7 @@ fn gather(rows: &[Row]) -> Vec<Claimed> {
             });
         }
         if let (Some(last), Some(id)) = (all.last_mut(), row.get(18)) {
-            last.webhooks.push(webhook(id, row));
+            last.webhooks.push(webhook(id, row, 19));
         }
     }
     all
@@ -466,11 +466,12 @@ fn event(row: &Row) -> Event {
     }
 }
 
-fn webhook(id: i64, row: &Row) -> Webhook {
+/// Its URL is in that column, its secret in the next.
+fn webhook(id: i64, row: &Row, url: usize) -> Webhook {
     Webhook {
         id,
         // A view over foreign tables may have nulls here; an empty URL becomes a logged bad_url.
-        url: row.get::<_, Option<String>>(19).unwrap_or_default(),
-        signing_secret: row.get::<_, Option<String>>(20).map(Secret),
+        url: row.get::<_, Option<String>>(url).unwrap_or_default(),
+        signing_secret: row.get::<_, Option<String>>(url + 1).map(Secret),
     }
 }

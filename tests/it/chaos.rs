@@ -102,6 +102,39 @@ async fn transaction(
     client.batch_execute(if rolls_back { "ROLLBACK" } else { "COMMIT" }).await
 }
 
+/// Who did what to each row, for whoever has to find out why the books are wrong.
+const HISTORY: &str = "
+    CREATE TABLE history (at timestamptz, who text, id bigint, was bigint, became bigint, parked boolean, done boolean);
+    CREATE FUNCTION write_history() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO history
+        SELECT clock_timestamp(), current_setting('application_name') || ' ' || pg_backend_pid(), n.id, o.claimed_by,
+               n.claimed_by, n.parked, n.done_at IS NOT NULL
+          FROM was o JOIN became n USING (id);
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER history AFTER UPDATE ON relay.outbox REFERENCING OLD TABLE AS was NEW TABLE AS became
+        FOR EACH STATEMENT EXECUTE FUNCTION write_history()";
+
+/// The history of a prompt's row, and what the relays that posted it logged.
+async fn story(database: &Database, slots: &[Slot], prompt_id: i64, posts: &[Post]) -> String {
+    let sql =
+        "SELECT h::text FROM history h JOIN relay.outbox o USING (id) WHERE o.prompt_id = $1 ORDER BY h.at";
+    let rows = database.client.query(sql, &[&prompt_id]).await.unwrap();
+    let mut story: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let instances =
+        database.client.query("SELECT i::text FROM relay.instances i ORDER BY epoch", &[]).await.unwrap();
+    story.extend(instances.iter().map(|row| row.get(0)));
+    for (name, log) in
+        slots.iter().flat_map(|slot| slot.logs.iter().cloned().chain([(slot.name(), slot.relay.log())]))
+    {
+        if posts.iter().any(|post| post.relay == name) {
+            story.push(format!("---- {name}\n{log}"));
+        }
+    }
+    story.join("\n")
+}
+
 // ---- what was seen ------------------------------------------------------------------------------------------------
 
 /// A POST as the receiver saw it. `relay` names the process that made it.
@@ -146,13 +179,15 @@ struct Slot {
     draining: bool,
     // How often its predecessors found that their rows were somebody else's.
     fenced: usize,
+    // What its predecessors logged, by name.
+    logs: Vec<(String, String)>,
 }
 
 impl Slot {
     fn start(url: &str, number: usize, generation: usize) -> Slot {
         let name = Slot::name_of(number, generation);
         let relay = Relay::spawn(url, &["--user-agent-version", &name]);
-        Slot { number, generation, relay, frozen: false, draining: false, fenced: 0 }
+        Slot { number, generation, relay, frozen: false, draining: false, fenced: 0, logs: Vec::new() }
     }
 
     fn name_of(number: usize, generation: usize) -> String {
@@ -180,7 +215,9 @@ impl Slot {
             );
             assert!(!self.relay.log().contains("panicked"), "{}", self.relay.log());
             let fenced = self.fenced();
-            *self = Slot { fenced, ..Slot::start(url, self.number, self.generation + 1) };
+            let mut logs = std::mem::take(&mut self.logs);
+            logs.push((self.name(), self.relay.log()));
+            *self = Slot { fenced, logs, ..Slot::start(url, self.number, self.generation + 1) };
         }
     }
 }
@@ -198,6 +235,7 @@ async fn whatever_is_killed_the_books_are_right() {
     let posts = Arc::new(Mutex::new(Posts::new()));
     let receiver = receiver(posts.clone());
     let database = Database::on(&url).await;
+    database.client.batch_execute(HISTORY).await.unwrap();
     // Project 1 has one webhook, 2 has three, 3 has none that is enabled, 4 has one of two.
     for (project, path) in [(1, "/a"), (2, "/b"), (2, "/c"), (2, "/d"), (3, "/off"), (4, "/e"), (4, "/off")] {
         database.webhook(project, &receiver.url(path)).await;
@@ -326,10 +364,10 @@ async fn whatever_is_killed_the_books_are_right() {
     let slowest = database
         .number("SELECT extract(epoch FROM max(done_at - created_at))::bigint FROM relay.outbox")
         .await;
-    let posts = posts.lock().unwrap();
+    let posts = posts.lock().unwrap().clone();
     let mut repeats: HashMap<Harm, usize> = HashMap::new();
     let (mut unmarked, mut longest) = (0, Duration::ZERO);
-    for (key, posts) in &*posts {
+    for (key, posts) in &posts {
         let repeated = *records.get(key).unwrap_or_else(|| panic!("{key:?} was posted and is not on record"));
         for pair in posts.windows(2) {
             let last_harm = |relay: &str, before: Instant, which: &[Harm]| {
@@ -341,7 +379,10 @@ async fn whatever_is_killed_the_books_are_right() {
             let cause = last_harm(&pair[0].relay, pair[1].at, &[Harm::Killed, Harm::Frozen])
                 .or_else(|| last_harm(&pair[1].relay, pair[0].at, &[Harm::Frozen]));
             let Some((harm, at)) = cause else {
-                panic!("{key:?} was posted twice although nothing happened to either process: {posts:?}")
+                let story = story(&database, &slots, key.0, posts).await;
+                panic!(
+                    "{key:?} was posted twice although nothing happened to either process: {posts:?}\n{story}"
+                )
             };
             *repeats.entry(*harm).or_default() += 1;
             longest = longest.max(at.saturating_duration_since(pair[0].at));
@@ -349,7 +390,10 @@ async fn whatever_is_killed_the_books_are_right() {
             let forgotten = crashes
                 .iter()
                 .any(|crash| pair[0].at < *crash + Duration::from_secs(5) && *crash < pair[1].at);
-            assert!(repeated || forgotten, "{key:?} was posted twice and is not marked: {posts:?}");
+            if !repeated && !forgotten {
+                let story = story(&database, &slots, key.0, posts).await;
+                panic!("{key:?} was posted twice and is not marked: {posts:?}\n{story}");
+            }
             unmarked += usize::from(!repeated);
         }
     }
