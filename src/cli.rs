@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -96,12 +96,91 @@ pub enum Command {
     },
     /// Tells whether everything is in place: configuration, connection, schema, privileges, webhooks
     Check(Box<Run>),
+    /// How it goes: who runs, what waits, which webhooks fail (the last five minutes)
+    ///
+    /// Exits with 1 when no instance runs.
+    Status {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// The call log, newest first
+    Calls(Calls),
+    /// Repeats calls: inserts new outbox rows
+    Replay(Replay),
+    /// Sends one test event to one webhook, waits for the result and prints it
+    ///
+    /// Exits with 1 when the call failed, or was not made in time.
+    SendTest {
+        /// The webhook's id; it must be enabled
+        #[arg(long, value_name = "N")]
+        webhook: i64,
+        /// How long to wait for the result
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+        wait: Duration,
+        /// The call as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Shows everything on this machine with a private, throw-away Postgres
     Demo {
         /// Leave it running until Ctrl-C, and print how to connect
         #[arg(long)]
         keep: bool,
     },
+}
+
+/// Flags of `calls`.
+#[derive(Args, Debug)]
+pub struct Calls {
+    /// Of this webhook only
+    #[arg(long, value_name = "N")]
+    pub webhook: Option<i64>,
+    /// Failed ones only
+    #[arg(long)]
+    pub failed: bool,
+    /// Started within this time, or since that time (2024-01-15, 2024-01-15T10:30:00Z)
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = past)]
+    pub since: SystemTime,
+    /// Most calls
+    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit: u32,
+    /// Go on with new ones as they are recorded, until Ctrl-C
+    #[arg(long)]
+    pub follow: bool,
+    /// One JSON object a line, with all columns
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `replay`.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("which").required(true).args(["call", "webhook"]))]
+pub struct Replay {
+    /// This call
+    #[arg(long, value_name = "N", conflicts_with_all = ["since", "until", "failed"])]
+    pub call: Option<i64>,
+    /// The calls of this webhook
+    #[arg(long, value_name = "N", requires = "since")]
+    pub webhook: Option<i64>,
+    /// Started within this time, or since that time (1d, 2024-01-15, 2024-01-15T10:30:00Z)
+    #[arg(long, value_name = "TIME", value_parser = past)]
+    pub since: Option<SystemTime>,
+    /// Started before that time, or longer ago than this
+    #[arg(long, value_name = "TIME", value_parser = past)]
+    pub until: Option<SystemTime>,
+    /// Failed ones only
+    #[arg(long)]
+    pub failed: bool,
+    /// Tell how many, and insert nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Most rows inserted in a second
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rate: u32,
 }
 
 /// Flags of `run`; `check` takes them too, to check them.
@@ -171,6 +250,15 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A time that is past: so long ago, a day (UTC), or an RFC 3339 time.
+fn past(text: &str) -> Result<SystemTime, String> {
+    let day = || humantime::parse_rfc3339(&format!("{text}T00:00:00Z"));
+    let ago = || SystemTime::now().checked_sub(duration(text).ok()?);
+    humantime::parse_rfc3339(text).or_else(|_| day()).ok().or_else(ago).ok_or_else(|| {
+        "write how long ago (1h, 30d), a day (2024-01-15) or a time (2024-01-15T10:30:00Z)".into()
+    })
+}
+
 /// `65536`, `64KiB`, `1MB`.
 fn size(text: &str) -> Result<usize, String> {
     /// 256 calls at once keep their answers in memory.
@@ -213,6 +301,10 @@ mod tests {
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86400)));
         assert!(duration("0s").is_err() && duration("10").is_err() && duration("9999999y").is_err());
+        assert_eq!(past("1970-01-02"), Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(86400)));
+        assert_eq!(past("1970-01-01T00:00:07Z"), Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(7)));
+        assert!(past("1h").is_ok_and(|time| time < SystemTime::now()));
+        assert!(past("yesterday").is_err() && past("2024-13-01").is_err());
         assert_eq!(size("64KiB"), Ok(65536));
         assert_eq!(size("65536"), Ok(65536));
         assert!(size("64 apples").is_err() && size("1TB").is_err());

@@ -77,6 +77,11 @@ impl Error {
         self.exit_code() == FAILED
     }
 
+    /// Whether it is that nobody reads our standard output any more.
+    pub fn is_closed_pipe(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+
     /// The SQLSTATE, when Postgres answered with one.
     pub fn sqlstate(&self) -> Option<&SqlState> {
         match self {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use promptpal_relay::cli::{Cli, Command};
-use promptpal_relay::command::{check, demo, migrate, run};
+use promptpal_relay::command::{calls, check, demo, migrate, replay, run, send_test, status};
 use promptpal_relay::error::{Error, Result, one_line};
 use promptpal_relay::logging;
 
@@ -12,6 +12,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
+        // As `head` does it: who does not want to read on is not told so.
+        Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("promptpal-relay: {}", one_line(&error));
             ExitCode::from(error.exit_code())
@@ -32,6 +34,12 @@ fn dispatch(cli: &Cli) -> Result<()> {
             Command::Migrate { print: true } => migrate::print(),
             Command::Migrate { print: false } => migrate::run(&cli.global).await,
             Command::Check(flags) => check::run(&cli.global, flags).await,
+            Command::Status { json } => status::run(&cli.global, *json).await,
+            Command::Calls(flags) => calls::run(&cli.global, flags).await,
+            Command::Replay(flags) => replay::run(&cli.global, flags).await,
+            Command::SendTest { webhook, wait, json } => {
+                send_test::run(&cli.global, *webhook, *wait, *json).await
+            }
             Command::Demo { keep } => demo::run(*keep).await,
         }
     })

@@ -60,7 +60,9 @@ impl Role {
             }
             // A few locks that others never hold for long; what waits longer is tried again later.
             Role::Retention => "SET lock_timeout = '200ms'",
-            Role::Listen | Role::Command => "",
+            // Values differ much in what they select, and planning is nothing beside a person's patience.
+            Role::Command => "SET plan_cache_mode = force_custom_plan",
+            Role::Listen => "",
         }
     }
 }
@@ -126,6 +128,67 @@ pub enum Vital {
     Buried,
     /// It was marked dead before.
     Dead,
+}
+
+/// Which calls are wanted.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Of this webhook only.
+    pub webhook_id: Option<i64>,
+    /// Failed ones only.
+    pub failed: bool,
+    /// Started then or later.
+    pub since: SystemTime,
+    /// Started before.
+    pub until: SystemTime,
+}
+
+/// A call as the log has it, for people.
+#[derive(Clone, Debug)]
+pub struct Logged {
+    /// `relay.webhook_calls.id`.
+    pub id: i64,
+    /// First byte of work.
+    pub start_time: SystemTime,
+    /// The webhook that was called.
+    pub webhook_id: i64,
+    /// Its project.
+    pub project_id: i64,
+    /// From the outbox row.
+    pub trace_id: String,
+    /// The webhook's URL at the time.
+    pub url: String,
+    /// Of the answer.
+    pub status_code: Option<i32>,
+    /// None for a success.
+    pub error_kind: Option<String>,
+    /// What happened.
+    pub error_message: Option<String>,
+    /// How long it took.
+    pub seconds: f64,
+    /// Whether the receiver may have seen it before.
+    pub repeated: bool,
+    /// All columns, when they were asked for.
+    pub json: Option<String>,
+}
+
+impl Logged {
+    fn of(row: &Row) -> Logged {
+        Logged {
+            id: row.get("id"),
+            start_time: row.get("start_time"),
+            webhook_id: row.get("webhook_id"),
+            project_id: row.get("project_id"),
+            trace_id: row.get("trace_id"),
+            url: row.get("url"),
+            status_code: row.get("status_code"),
+            error_kind: row.get("error_kind"),
+            error_message: row.get("error_message"),
+            seconds: row.get("seconds"),
+            repeated: row.get("repeated"),
+            json: row.get("json"),
+        }
+    }
 }
 
 /// What the server says of itself.
@@ -372,6 +435,57 @@ impl Store {
         let sql = include_str!("../sql/queries/enabled_webhooks.sql");
         let rows = self.rows("reading webhooks", sql, &[&after, &limit]).await?;
         Ok(rows.iter().map(|row| webhook(row.get(0), row, 1)).collect())
+    }
+
+    /// Calls with ids above `after`, newest first, at most `limit`; with all their columns as JSON when `json`.
+    pub async fn calls(&self, wanted: &Wanted, after: i64, limit: i64, json: bool) -> Result<Vec<Logged>> {
+        let sql = include_str!("../sql/queries/calls.sql");
+        let Wanted { webhook_id, failed, since, until } = wanted;
+        let rows = self
+            .rows("reading calls", sql, &[webhook_id, failed, since, until, &after, &limit, &json])
+            .await?;
+        Ok(rows.iter().map(Logged::of).collect())
+    }
+
+    /// The calls of an outbox row that were started since then, with all their columns.
+    pub async fn calls_of_row(&self, outbox_id: i64, since: SystemTime) -> Result<Vec<Logged>> {
+        let sql = include_str!("../sql/queries/calls_of_row.sql");
+        let rows = self.rows("reading calls", sql, &[&outbox_id, &since]).await?;
+        Ok(rows.iter().map(Logged::of).collect())
+    }
+
+    /// The ids of a webhook's calls, oldest first, at most `limit`.
+    pub async fn call_ids(&self, webhook_id: i64, wanted: &Wanted, limit: i64) -> Result<Vec<i64>> {
+        let sql = include_str!("../sql/queries/call_ids.sql");
+        let Wanted { failed, since, until, .. } = wanted;
+        let rows = self.rows("reading calls", sql, &[&webhook_id, failed, since, until, &limit]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Inserts a row for each of these calls that repeats it, all or none; returns the ids of the rows.
+    pub async fn replay(&self, call_ids: &[i64]) -> Result<Vec<i64>> {
+        let rows =
+            self.rows("replaying calls", include_str!("../sql/queries/replay.sql"), &[&call_ids]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Inserts a test event for one webhook; returns the row's id.
+    pub async fn send_test(&self, webhook_id: i64) -> Result<i64> {
+        let sql = include_str!("../sql/queries/send_test.sql");
+        Ok(self.one("sending a test event", sql, &[&webhook_id]).await?.get(0))
+    }
+
+    /// Whether an outbox row is done; one that is gone was done.
+    pub async fn is_done(&self, outbox_id: i64) -> Result<bool> {
+        let rows = self
+            .rows("looking at the row", include_str!("../sql/queries/is_done.sql"), &[&outbox_id])
+            .await?;
+        Ok(rows.first().is_none_or(|row| row.get(0)))
+    }
+
+    /// How it goes, as a JSON object. See `status.sql`.
+    pub async fn status(&self) -> Result<String> {
+        Ok(self.one("asking for the status", include_str!("../sql/queries/status.sql"), &[]).await?.get(0))
     }
 
     /// Whether the trigger that wakes a sleeping relay is in place.

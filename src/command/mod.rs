@@ -1,6 +1,11 @@
 //! The commands, one file each. Each returns what went wrong; `main` prints it and picks the exit code.
 
+pub mod calls;
 pub mod check;
 pub mod demo;
 pub mod migrate;
+pub mod replay;
 pub mod run;
+pub mod screen;
+pub mod send_test;
+pub mod status;

@@ -1,0 +1,18 @@
+-- The calls of a webhook in a span of time, to be repeated.
+--
+-- Locks:      none.
+-- Index:      webhook_calls_failures for the failed ones, else webhook_calls_bloom and webhook_calls_place.
+-- Parameters: $1 bigint       webhook
+--             $2 boolean      only failed ones
+--             $3 timestamptz  started then or later
+--             $4 timestamptz  started before
+--             $5 bigint       most rows
+-- Returns:    ids, oldest first.
+SELECT c.id
+  FROM relay.webhook_calls c
+ WHERE c.webhook_id = $1
+   AND (NOT $2 OR NOT c.succeeded)
+   AND c.start_time >= $3
+   AND c.start_time < $4
+ ORDER BY c.start_time, c.id
+ LIMIT $5

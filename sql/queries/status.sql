@@ -1,0 +1,54 @@
+-- How it goes: who runs, what waits, who fails. Bounded: the first 100,000 rows of each lane, the first 100,000 calls
+-- of the last five minutes.
+--
+-- Locks:      none. Who lives is seen by the liveness locks (pg_locks), not by what is written in relay.instances.
+-- Index:      outbox_pending, outbox_parked, webhook_calls_place.
+-- Parameters: none.
+-- Returns:    one JSON object.
+WITH instances AS (
+    SELECT i.epoch, i.host, i.pid, i.version, i.started_at,
+           (SELECT count(*) FROM relay.in_flight f WHERE f.epoch = i.epoch) AS in_flight
+      FROM relay.instances i
+     WHERE EXISTS (SELECT
+                     FROM pg_locks l
+                     JOIN pg_database d ON d.oid = l.database
+                    WHERE l.locktype = 'advisory'
+                      AND l.classid = 1886415986
+                      AND l.objid::bigint = i.epoch
+                      AND l.granted
+                      AND d.datname = current_database())
+     ORDER BY i.epoch
+), backlog AS (
+    SELECT b.project_id, b.pending, b.parked, extract(epoch FROM b.oldest_age)::double precision AS oldest_age_s
+      FROM relay.backlog b
+), calls AS (
+    SELECT c.webhook_id, c.succeeded, c.is_timeout, c.error_kind, c.error_message, c.start_time,
+           extract(epoch FROM c.end_time - c.start_time) * 1000 AS ms
+      FROM relay.webhook_calls c
+     WHERE c.start_time > now() - interval '5 minutes'
+     LIMIT 100000
+), webhooks AS (
+    SELECT c.webhook_id,
+           count(*) AS calls,
+           count(*) FILTER (WHERE NOT c.succeeded) AS failures,
+           count(*) FILTER (WHERE c.is_timeout) AS timeouts,
+           round((percentile_cont(0.5) WITHIN GROUP (ORDER BY c.ms))::numeric, 1) AS p50_ms,
+           round((percentile_cont(0.95) WITHIN GROUP (ORDER BY c.ms))::numeric, 1) AS p95_ms,
+           (array_agg(c.error_kind || ': ' || coalesce(c.error_message, '') ORDER BY c.start_time DESC)
+               FILTER (WHERE NOT c.succeeded))[1] AS last_error
+      FROM calls c
+     GROUP BY c.webhook_id
+     ORDER BY failures DESC, calls DESC, c.webhook_id
+     LIMIT 20
+)
+SELECT jsonb_build_object(
+           'pending', (SELECT coalesce(sum(pending), 0) FROM backlog),
+           'parked', (SELECT coalesce(sum(parked), 0) FROM backlog),
+           'oldest_age_s', (SELECT coalesce(max(oldest_age_s), 0) FROM backlog),
+           'in_flight', (SELECT coalesce(sum(in_flight), 0) FROM instances),
+           'calls_5min', (SELECT count(*) FROM calls),
+           'failures_5min', (SELECT count(*) FROM calls WHERE NOT succeeded),
+           'instances', (SELECT coalesce(jsonb_agg(i), '[]') FROM instances i),
+           'backlog', (SELECT coalesce(jsonb_agg(b), '[]')
+                         FROM (SELECT * FROM backlog ORDER BY pending DESC, project_id LIMIT 20) AS b),
+           'webhooks', (SELECT coalesce(jsonb_agg(w), '[]') FROM webhooks w))::text

@@ -1,0 +1,88 @@
+//! `replay`: repeats one call, or those of a webhook in a span of time. Inserts outbox rows; the daemon delivers them.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::cli::{Global, Replay};
+use crate::command::screen::Screen;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::schema;
+use crate::store::{Role, Store, Wanted};
+
+/// Calls that are repeated with one command.
+const CALLS_MAX: i64 = 1_000_000;
+/// Rows are inserted so often, as many at once as the rate allows.
+const TICK: Duration = Duration::from_millis(200);
+/// Progress is told when it takes longer than this, and so often.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+/// Inserts the rows.
+///
+/// # Errors
+///
+/// [`Error::Usage`] when nobody can be asked and `--yes` is missing. Rows that were inserted before an error stay.
+pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
+    let store = Store::connect(&config::database(global)?, Role::Command).await?;
+    schema::require_current(&store).await?;
+    let screen = Screen::of_stdout();
+    let ids = match (replay.call, replay.webhook, replay.since) {
+        (Some(call), ..) => vec![call],
+        (None, Some(webhook), Some(since)) => {
+            let until = replay.until.unwrap_or_else(SystemTime::now);
+            let wanted = Wanted { webhook_id: Some(webhook), failed: replay.failed, since, until };
+            store.call_ids(webhook, &wanted, CALLS_MAX + 1).await?
+        }
+        // clap has seen to it.
+        _ => return Err(Error::Usage("give --call N, or --webhook N --since TIME".into())),
+    };
+    let count = ids.len();
+    if count as i64 > CALLS_MAX {
+        return Err(Error::Usage(format!(
+            "more than {CALLS_MAX} calls: give a shorter span (--since, --until)"
+        )));
+    }
+    if replay.dry_run || count == 0 {
+        return screen.line(&format!("{count} calls would be repeated"));
+    }
+    if replay.webhook.is_some() && !replay.yes && !confirmed(count)? {
+        return Err(Error::Failed("nothing was repeated".into()));
+    }
+    let rows = insert(&store, &ids, replay.rate).await?;
+    match rows.as_slice() {
+        [row] => screen.line(&format!("outbox row {row} repeats the call")),
+        rows => screen.line(&format!("{} calls are repeated", rows.len())),
+    }
+}
+
+/// Asks the person at the terminal.
+fn confirmed(count: usize) -> Result<bool> {
+    if !io::stdin().is_terminal() {
+        return Err(Error::Usage(format!(
+            "{count} calls would be repeated; nobody can be asked here: add --yes, or --dry-run"
+        )));
+    }
+    eprint!("Repeat {count} calls? [y/N] ");
+    io::stderr().flush().map_err(Error::io("writing to standard error"))?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(Error::io("reading the answer"))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Inserts at most `rate` rows a second.
+async fn insert(store: &Store, ids: &[i64], rate: u32) -> Result<Vec<i64>> {
+    let per_tick = (rate * TICK.subsec_millis()).div_ceil(1000) as usize;
+    let pause = Duration::from_secs_f64(per_tick as f64 / f64::from(rate));
+    let mut ticks = tokio::time::interval(pause);
+    let mut rows = Vec::with_capacity(ids.len());
+    let mut told = Instant::now();
+    for part in ids.chunks(per_tick) {
+        ticks.tick().await;
+        rows.extend(store.replay(part).await?);
+        if told.elapsed() > PROGRESS {
+            told = Instant::now();
+            eprintln!("{} of {} calls", rows.len(), ids.len());
+        }
+    }
+    Ok(rows)
+}

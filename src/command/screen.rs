@@ -1,0 +1,138 @@
+//! What the commands for people print: aligned columns, coloured on a terminal, and never a control character of
+//! somebody else's.
+
+use std::io::{self, IsTerminal, Write};
+
+use crate::error::{Error, Result};
+use crate::store::Logged;
+
+const RED: &str = "\x1b[31m";
+const BOLD: &str = "\x1b[1m";
+const PLAIN: &str = "\x1b[0m";
+/// Longest text in a column.
+const TEXT_MAX: usize = 100;
+
+/// Standard output.
+pub struct Screen {
+    colour: bool,
+}
+
+impl Screen {
+    /// With colours on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+    pub fn of_stdout() -> Screen {
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Screen { colour: io::stdout().is_terminal() && !unwanted }
+    }
+
+    /// Prints a line.
+    ///
+    /// # Errors
+    ///
+    /// When nobody reads any more, too; see [`Error::is_closed_pipe`].
+    pub fn line(&self, text: &str) -> Result<()> {
+        writeln!(io::stdout().lock(), "{text}").map_err(Error::io("writing to standard output"))
+    }
+
+    /// A line of headings.
+    pub fn heading(&self, text: &str) -> Result<()> {
+        self.line(&self.coloured(BOLD, text))
+    }
+
+    /// A line about something that failed, or one about something that did not.
+    pub fn outcome(&self, failed: bool, text: &str) -> Result<()> {
+        if failed { self.line(&self.coloured(RED, text)) } else { self.line(text) }
+    }
+
+    fn coloured(&self, colour: &str, text: &str) -> String {
+        if self.colour { format!("{colour}{text}{PLAIN}") } else { text.to_owned() }
+    }
+
+    /// A table. Columns are as wide as what is in them; the last one is not padded.
+    pub fn table(&self, headings: &[&str], rows: &[(bool, Vec<String>)]) -> Result<()> {
+        let width = |column: usize| {
+            let cells = rows.iter().map(|(_, row)| row[column].chars().count());
+            cells.chain([headings[column].len()]).max().unwrap_or_default()
+        };
+        let widths: Vec<usize> = (0..headings.len()).map(width).collect();
+        let aligned = |cells: &mut dyn Iterator<Item = &str>| {
+            let line: String = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}  ")).collect();
+            line.trim_end().to_owned()
+        };
+        self.heading(&aligned(&mut headings.iter().copied()))?;
+        for (failed, row) in rows {
+            self.outcome(*failed, &aligned(&mut row.iter().map(String::as_str)))?;
+        }
+        Ok(())
+    }
+
+    /// The headings of [`Screen::call`].
+    pub fn call_headings(&self) -> Result<()> {
+        self.heading(&call_line("TIME", "CALL", "WEBHOOK", "PROJECT", "MS", "OUTCOME", "TRACE", "WHAT"))
+    }
+
+    /// A call, in columns of a fixed width: more may follow.
+    pub fn call(&self, call: &Logged) -> Result<()> {
+        let mut outcome = match (&call.error_kind, call.status_code) {
+            (None, Some(status)) => status.to_string(),
+            (None, None) => "ok".into(),
+            (Some(kind), Some(status)) => format!("{kind} {status}"),
+            (Some(kind), None) => kind.clone(),
+        };
+        if call.repeated {
+            outcome.push_str(" repeated");
+        }
+        let what = call.error_message.as_deref().unwrap_or(&call.url);
+        let line = call_line(
+            &humantime::format_rfc3339_millis(call.start_time).to_string(),
+            &call.id.to_string(),
+            &call.webhook_id.to_string(),
+            &call.project_id.to_string(),
+            &format!("{:.0}", call.seconds * 1000.0),
+            &outcome,
+            &printable(&call.trace_id),
+            &printable(what),
+        );
+        self.outcome(call.error_kind.is_some(), &line)
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the columns of a line")]
+fn call_line(
+    time: &str,
+    id: &str,
+    webhook: &str,
+    project: &str,
+    ms: &str,
+    outcome: &str,
+    trace: &str,
+    what: &str,
+) -> String {
+    format!("{time:<24}  {id:>10}  {webhook:>8}  {project:>8}  {ms:>6}  {outcome:<16}  {trace:<32}  {what}")
+}
+
+/// A text that others wrote, fit for a terminal: on one line, not too long, without control characters (which could
+/// move the cursor or recolour the screen) and those that turn the direction of writing.
+pub fn printable(text: &str) -> String {
+    let turns =
+        |c: char| matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    let clean = |c: char| if c.is_control() || turns(c) { '\u{FFFD}' } else { c };
+    let mut short: String = text.chars().take(TEXT_MAX).map(clean).collect();
+    if text.chars().nth(TEXT_MAX).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_does_not_steer_the_terminal() {
+        assert_eq!(
+            printable("a\x1b[2Jb\r\n\u{9b}c\u{202e}"),
+            "a\u{FFFD}[2Jb\u{FFFD}\u{FFFD}\u{FFFD}c\u{FFFD}"
+        );
+        assert_eq!(printable(&"ä".repeat(200)).chars().count(), TEXT_MAX + 1);
+    }
+}

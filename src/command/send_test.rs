@@ -1,0 +1,53 @@
+//! `send-test`: one test event to one webhook, and what came of it.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::cli::Global;
+use crate::command::screen::Screen;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::schema;
+use crate::store::{Role, Store};
+
+/// How often to look whether it is done.
+const LOOK: Duration = Duration::from_millis(50);
+/// The database's clock and ours may differ so much.
+const CLOCKS: Duration = Duration::from_secs(3600);
+
+/// Sends it, and waits at most `wait` for the result.
+///
+/// # Errors
+///
+/// [`Error::Failed`] when the call failed, or was not made in time.
+pub async fn run(global: &Global, webhook_id: i64, wait: Duration, json: bool) -> Result<()> {
+    let store = Store::connect(&config::database(global)?, Role::Command).await?;
+    schema::require_current(&store).await?;
+    let start = Instant::now();
+    let since = SystemTime::now() - CLOCKS;
+    let row = store.send_test(webhook_id).await?;
+    while !store.is_done(row).await? {
+        if start.elapsed() > wait {
+            return Err(Error::Failed(format!(
+                "outbox row {row} is not delivered after {}; it still will be: see promptpal-relay status",
+                humantime::format_duration(wait)
+            )));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let calls = store.calls_of_row(row, since).await?;
+    let Some(call) = calls.first() else {
+        return Err(Error::Failed(format!("webhook {webhook_id} was not called: it was disabled meanwhile")));
+    };
+    let screen = Screen::of_stdout();
+    match &call.json {
+        Some(text) if json => screen.line(text)?,
+        _ => {
+            screen.call_headings()?;
+            screen.call(call)?;
+        }
+    }
+    match &call.error_kind {
+        None => Ok(()),
+        Some(kind) => Err(Error::Failed(format!("the call to webhook {webhook_id} failed ({kind})"))),
+    }
+}

@@ -1,0 +1,132 @@
+//! `status`: who runs, what waits, who fails.
+
+use serde::Deserialize;
+
+use crate::cli::Global;
+use crate::command::screen::{Screen, printable};
+use crate::config;
+use crate::error::{Error, Result};
+use crate::schema;
+use crate::store::{Role, Store};
+
+/// What `status.sql` says; more is in its JSON.
+#[derive(Deserialize)]
+struct Status {
+    pending: i64,
+    parked: i64,
+    oldest_age_s: f64,
+    in_flight: i64,
+    calls_5min: i64,
+    failures_5min: i64,
+    instances: Vec<Instance>,
+    backlog: Vec<Backlog>,
+    webhooks: Vec<Webhook>,
+}
+
+#[derive(Deserialize)]
+struct Instance {
+    epoch: i64,
+    host: String,
+    pid: i64,
+    version: String,
+    started_at: String,
+    in_flight: i64,
+}
+
+#[derive(Deserialize)]
+struct Backlog {
+    project_id: i64,
+    pending: i64,
+    parked: i64,
+    oldest_age_s: f64,
+}
+
+#[derive(Deserialize)]
+struct Webhook {
+    webhook_id: i64,
+    calls: i64,
+    failures: i64,
+    timeouts: i64,
+    p50_ms: f64,
+    p95_ms: f64,
+    last_error: Option<String>,
+}
+
+/// Prints it.
+///
+/// # Errors
+///
+/// [`Error::Failed`] when no instance runs, after everything was printed.
+pub async fn run(global: &Global, json: bool) -> Result<()> {
+    let store = Store::connect(&config::database(global)?, Role::Command).await?;
+    schema::require_current(&store).await?;
+    let text = store.status().await?;
+    let status: Status =
+        serde_json::from_str(&text).map_err(|error| Error::Failed(format!("reading the status: {error}")))?;
+    let screen = Screen::of_stdout();
+    if json {
+        screen.line(&text)?;
+    } else {
+        print(&screen, &status)?;
+    }
+    if status.instances.is_empty() {
+        return Err(Error::Failed("no instance runs: nothing is delivered".into()));
+    }
+    Ok(())
+}
+
+fn print(screen: &Screen, status: &Status) -> Result<()> {
+    screen.line(&format!(
+        "pending {}, of which {} are parked; the oldest is {:.1} s old; in flight {}; calls in 5 min {}, failed {}",
+        status.pending,
+        status.parked,
+        status.oldest_age_s,
+        status.in_flight,
+        status.calls_5min,
+        status.failures_5min
+    ))?;
+    let rows: Vec<_> = status
+        .instances
+        .iter()
+        .map(|i| {
+            let texts =
+                [printable(&i.host), i.pid.to_string(), printable(&i.version), printable(&i.started_at)];
+            let mut row = vec![i.epoch.to_string()];
+            row.extend(texts);
+            row.push(i.in_flight.to_string());
+            (false, row)
+        })
+        .collect();
+    section(screen, &["INSTANCE", "HOST", "PID", "VERSION", "SINCE", "IN FLIGHT"], &rows)?;
+    let rows: Vec<_> = status
+        .backlog
+        .iter()
+        .map(|b| {
+            let numbers = [b.project_id, b.pending, b.parked].map(|number| number.to_string());
+            let mut row = numbers.to_vec();
+            row.push(format!("{:.1} s", b.oldest_age_s));
+            (false, row)
+        })
+        .collect();
+    section(screen, &["PROJECT", "PENDING", "PARKED", "OLDEST"], &rows)?;
+    let rows: Vec<_> = status
+        .webhooks
+        .iter()
+        .map(|w| {
+            let mut row =
+                [w.webhook_id, w.calls, w.failures, w.timeouts].map(|number| number.to_string()).to_vec();
+            row.extend([w.p50_ms, w.p95_ms].map(|ms| format!("{ms:.1}")));
+            row.push(printable(w.last_error.as_deref().unwrap_or_default()));
+            (w.failures > 0, row)
+        })
+        .collect();
+    section(screen, &["WEBHOOK", "CALLS", "FAILED", "TIMEOUTS", "P50 MS", "P95 MS", "LAST ERROR"], &rows)
+}
+
+fn section(screen: &Screen, headings: &[&str], rows: &[(bool, Vec<String>)]) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    screen.line("")?;
+    screen.table(headings, rows)
+}

@@ -1,0 +1,221 @@
+//! What operators type: status, calls, replay, send-test, each as a user of the roles it is meant for.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::{Database, Receiver, Relay, Reply, outcome};
+
+/// The program as a new login that is a member of these roles, and no superuser.
+async fn as_member(database: &Database, roles: &str, arguments: &[&str]) -> Command {
+    let name = database
+        .url
+        .rsplit_once('/')
+        .unwrap()
+        .1
+        .split('?')
+        .next()
+        .unwrap()
+        .replace("promptpal_relay", "login");
+    let name = format!("{name}_{}", roles.replace([',', ' '], ""));
+    let exists = format!("SELECT count(*) FROM pg_roles WHERE rolname = '{name}'");
+    if database.number(&exists).await == 0 {
+        database.client.batch_execute(&format!("CREATE ROLE {name} LOGIN IN ROLE {roles}")).await.unwrap();
+    }
+    let mut command = database.command(arguments);
+    command.env("DATABASE_URL", database.url.replacen("postgres@", &format!("{name}@"), 1));
+    command
+}
+
+/// Removes the logins of this database.
+async fn drop_logins(database: &Database) {
+    let name = database
+        .url
+        .rsplit_once('/')
+        .unwrap()
+        .1
+        .split('?')
+        .next()
+        .unwrap()
+        .replace("promptpal_relay", "login");
+    let sql = "SELECT rolname::text FROM pg_roles WHERE starts_with(rolname, $1)";
+    for row in database.client.query(sql, &[&format!("{name}_")]).await.unwrap() {
+        database.client.batch_execute(&format!("DROP ROLE {}", row.get::<_, String>(0))).await.unwrap();
+    }
+}
+
+/// A database with a call that succeeded and one that did not, and the relay that made them.
+async fn lively() -> (Database, Receiver, Relay) {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|request| match request.path() {
+        "/bad" => Reply::status(503),
+        _ => Reply::status(200),
+    });
+    database.webhook(1, &receiver.url("/good")).await;
+    database.webhook(2, &receiver.url("/bad")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    database.events(2, 1).await;
+    database.all_done().await;
+    (database, receiver, relay)
+}
+
+#[tokio::test]
+async fn status_tells_who_runs_what_waits_and_who_fails() {
+    let (database, _receiver, relay) = lively().await;
+    let (code, out, err) = outcome(as_member(&database, "relay_reader", &["status"]).await);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.starts_with("pending 0, ") && out.contains("calls in 5 min 2, failed 1"), "{out}");
+    assert!(out.contains("http_status: status 503") && !out.contains('\x1b'), "{out}");
+    let (code, out, _) = outcome(as_member(&database, "relay_reader", &["status", "--json"]).await);
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, out.lines().count()), (0, 1));
+    assert_eq!(status["instances"][0]["pid"], relay.pid().as_raw());
+    assert_eq!(status["webhooks"][0]["failures"], 1);
+    relay.kill();
+    // Its row says that it lives; nobody has looked.
+    database.events(7, 3).await;
+    database.eventually("SELECT count(*) = 0 FROM pg_locks WHERE classid = 1886415986").await;
+    let (code, out, err) = outcome(as_member(&database, "relay_reader", &["status"]).await);
+    assert_eq!(code, 1);
+    assert!(out.starts_with("pending 3, ") && err.contains("no instance runs"), "{out}{err}");
+    drop_logins(&database).await;
+}
+
+#[tokio::test]
+async fn calls_lists_the_log_newest_first() {
+    let (database, _receiver, _relay) = lively().await;
+    // One that tries to steer the terminal of whoever reads it, two hours ago.
+    let sql = "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
+                   response_bytes, response_truncated, start_time, end_time, is_timeout, error_message, error_kind, succeeded,
+                   repeated, user_agent, ip)
+               VALUES (1, 9, 9, 'trace', 'http://a.example', '{}', '{}', 0, false, now() - interval '2 hours',
+                   now() - interval '2 hours', false, E'bad \\x1b[2J', 'connect', false, true, '', '')";
+    database.client.batch_execute(sql).await.unwrap();
+    let calls = async |arguments: &[&str]| {
+        let arguments = [&["calls"], arguments].concat();
+        let (code, out, err) = outcome(as_member(&database, "relay_reader", &arguments).await);
+        assert_eq!((code, err.as_str()), (0, ""), "{out}");
+        out
+    };
+    let all = calls(&[]).await;
+    let lines: Vec<&str> = all.lines().collect();
+    assert_eq!(lines.len(), 3, "{all}");
+    assert!(lines[0].starts_with("TIME ") && all.contains("http_status 503"));
+    assert_eq!(calls(&["--failed"]).await.lines().count(), 2);
+    let old = calls(&["--since", "3h", "--webhook", "9"]).await;
+    assert!(
+        old.contains("connect repeated") && old.contains("bad \u{FFFD}[2J") && !old.contains('\x1b'),
+        "{old}"
+    );
+    assert_eq!(calls(&["--since", "3h", "--limit", "2"]).await.lines().count(), 3);
+    let json = calls(&["--json", "--failed", "--since", "1d"]).await;
+    let json: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(json[0]["status_code"], 503);
+    assert_eq!(json[1]["error_message"], "bad \x1b[2J");
+    assert_eq!(json[0].as_object().unwrap().len(), 24);
+    let (code, _, err) = outcome(database.command(&["calls", "--since", "yesterday"]));
+    assert!(code == 2 && err.contains("write how long ago"), "{err}");
+    drop_logins(&database).await;
+}
+
+#[tokio::test]
+async fn calls_follows_the_log_and_comes_back_after_a_lost_connection() {
+    let (database, _receiver, _relay) = lively().await;
+    let mut command = database.command(&["calls", "--follow", "--json", "--limit", "1"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    // Only the newest of the old ones.
+    let first = next();
+    database.events(2, 1).await;
+    let second = next();
+    assert_eq!(second["webhook_id"], 2);
+    assert!(second["id"].as_i64() > first["id"].as_i64());
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'promptpal-relay command'
+               AND datname = current_database()";
+    database.client.batch_execute(sql).await.unwrap();
+    database.events(1, 1).await;
+    assert_eq!(next()["webhook_id"], 1);
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[tokio::test]
+async fn nobody_reads_any_more_and_it_ends_quietly() {
+    let (database, _receiver, _relay) = lively().await;
+    let mut command = database.command(&["calls", "--follow"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().starts_with("TIME"));
+    drop(lines);
+    database.events(1, 1).await;
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[tokio::test]
+async fn replay_repeats_the_failed_calls_of_a_webhook_once_it_is_told_to() {
+    let (database, receiver, _relay) = lively().await;
+    database.events(2, 2).await;
+    database.all_done().await;
+    receiver.wait_for(4);
+    let replay = async |arguments: &[&str]| {
+        let arguments = [&["replay"], arguments].concat();
+        outcome(as_member(&database, "relay_app, relay_reader", &arguments).await)
+    };
+    let failures = ["--webhook", "2", "--since", "1h", "--failed"];
+    let (code, out, err) = replay(&[&failures[..], &["--dry-run"]].concat()).await;
+    assert_eq!((code, out.as_str()), (0, "3 calls would be repeated\n"), "{err}");
+    // Nobody to ask.
+    let (code, _, err) = replay(&failures).await;
+    assert!(code == 2 && err.contains("--yes"), "{err}");
+    receiver.wait_for(4);
+    let (code, out, err) = replay(&[&failures[..], &["--yes", "--rate", "20"]].concat()).await;
+    assert_eq!((code, out.as_str()), (0, "3 calls are repeated\n"), "{err}");
+    database.all_done().await;
+    assert_eq!(
+        database
+            .number("SELECT count(*) FROM relay.outbox WHERE replay_of IS NOT NULL AND webhook_id = 2")
+            .await,
+        3
+    );
+    assert_eq!(receiver.wait_for(7).iter().filter(|request| request.path() == "/bad").count(), 6);
+    let (code, out, _) = replay(&["--webhook", "2", "--since", "1h", "--until", "30m"]).await;
+    assert_eq!((code, out.as_str()), (0, "0 calls would be repeated\n"));
+    let call = database.number("SELECT min(id) FROM relay.webhook_calls WHERE webhook_id = 1").await;
+    let (code, out, err) = replay(&["--call", &call.to_string()]).await;
+    assert!(code == 0 && out.contains("repeats the call"), "{out}{err}");
+    receiver.wait_for(8);
+    let (code, _, err) = replay(&["--call", "999999"]).await;
+    assert!(code == 1 && err.contains("there is no call 999999"), "{err}");
+    for usage in
+        [&["--webhook", "2"][..], &[], &["--call", "1", "--failed"], &["--call", "1", "--webhook", "2"]]
+    {
+        assert_eq!(replay(usage).await.0, 2, "{usage:?}");
+    }
+    drop_logins(&database).await;
+}
+
+#[tokio::test]
+async fn send_test_waits_for_the_result_and_tells_it() {
+    let (database, _receiver, relay) = lively().await;
+    let send = async |arguments: &[&str]| {
+        let arguments = [&["send-test"], arguments].concat();
+        outcome(as_member(&database, "relay_app, relay_reader", &arguments).await)
+    };
+    let (code, out, err) = send(&["--webhook", "1"]).await;
+    assert!(code == 0 && out.contains(" 200 "), "{out}{err}");
+    let (code, out, err) = send(&["--webhook", "2", "--json"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["status_code"], 503);
+    assert!(code == 1 && err.contains("failed (http_status)"), "{err}");
+    let (code, _, err) = send(&["--webhook", "77"]).await;
+    assert!(code == 1 && err.contains("there is no webhook 77"), "{err}");
+    relay.kill();
+    let (code, _, err) = send(&["--webhook", "1", "--wait", "100ms"]).await;
+    assert!(code == 1 && err.contains("not delivered after 100ms"), "{err}");
+    drop_logins(&database).await;
+}
