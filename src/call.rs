@@ -34,6 +34,20 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Each of them.
+    pub const ALL: [ErrorKind; 10] = [
+        ErrorKind::BadUrl,
+        ErrorKind::BlockedAddress,
+        ErrorKind::Dns,
+        ErrorKind::Connect,
+        ErrorKind::Tls,
+        ErrorKind::Timeout,
+        ErrorKind::Protocol,
+        ErrorKind::HttpStatus,
+        ErrorKind::Interrupted,
+        ErrorKind::Internal,
+    ];
+
     /// The word in the column and in the journal.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,7 +1,7 @@
 //! What the user typed: commands, flags and their environment variables. What it means is decided in
 //! [`crate::config`].
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -220,6 +220,9 @@ pub struct Run {
     /// How long done outbox rows are kept
     #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_RETAIN_OUTBOX", default_value = "1d", value_parser = duration)]
     pub retain_outbox: Duration,
+    /// Serve /metrics (Prometheus) and /healthz here: an address and port, or a port of 127.0.0.1
+    #[arg(long, value_name = "ADDR", env = "PROMPTPAL_RELAY_METRICS_LISTEN", value_parser = listen)]
+    pub metrics_listen: Option<SocketAddr>,
     /// The version in the header User-Agent: PromptPal-Webhook@VERSION
     #[arg(long, value_name = "VERSION", env = "PROMPTPAL_RELAY_USER_AGENT_VERSION", default_value = env!("CARGO_PKG_VERSION"), value_parser = header_text)]
     pub user_agent_version: String,
@@ -277,6 +280,14 @@ fn network(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "write a network such as 10.0.0.0/8 or fd00::/8, or an address".into())
 }
 
+/// `9464`, `127.0.0.1:9464`, `[::1]:9464`.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse::<u16>()
+        .map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
+        .or_else(|_| text.parse())
+        .map_err(|_| "write an address and a port such as 127.0.0.1:9464, or a port".into())
+}
+
 /// What a header can carry unharmed.
 fn header_text(text: &str) -> Result<String, String> {
     if !text.is_empty() && text.len() <= 100 && text.bytes().all(|b| b.is_ascii_graphic()) {
@@ -311,6 +322,9 @@ mod tests {
         assert_eq!(network("10.1.2.3/8").map(|n| n.trunc().to_string()), Ok("10.0.0.0/8".into()));
         assert_eq!(network("::1").map(|n| n.to_string()), Ok("::1/128".into()));
         assert!(network("10.0.0.0/33").is_err());
+        assert_eq!(listen("9464").map(|address| address.to_string()), Ok("127.0.0.1:9464".into()));
+        assert_eq!(listen("[::1]:9464").map(|address| address.to_string()), Ok("[::1]:9464".into()));
+        assert!(listen("localhost").is_err() && listen("70000").is_err());
         assert!(header_text("1.0\r\nX: y").is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! What the flags mean: checked once, never changed afterwards, shared by `run` and `check`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::cli::{AfterCrash, Global, Run};
@@ -28,6 +29,8 @@ pub struct Config {
     pub retain_calls: Duration,
     /// How long done rows are kept.
     pub retain_outbox: Duration,
+    /// Where metrics are served.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// Where Postgres is: `--database-url`, `DATABASE_URL`, the `PG*` variables, the local socket, in this order.
@@ -75,6 +78,7 @@ impl Config {
             after_crash: run.after_crash,
             retain_calls: run.retain_calls,
             retain_outbox: run.retain_outbox,
+            metrics_listen: run.metrics_listen,
         })
     }
 }

@@ -28,7 +28,7 @@
 //!   which call is next.
 //! - Data that both sides share: [`event`] and [`call`].
 //! - What the user typed is [`cli`], what it means [`config`]; [`command`] has the commands, [`error`] the exit codes,
-//!   [`logging`] the journal, [`failures`] the failed calls in it.
+//!   [`logging`] the journal, [`failures`] the failed calls in it; [`metrics`] what is counted.
 
 pub mod address;
 pub mod call;
@@ -44,6 +44,7 @@ pub mod event;
 pub mod failures;
 pub mod instance;
 pub mod logging;
+pub mod metrics;
 pub mod places;
 pub mod pool;
 pub mod relay;

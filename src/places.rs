@@ -175,6 +175,15 @@ impl<J> Places<J> {
         self.running() + self.waiting
     }
 
+    /// The webhooks with most calls running, at most so many, each with how many.
+    pub fn fullest(&self, most: usize) -> Vec<(i64, usize)> {
+        let busy = self.endpoints.iter().filter(|(_, endpoint)| !endpoint.running.is_empty());
+        let mut busy: Vec<(i64, usize)> = busy.map(|(id, endpoint)| (*id, endpoint.running.len())).collect();
+        busy.sort_unstable_by_key(|(id, running)| (std::cmp::Reverse(*running), *id));
+        busy.truncate(most);
+        busy
+    }
+
     /// Adds a call that waits for a place.
     pub fn push(&mut self, webhook_id: i64, project_id: i64, job: J, now: Instant) {
         let endpoint = self.endpoints.entry(webhook_id).or_insert_with(|| Endpoint {

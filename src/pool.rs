@@ -31,6 +31,9 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(200);
 /// not to be quick.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
+/// Webhooks that are named in a [`Load`].
+pub const FULLEST: usize = 20;
+
 /// Makes one call, blocking.
 pub type Post = dyn Fn(&Webhook, i64, &Arc<str>) -> Outcome + Send + Sync;
 
@@ -76,6 +79,23 @@ struct Shared {
     freed: Notify,
 }
 
+/// What the threads are doing.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Calls running.
+    pub running: usize,
+    /// Calls that wait for a place.
+    pub waiting: usize,
+    /// Threads, busy or not.
+    pub threads: usize,
+    /// Memory of the calls that have ended and are not committed yet.
+    pub result_bytes: usize,
+    /// Pauses for a shortage of ours, since the start.
+    pub shortages: u64,
+    /// The webhooks with most calls running, at most [`FULLEST`], each with how many.
+    pub fullest: Vec<(i64, usize)>,
+}
+
 struct State {
     places: Places<Job>,
     threads: usize,
@@ -84,6 +104,7 @@ struct State {
     // Memory of the calls that have ended and are not committed yet.
     result_bytes: usize,
     paused_until: Option<Instant>,
+    shortages: u64,
     // No call starts later than this.
     start_until: Option<Instant>,
     // Notify `freed` when no more than this many calls are in hand.
@@ -105,6 +126,7 @@ impl Pool {
             idle: Vec::new(),
             result_bytes: 0,
             paused_until: None,
+            shortages: 0,
             start_until: None,
             notify_at: None,
         };
@@ -248,6 +270,19 @@ impl Pool {
         abandoned
     }
 
+    /// What the threads are doing now.
+    pub fn load(&self) -> Load {
+        let state = self.shared.lock();
+        Load {
+            running: state.places.running(),
+            waiting: state.places.in_hand() - state.places.running(),
+            threads: state.threads,
+            result_bytes: state.result_bytes,
+            shortages: state.shortages,
+            fullest: state.places.fullest(FULLEST),
+        }
+    }
+
     /// Calls running now.
     pub fn running(&self) -> usize {
         self.shared.lock().places.running()
@@ -388,6 +423,7 @@ impl Shared {
     fn pause(self: &Arc<Self>, ticket: Ticket, job: Job, reason: &str) {
         let mut state = self.lock();
         if !state.paused() {
+            state.shortages += 1;
             tracing::warn!(reason, running = state.places.running(), "short of resources, calls wait");
         }
         let now = Instant::now();

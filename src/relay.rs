@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use crate::endpoint::Caller;
 use crate::error::{Error, Result, one_line};
 use crate::failures::Failures;
 use crate::instance::{Instance, Peers, SURE};
+use crate::metrics::{self, Metrics};
 use crate::pool::Pool;
 use crate::schema;
 use crate::stop::Stop;
@@ -60,6 +62,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(60);
 const CALL_PEERS: Duration = Duration::from_secs(1);
 /// How often we wake them while we have anything in hand, so that none takes the quiet of its own for ours.
 const STIR_PEERS: Duration = Duration::from_secs(5);
+/// How often the age of the queue is asked for, for the metrics.
+const MEASURE: Duration = Duration::from_secs(5);
 /// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(3);
@@ -93,8 +97,13 @@ impl Link {
         Ok(Link { instance, claim, finish })
     }
 
-    fn is_lost(&self) -> bool {
-        [self.instance.session(), &self.claim, &self.finish].iter().any(|session| session.is_closed())
+    /// Resolves when one of the sessions is lost. Cancel-safe.
+    async fn lost(&self) -> Error {
+        tokio::select! {
+            error = self.instance.session().closed() => error,
+            error = self.claim.closed() => error,
+            error = self.finish.closed() => error,
+        }
     }
 }
 
@@ -118,6 +127,7 @@ struct Relay<'a> {
     // Rung when another instance's rows are to be taken over, for the claiming loop.
     takeover: Notify,
     failures: RefCell<Failures>,
+    metrics: Metrics,
     // The other instances. Written by the watching loop and when we connect, read by the claiming loop.
     peers: RefCell<Peers>,
     // When we were notified or found something. Written by the claiming loop, read by the watching loop.
@@ -160,36 +170,58 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         claiming_ended: Notify::new(),
         takeover: Notify::new(),
         failures: RefCell::default(),
+        metrics: Metrics::default(),
         peers: RefCell::default(),
         active: Cell::new(Instant::now()),
         stirred: Notify::new(),
         epochs: RefCell::default(),
     };
-    let mut link = Link::connect(config, &relay.peers, async |_| Ok(())).await?;
-    relay.epochs.replace(vec![link.instance.epoch()]);
-    systemd::ready();
-    tracing::info!(epoch = link.instance.epoch(), database = %config.database.describe(), "relaying");
-    while let Err(error) = relay.serve(&link).await {
-        relay.pool.may_start_until(Instant::now());
-        tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
-        if !link.is_lost() {
-            // A statement failed for another reason; do not turn that into a storm of connections.
-            tokio::time::sleep(RETRY_MAX).await;
+    match config.metrics_listen {
+        None => relay.live().await,
+        Some(address) => {
+            let server = metrics::Server::bind(address).await?;
+            let load = || (relay.pool.load(), relay.in_hand.borrow().len());
+            tokio::select! {
+                result = relay.live() => result,
+                never = server.serve(&relay.metrics, load) => match never {},
+            }
         }
-        // The sessions that are left keep our epoch alive until our rows in hand are the new one's.
-        let Some(again) = relay.reconnect().await? else { return Ok(()) };
-        link = again;
-        tracing::info!(epoch = link.instance.epoch(), "found Postgres again");
     }
-    tracing::info!("drained");
-    if let Err(error) = link.instance.retire().await {
-        // Nothing is in hand; a peer or the next start finds that out.
-        tracing::warn!(error = %one_line(&error), "left without signing off");
-    }
-    Ok(())
 }
 
 impl Relay<'_> {
+    /// From the first connection to the last commit.
+    async fn live(&self) -> Result<()> {
+        let mut link = Link::connect(self.config, &self.peers, async |_| Ok(())).await?;
+        self.epochs.replace(vec![link.instance.epoch()]);
+        self.metrics.trouble(None);
+        systemd::ready();
+        tracing::info!(epoch = link.instance.epoch(), database = %self.config.database.describe(), "relaying");
+        while let Err(error) = self.serve(&link).await {
+            self.pool.may_start_until(Instant::now());
+            self.metrics.trouble(Some(format!("lost Postgres: {}", one_line(&error))));
+            tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
+            // A session that ends says why a moment before it is closed. If none ends, a statement failed for another
+            // reason: do not turn that into a storm of connections.
+            let refused = matches!(error, Error::Postgres { .. });
+            if refused && tokio::time::timeout(RETRY_MAX, link.lost()).await.is_err() {
+                tracing::debug!("all sessions are there still");
+            }
+            // The sessions that are left keep our epoch alive until our rows in hand are the new one's.
+            let Some(again) = self.reconnect().await? else { return Ok(()) };
+            link = again;
+            self.metrics.reconnects.inc();
+            self.metrics.trouble(None);
+            tracing::info!(epoch = link.instance.epoch(), "found Postgres again");
+        }
+        tracing::info!("drained");
+        if let Err(error) = link.instance.retire().await {
+            // Nothing is in hand; a peer or the next start finds that out.
+            tracing::warn!(error = %one_line(&error), "left without signing off");
+        }
+        Ok(())
+    }
+
     /// Works until drained (Ok) or until a session is lost (Err).
     async fn serve(&self, link: &Link) -> Result<()> {
         tokio::select! {
@@ -197,6 +229,7 @@ impl Relay<'_> {
             result = self.finishing(link) => result,
             result = self.watching(link) => result,
             never = retention::keep_house(self.config) => match never {},
+            never = self.measuring() => match never {},
         }
     }
 
@@ -250,6 +283,7 @@ impl Relay<'_> {
                 cause = wake.rest(look.reason()) => cause?,
                 () = self.stop.wait() => break,
             };
+            self.metrics.wakeup(cause);
             match cause {
                 Cause::LastLook => look.want_the_oldest(),
                 Cause::Poll => look.want_all(),
@@ -282,6 +316,7 @@ impl Relay<'_> {
             self.stirred.notify_one();
         }
         self.in_hand.borrow_mut().extend(rows.iter().map(|row| (row.id, epoch)));
+        self.metrics.claimed.inc_by(rows.len() as u64);
         let record = self.config.after_crash == AfterCrash::Record;
         let (interrupted, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| record && row.repeated);
         self.pool.hand_in(rows);
@@ -301,6 +336,7 @@ impl Relay<'_> {
     /// We are stopping: what has not begun goes back, for a peer or the next start.
     async fn give_back(&self, link: &Link) -> Result<()> {
         systemd::stopping();
+        self.metrics.trouble(Some("stopping".into()));
         self.unstarted.borrow_mut().extend(self.pool.stop());
         let ids: Vec<i64> = self.unstarted.borrow().keys().copied().collect();
         let repeated: Vec<i64> =
@@ -347,8 +383,10 @@ impl Relay<'_> {
             };
             let same = uncommitted.iter().take_while(fits).count();
             let ours = record(&link.finish, epoch, &uncommitted[..same]).await?;
+            self.metrics.finish(ours);
             if ours < same {
                 let fenced = same - ours;
+                self.metrics.fenced.inc_by(fenced as u64);
                 tracing::warn!(
                     fenced,
                     epoch,
@@ -360,6 +398,7 @@ impl Relay<'_> {
                 self.in_hand.borrow_mut().remove(&row.id);
                 bytes += row.size();
                 for call in &row.calls {
+                    self.metrics.call(call, row.repeated);
                     self.failures.borrow_mut().note(row.id, call);
                 }
             }
@@ -385,9 +424,7 @@ impl Relay<'_> {
             let next_look = looked + self.watch_pause(&self.peers.borrow());
             self.pool.may_start_until(next_look + LATE);
             tokio::select! {
-                error = link.instance.session().closed() => return Err(error),
-                error = link.claim.closed() => return Err(error),
-                error = link.finish.closed() => return Err(error),
+                error = link.lost() => return Err(error),
                 _ = watchdog.tick() => systemd::watchdog(),
                 () = self.stirred.notified() => {}
                 () = tokio::time::sleep_until(next_look.into()) => {
@@ -402,6 +439,27 @@ impl Relay<'_> {
                     looked = start;
                 }
             }
+        }
+    }
+
+    /// Asks now and then how old the queue is, if anybody wants to know. A session of its own: it is never in the way.
+    async fn measuring(&self) -> Infallible {
+        if self.config.metrics_listen.is_none() {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            if let Err(error) = self.measure().await {
+                tracing::debug!(error = %one_line(&error), "the age of the queue is not known");
+            }
+            tokio::time::sleep(MEASURE).await;
+        }
+    }
+
+    async fn measure(&self) -> Result<()> {
+        let store = Store::connect(&self.config.database, Role::Metrics).await?;
+        loop {
+            self.metrics.oldest(store.oldest().await?);
+            tokio::time::sleep(MEASURE).await;
         }
     }
 
@@ -647,7 +705,9 @@ impl<'a> Look<'a> {
             }
         }
         let any = !rows.is_empty();
+        relay.metrics.claims.inc();
         let (parked, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.parked);
+        relay.metrics.parked.inc_by(parked.len() as u64);
         relay.hand_out(rows, epoch);
         if !parked.is_empty() {
             self.parked.extend(parked.iter().map(|row| row.event.project_id));

@@ -28,6 +28,8 @@ pub enum Role {
     Listen,
     /// Retention.
     Retention,
+    /// Asks how old the queue is, for the metrics.
+    Metrics,
     /// A command for people.
     Command,
 }
@@ -39,6 +41,7 @@ impl Role {
             Role::Finish => "finish",
             Role::Listen => "listen",
             Role::Retention => "retention",
+            Role::Metrics => "metrics",
             Role::Command => "command",
         }
     }
@@ -62,6 +65,9 @@ impl Role {
             Role::Retention => "SET lock_timeout = '200ms'",
             // Values differ much in what they select, and planning is nothing beside a person's patience.
             Role::Command => "SET plan_cache_mode = force_custom_plan",
+            Role::Metrics => {
+                "SET statement_timeout = '5s'; SET enable_seqscan = off; SET enable_bitmapscan = off"
+            }
             Role::Listen => "",
         }
     }
@@ -460,6 +466,13 @@ impl Store {
         let Wanted { failed, since, until, .. } = wanted;
         let rows = self.rows("reading calls", sql, &[&webhook_id, failed, since, until, &limit]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// How old the oldest row is that is not done, in seconds: in the queue's order, and in the slow lane.
+    pub async fn oldest(&self) -> Result<(f64, f64)> {
+        let row =
+            self.one("asking how old the queue is", include_str!("../sql/queries/oldest.sql"), &[]).await?;
+        Ok((row.get(0), row.get(1)))
     }
 
     /// Inserts a row for each of these calls that repeats it, all or none; returns the ids of the rows.

@@ -116,6 +116,7 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
         of("outbox_bounds", Role::Retention, String::new(), 2),
         of("delete_done", Role::Retention, format!("0, {BATCH}, 0"), BATCH),
         of("delete_done", Role::Retention, format!("{}, {}, 0", MANY - BATCH, MANY), BATCH),
+        of("oldest", Role::Metrics, String::new(), LANES),
         // Reads the first rows of both lanes.
         of("clear_dead", Role::Retention, String::new(), 10_000),
     ]
@@ -151,7 +152,7 @@ struct Sessions(Vec<(Role, Store)>);
 impl Sessions {
     async fn connect(database: &Database) -> Sessions {
         let mut sessions = Vec::new();
-        for role in [Role::Claim, Role::Finish, Role::Listen, Role::Retention, Role::Command] {
+        for role in [Role::Claim, Role::Finish, Role::Listen, Role::Retention, Role::Metrics, Role::Command] {
             sessions.push((role, database.session(role).await));
         }
         Sessions(sessions)

@@ -1,0 +1,300 @@
+//! What is counted, under which names, and the little HTTP server that tells it (`--metrics-listen`).
+//!
+//! Everything here happens on the relay's one asynchronous thread, a batch at a time; what the threads are doing is
+//! asked when somebody scrapes. Counting never waits, and never asks Postgres.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::call::{Call, ErrorKind};
+use crate::error::{Error, Result};
+use crate::pool::Load;
+use crate::wake::Cause;
+
+/// How long a request may take to come, and its answer to go. One is served at a time.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest head of a request.
+const HEAD_MAX: usize = 8 * 1024;
+/// Pause after the listener failed, for want of descriptors.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+
+type Labels = [(&'static str, String); 1];
+type Seconds = Gauge<f64, AtomicU64>;
+type Count = Gauge<i64, AtomicI64>;
+
+/// The counters.
+pub struct Metrics {
+    registry: Registry,
+    durations: HashMap<&'static str, Histogram>,
+    /// Calls whose receivers may have seen them before.
+    pub repeated: Counter,
+    /// Rows of which nothing was recorded because they were somebody else's by then.
+    pub fenced: Counter,
+    /// Rows that were marked done.
+    pub done: Counter,
+    /// Looks for rows.
+    pub claims: Counter,
+    /// Rows that they found.
+    pub claimed: Counter,
+    /// Rows that were put into the slow lane.
+    pub parked: Counter,
+    finishes: Histogram,
+    wakeups: Family<Labels, Counter>,
+    /// Connections that were made anew.
+    pub reconnects: Counter,
+    /// Dead instances that were found.
+    pub takeovers: Counter,
+    in_hand: Count,
+    running: Count,
+    waiting: Count,
+    threads: Count,
+    result_bytes: Count,
+    shortages: Count,
+    places: Family<Labels, Count>,
+    oldest_pending: Seconds,
+    oldest_parked: Seconds,
+    // Why we are not healthy; none: we are.
+    trouble: RefCell<Option<String>>,
+}
+
+/// For a call without an error.
+const SUCCESS: &str = "success";
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        let mut registry = Registry::with_prefix("promptpal_relay");
+        let r = &mut registry;
+        let by_outcome = Family::<Labels, Histogram>::new_with_constructor(|| {
+            // 1 ms to 33 s: beyond the longest usual --timeout.
+            Histogram::new(exponential_buckets(0.001, 2.0, 16))
+        });
+        let text = "Duration of calls by outcome: success, or the error_kind";
+        r.register_with_unit("call_duration", text, Unit::Seconds, by_outcome.clone());
+        let outcomes = ErrorKind::ALL.map(ErrorKind::as_str).into_iter().chain([SUCCESS]);
+        let durations = outcomes
+            .map(|outcome| (outcome, by_outcome.get_or_create_owned(&label("outcome", outcome))))
+            .collect();
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            r.register(name, help, counter.clone());
+            counter
+        };
+        let repeated = counter("calls_repeated", "Calls that an instance that died may have made before");
+        let fenced =
+            counter("rows_fenced", "Rows of which nothing was recorded, because they were not ours any more");
+        let done = counter("rows_done", "Rows that were marked done");
+        let claims = counter("claims", "Looks for rows");
+        let claimed = counter("rows_claimed", "Rows that were claimed");
+        let parked = counter("rows_parked", "Rows that were put into the slow lane");
+        let reconnects = counter("reconnects", "Connections to Postgres that were made anew");
+        let takeovers = counter("takeovers", "Dead instances that were found");
+        let finishes = Histogram::new(exponential_buckets(1.0, 4.0, 6));
+        r.register("finish_rows", "Rows recorded in one transaction", finishes.clone());
+        let wakeups = Family::<Labels, Counter>::default();
+        r.register("wakeups", "Ends of a rest, by cause", wakeups.clone());
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Count::default();
+            r.register(name, help, gauge.clone());
+            gauge
+        };
+        let in_hand = gauge("rows_in_hand", "Rows that are claimed and not recorded");
+        let running = gauge("calls_running", "Calls in flight");
+        let waiting = gauge("calls_waiting", "Calls that wait for a place");
+        let threads = gauge("threads", "Threads for calls");
+        let result_bytes = gauge("result_bytes", "Memory of results that wait for their commit");
+        let shortages =
+            gauge("shortage_pauses", "Pauses for want of descriptors, threads or memory, since the start");
+        let places = Family::<Labels, Count>::default();
+        let text = "Calls in flight to the 20 webhooks that have most";
+        r.register("webhook_calls_running", text, places.clone());
+        let mut seconds = |name: &str, help: &str| {
+            let gauge = Seconds::default();
+            r.register_with_unit(name, help, Unit::Seconds, gauge.clone());
+            gauge
+        };
+        let oldest_pending =
+            seconds("oldest_pending_age", "Age of the oldest row that is not done and not parked");
+        let oldest_parked = seconds("oldest_parked_age", "Age of the oldest row in the slow lane");
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        r.register("build", "This program", Info::new(version));
+        Metrics {
+            registry,
+            durations,
+            repeated,
+            fenced,
+            done,
+            claims,
+            claimed,
+            parked,
+            finishes,
+            wakeups,
+            reconnects,
+            takeovers,
+            in_hand,
+            running,
+            waiting,
+            threads,
+            result_bytes,
+            shortages,
+            places,
+            oldest_pending,
+            oldest_parked,
+            trouble: RefCell::new(Some("starting".into())),
+        }
+    }
+}
+
+fn label(name: &'static str, value: impl ToString) -> Labels {
+    [(name, value.to_string())]
+}
+
+impl Metrics {
+    /// A call was recorded.
+    pub fn call(&self, call: &Call, repeated: bool) {
+        let took = call.end_time.duration_since(call.start_time).unwrap_or_default();
+        let outcome = call.error_kind.map_or(SUCCESS, ErrorKind::as_str);
+        self.durations[outcome].observe(took.as_secs_f64());
+        if repeated {
+            self.repeated.inc();
+        }
+    }
+
+    /// So many rows were recorded in one transaction.
+    pub fn finish(&self, rows: usize) {
+        self.finishes.observe(rows as f64);
+        self.done.inc_by(rows as u64);
+    }
+
+    /// A rest has ended.
+    pub fn wakeup(&self, cause: Cause) {
+        let cause = match cause {
+            Cause::LastLook => "last_look",
+            Cause::Dozing => "dozing",
+            Cause::Notified => "notified",
+            Cause::Poll => "poll",
+            Cause::Other => "own",
+        };
+        self.wakeups.get_or_create(&label("cause", cause)).inc();
+    }
+
+    /// How old the oldest rows are, in seconds.
+    pub fn oldest(&self, (pending, parked): (f64, f64)) {
+        self.oldest_pending.set(pending);
+        self.oldest_parked.set(parked);
+    }
+
+    /// Says why the daemon does not work; none: it does.
+    pub fn trouble(&self, why: Option<String>) {
+        self.trouble.replace(why);
+    }
+
+    fn text(&self, load: &Load, in_hand: usize) -> String {
+        let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.in_hand.set(number(in_hand));
+        self.running.set(number(load.running));
+        self.waiting.set(number(load.waiting));
+        self.threads.set(number(load.threads));
+        self.result_bytes.set(number(load.result_bytes));
+        self.shortages.set(i64::try_from(load.shortages).unwrap_or(i64::MAX));
+        self.places.clear();
+        for (webhook_id, calls) in &load.fullest {
+            self.places.get_or_create(&label("webhook", webhook_id)).set(number(*calls));
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string cannot fail");
+        text
+    }
+}
+
+/// The listener of `--metrics-listen`.
+pub struct Server(TcpListener);
+
+impl Server {
+    /// Listens.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] when the address cannot be had.
+    pub async fn bind(address: SocketAddr) -> Result<Server> {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|error| {
+            Error::Config(format!("cannot listen on {address} (--metrics-listen): {error}"))
+        })?;
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(%address, "metrics");
+        }
+        Ok(Server(listener))
+    }
+
+    /// Answers `GET /metrics` and `GET /healthz`, one request at a time, for ever. `load` tells what the threads do,
+    /// and how many rows are in hand.
+    pub async fn serve(&self, metrics: &Metrics, load: impl Fn() -> (Load, usize)) -> Infallible {
+        loop {
+            match self.0.accept().await {
+                Ok((stream, _)) => {
+                    let answered = tokio::time::timeout(PATIENCE, answer(stream, metrics, &load)).await;
+                    if let Ok(Err(error)) = answered {
+                        tracing::debug!(%error, "answering a scrape");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "metrics cannot be scraped");
+                    tokio::time::sleep(LISTEN_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn answer(
+    mut stream: TcpStream,
+    metrics: &Metrics,
+    load: &impl Fn() -> (Load, usize),
+) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        if head.len() > HEAD_MAX || stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut request = httparse::Request::new(&mut headers);
+    let parsed = request.parse(&head).is_ok();
+    let path = request.path.unwrap_or_default().split('?').next().unwrap_or_default();
+    let text = "text/plain; charset=utf-8";
+    let (status, kind, body) = match (request.method, path) {
+        _ if !parsed => ("400 Bad Request", text, "not a request\n".into()),
+        (Some("GET" | "HEAD"), "/metrics") => {
+            let (load, in_hand) = load();
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ("200 OK", kind, metrics.text(&load, in_hand))
+        }
+        (Some("GET" | "HEAD"), "/healthz") => match &*metrics.trouble.borrow() {
+            None => ("200 OK", text, "ok\n".into()),
+            Some(why) => ("503 Service Unavailable", text, format!("{why}\n")),
+        },
+        (Some("GET" | "HEAD"), _) => ("404 Not Found", text, "there are /metrics and /healthz\n".into()),
+        _ => ("405 Method Not Allowed", text, "only GET\n".into()),
+    };
+    let length = body.len();
+    let body = if request.method == Some("HEAD") { String::new() } else { body };
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await
+}

@@ -1,0 +1,181 @@
+//! What a monitoring system sees: /metrics, /healthz, and what is made for it in `monitoring/`.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Database, Gate, Receiver, Relay, Reply, closed_port, outcome};
+
+/// Status and body of a GET.
+fn get(port: u16, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// The value of a series, as it is written.
+fn value(metrics: &str, series: &str) -> Option<f64> {
+    let line =
+        metrics.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
+    line.rsplit_once(' ')?.1.parse().ok()
+}
+
+/// Scrapes until a series has a value.
+fn until(port: u16, series: &str, wanted: impl Fn(f64) -> bool) -> String {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (status, metrics) = get(port, "/metrics");
+        assert_eq!(status, 200);
+        if value(&metrics, series).is_some_and(&wanted) {
+            return metrics;
+        }
+        assert!(Instant::now() < deadline, "{series}\n{metrics}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A relay that serves metrics, and the port.
+fn start(database: &Database, flags: &[&str]) -> (Relay, u16) {
+    let relay = Relay::start(database, &[&["--metrics-listen", "0"], flags].concat());
+    let log = relay.log();
+    let address = log.lines().find_map(|line| line.split_once("metrics address=127.0.0.1:")).unwrap().1;
+    (relay, address.trim().parse().unwrap())
+}
+
+#[tokio::test]
+async fn metrics_tell_what_happened() {
+    let database = Database::new().await;
+    let gate = Gate::default();
+    let receiver = Receiver::start({
+        let gate = gate.clone();
+        move |request| match request.path() {
+            "/bad" => Reply::status(503),
+            "/slow" => {
+                gate.pass();
+                Reply::status(200)
+            }
+            _ => Reply::status(200),
+        }
+    });
+    for (project, path) in [(1, "/good"), (2, "/bad"), (3, "/slow")] {
+        database.webhook(project, &receiver.url(path)).await;
+    }
+    let (_relay, port) = start(&database, &["--per-webhook", "2"]);
+    assert_eq!(get(port, "/healthz"), (200, "ok\n".into()));
+    assert_eq!(get(port, "/elsewhere").0, 404);
+    database.events(1, 5).await;
+    database.events(2, 3).await;
+    let metrics =
+        until(port, "promptpal_relay_call_duration_seconds_count{outcome=\"success\"}", |n| n == 5.0);
+    assert_eq!(
+        value(&metrics, "promptpal_relay_call_duration_seconds_count{outcome=\"timeout\"}"),
+        Some(0.0)
+    );
+    until(port, "promptpal_relay_call_duration_seconds_count{outcome=\"http_status\"}", |n| n == 3.0);
+    let metrics = until(port, "promptpal_relay_rows_done_total", |n| n == 8.0);
+    assert_eq!(value(&metrics, "promptpal_relay_rows_claimed_total"), Some(8.0));
+    until(port, "promptpal_relay_wakeups_total{cause=\"last_look\"}", |n| n > 0.0);
+    // Two are on their way to the slow one, the others wait; the queue has an age.
+    database.events(3, 50).await;
+    let metrics = until(port, "promptpal_relay_webhook_calls_running{webhook=\"3\"}", |n| n == 2.0);
+    assert!(value(&metrics, "promptpal_relay_rows_in_hand") >= Some(2.0));
+    until(port, "promptpal_relay_oldest_pending_age_seconds", |age| age >= 0.0);
+    gate.open();
+    until(port, "promptpal_relay_rows_done_total", |n| n == 58.0);
+    assert!(until(port, "promptpal_relay_rows_in_hand", |n| n == 0.0).ends_with("# EOF\n"));
+    // At most one label value for each webhook that has calls in flight.
+    assert!(!get(port, "/metrics").1.contains("webhook_calls_running{"));
+}
+
+#[tokio::test]
+async fn healthz_says_when_nothing_is_delivered() {
+    let database = Database::new().await;
+    let gate = Gate::default();
+    let receiver = Receiver::start({
+        let gate = gate.clone();
+        move |_| {
+            gate.pass();
+            Reply::status(200)
+        }
+    });
+    database.webhook(1, &receiver.url("/")).await;
+    let (mut relay, port) = start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    relay.signal(Signal::SIGTERM);
+    relay.wait_for_log("stopping");
+    assert_eq!(get(port, "/healthz"), (503, "stopping\n".into()));
+    gate.open();
+    assert!(relay.wait().success());
+}
+
+#[tokio::test]
+async fn a_scraper_that_says_nothing_holds_up_no_row() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let (_relay, port) = start(&database, &[]);
+    let silent: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let mut endless = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    endless.write_all(&[b'x'; 64 * 1024]).ok();
+    database.events(1, 10).await;
+    database.all_done().await;
+    drop((silent, endless));
+    until(port, "promptpal_relay_rows_done_total", |n| n == 10.0);
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_had_is_configuration() {
+    let database = Database::new().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, _, err) = outcome(database.command(&["run", "--metrics-listen", &address]));
+    assert!(code == 78 && err.contains("--metrics-listen"), "{err}");
+    let (code, _, err) = outcome(database.command(&["run", "--metrics-listen", "somewhere"]));
+    assert!(code == 2 && err.contains("127.0.0.1:9464"), "{err}");
+    assert!(TcpStream::connect(("127.0.0.1", closed_port())).is_err());
+}
+
+/// Names of ours in a text of PromQL.
+fn names(text: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for (at, _) in text.match_indices("promptpal_relay_") {
+        names.insert(text[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect());
+    }
+    names
+}
+
+#[tokio::test]
+async fn the_dashboard_and_the_alerts_name_only_metrics_that_exist() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|_| Reply::Never);
+    database.webhook(1, &receiver.url("/")).await;
+    let (_relay, port) = start(&database, &["--timeout", "1h"]);
+    database.events(1, 1).await;
+    let metrics = until(port, "promptpal_relay_webhook_calls_running{webhook=\"1\"}", |n| n == 1.0);
+    let known: BTreeSet<String> = metrics
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .flat_map(names)
+        .chain(["promptpal_relay_wakeups_total".into()])
+        .collect();
+    let dashboard = crate::support::repository_file("monitoring/grafana.json");
+    let parsed: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    assert!(parsed["panels"].as_array().unwrap().len() > 5);
+    let alerts = crate::support::repository_file("monitoring/alerts.yml");
+    let parsed: serde_json::Value = serde_norway::from_str(&alerts).unwrap();
+    let rules = parsed["groups"][0]["rules"].as_array().unwrap();
+    assert!(rules.iter().all(|rule| rule["expr"].is_string() && rule["annotations"]["summary"].is_string()));
+    for text in [dashboard, alerts] {
+        let named = names(&text);
+        assert!(!named.is_empty());
+        let unknown: Vec<_> = named.difference(&known).collect();
+        assert!(unknown.is_empty(), "{unknown:?} of\n{metrics}");
+    }
+}
