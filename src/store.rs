@@ -507,23 +507,36 @@ impl Store {
         Ok(self.one("looking at the trigger", sql, &[]).await?.get(0))
     }
 
-    /// Makes missing daily partitions of the call log; returns how many.
-    pub async fn make_partitions(&self, days_ahead: i32) -> Result<i32> {
-        let sql = include_str!("../sql/queries/make_partitions.sql");
-        Ok(self.one("making partitions of the call log", sql, &[&days_ahead]).await?.get(0))
+    /// Makes the partition of the call log for the day so many days ahead, if it is missing; whether it did.
+    pub async fn make_partition(&self, days_ahead: i32) -> Result<bool> {
+        let sql = include_str!("../sql/queries/make_partition.sql");
+        Ok(self.one("making a partition of the call log", sql, &[&days_ahead]).await?.get(0))
     }
 
-    /// Drops daily partitions of the call log that are older than `keep`; returns how many.
-    pub async fn drop_partitions(&self, keep: Duration) -> Result<i32> {
-        let sql = include_str!("../sql/queries/drop_partitions.sql");
-        Ok(self.one("dropping partitions of the call log", sql, &[&keep.as_secs_f64()]).await?.get(0))
+    /// Names of daily partitions of the call log that are older than `keep`.
+    pub async fn expired_partitions(&self, keep: Duration) -> Result<Vec<String>> {
+        let sql = include_str!("../sql/queries/expired_partitions.sql");
+        let rows = self.rows("looking for old partitions", sql, &[&keep.as_secs_f64()]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Deletes done outbox rows that are older than `keep`, of the ids in (`after`, `up_to`]. Returns how many, and
-    /// whether the window has rows that are younger.
-    pub async fn delete_done(&self, after: i64, up_to: i64, keep: Duration) -> Result<(i64, bool)> {
+    /// Drops a daily partition of the call log if it is older than `keep`; whether it did.
+    pub async fn drop_partition(&self, name: &str, keep: Duration) -> Result<bool> {
+        let sql = include_str!("../sql/queries/drop_partition.sql");
+        Ok(self.one("dropping a partition of the call log", sql, &[&name, &keep.as_secs_f64()]).await?.get(0))
+    }
+
+    /// Deletes calls without a daily partition that are older than `keep`, at most so many; how many.
+    pub async fn delete_strays(&self, keep: Duration, most: i32) -> Result<i64> {
+        let sql = include_str!("../sql/queries/delete_strays.sql");
+        Ok(self.one("deleting stray calls", sql, &[&keep.as_secs_f64(), &most]).await?.get(0))
+    }
+
+    /// Deletes done outbox rows that are older than `keep`, with ids from `first` to below `beyond`. Returns how many,
+    /// and the next id to look at, if there is any worth it.
+    pub async fn delete_done(&self, first: i64, beyond: i64, keep: Duration) -> Result<(i64, Option<i64>)> {
         let sql = include_str!("../sql/queries/delete_done.sql");
-        let row = self.one("deleting done rows", sql, &[&after, &up_to, &keep.as_secs_f64()]).await?;
+        let row = self.one("deleting done rows", sql, &[&first, &beyond, &keep.as_secs_f64()]).await?;
         Ok((row.get(0), row.get(1)))
     }
 
@@ -533,11 +546,10 @@ impl Store {
         Ok(self.one("taking the lock of the retention", sql, &[]).await?.get(0))
     }
 
-    /// The lowest and the highest id in the outbox, when it has rows.
-    pub async fn outbox_bounds(&self) -> Result<Option<(i64, i64)>> {
-        let sql = include_str!("../sql/queries/outbox_bounds.sql");
-        let row = self.one("looking at the outbox", sql, &[]).await?;
-        Ok(Option::zip(row.get(0), row.get(1)))
+    /// The lowest id in the outbox, when it has rows.
+    pub async fn lowest_id(&self) -> Result<Option<i64>> {
+        let sql = include_str!("../sql/queries/lowest_id.sql");
+        Ok(self.one("looking at the outbox", sql, &[]).await?.get(0))
     }
 }
 

@@ -502,79 +502,111 @@ COMMENT ON FUNCTION relay.url_problem(text) IS
     'What is wrong with a webhook''s URL as far as it can be told without DNS; null when it may work. Knows neither --allow-net nor --https-only.';
 
 -- ---------------------------------------------------------------------------------------------------------------
--- Partitions of the call log. The daemon's role does not own the tables: these two functions are all that it may do
--- to them.
+-- Partitions of the call log. The daemon's role does not own the tables: these functions are all that it may do to
+-- them. Each does little and is a transaction of its own, so that no lock is held for longer than that takes.
 
-CREATE FUNCTION relay.make_call_partitions(days_ahead integer) RETURNS integer
+CREATE FUNCTION relay.make_call_partition(day date) RETURNS boolean
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    today date := (now() AT TIME ZONE 'UTC')::date;
-    day   date;
-    made  integer := 0;
+    name     text := 'webhook_calls_' || to_char(day, 'YYYYMMDD');
+    first    timestamptz := day::timestamp AT TIME ZONE 'UTC';
+    beyond   timestamptz := (day + 1)::timestamp AT TIME ZONE 'UTC';
+    -- More than so many calls of the day stay in the default partition: moving them would hold up who writes there.
+    move_max bigint := 10000;
+    strays   bigint;
 BEGIN
-    FOR day IN SELECT today + n FROM generate_series(0, days_ahead) AS n LOOP
-        CONTINUE WHEN to_regclass(format('relay.webhook_calls_%s', to_char(day, 'YYYYMMDD'))) IS NOT NULL;
-        BEGIN
-            -- Made apart and attached: that takes a lock on the parent which lets inserts and reports go on.
-            EXECUTE format(
-                'CREATE TABLE relay.webhook_calls_%1$s (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
-                to_char(day, 'YYYYMMDD'));
-            EXECUTE format(
-                'ALTER TABLE relay.webhook_calls ATTACH PARTITION relay.webhook_calls_%s FOR VALUES FROM (%L) TO (%L)',
-                to_char(day, 'YYYYMMDD'), day::text || ' 00:00:00+00', (day + 1)::text || ' 00:00:00+00');
-            made := made + 1;
-        EXCEPTION
-            -- The default partition has rows of that day, or another instance was faster: both are no harm.
-            WHEN check_violation OR duplicate_table OR invalid_object_definition THEN NULL;
-        END;
-    END LOOP;
-    RETURN made;
+    -- Also one that a DBA has detached: its name is taken, and the day's calls go to the default partition.
+    IF to_regclass('relay.' || name) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    -- Made apart and attached: that takes a lock on the parent which lets inserts and reports go on.
+    EXECUTE format('CREATE TABLE relay.%I (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
+    -- Calls of the day that came before its partition.
+    SELECT count(*)
+      INTO strays
+      FROM (SELECT FROM relay.webhook_calls_default c
+             WHERE c.start_time >= first AND c.start_time < beyond
+             LIMIT move_max + 1) AS c;
+    IF strays > move_max THEN
+        RAISE check_violation USING MESSAGE = format('more than %s calls of %s are in the default partition', move_max, day);
+    ELSIF strays > 0 THEN
+        -- From here on none is added.
+        LOCK TABLE relay.webhook_calls_default IN ACCESS EXCLUSIVE MODE;
+        EXECUTE format(
+            'WITH moved AS (DELETE FROM relay.webhook_calls_default WHERE start_time >= $1 AND start_time < $2 RETURNING *)
+             INSERT INTO relay.%I SELECT * FROM moved', name)
+          USING first, beyond;
+    END IF;
+    EXECUTE format('ALTER TABLE relay.webhook_calls ATTACH PARTITION relay.%I FOR VALUES FROM (%L) TO (%L)',
+                   name, first, beyond);
+    RETURN true;
+EXCEPTION
+    -- Too many strays, a partition of a DBA's that has the day already, or another instance that was faster: the calls
+    -- have where to go.
+    WHEN check_violation OR duplicate_table OR invalid_object_definition THEN RETURN false;
 END
 $$;
 
-COMMENT ON FUNCTION relay.make_call_partitions(integer) IS
-    'Makes the missing daily partitions of relay.webhook_calls from today (UTC) on, and returns how many.';
+COMMENT ON FUNCTION relay.make_call_partition(date) IS
+    'Makes the partition of relay.webhook_calls for a UTC day unless there is one; whether it did. Calls of that day in the default partition are moved, up to 10,000.';
 
-CREATE FUNCTION relay.drop_call_partitions(before timestamptz) RETURNS integer
+CREATE FUNCTION relay.drop_call_partition(name text, before timestamptz) RETURNS boolean
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    -- A partition goes when its whole day is before the limit.
-    last_day text := to_char((before AT TIME ZONE 'UTC')::date - 1, 'YYYYMMDD');
-    partition record;
-    dropped  integer := 0;
 BEGIN
-    FOR partition IN
-        SELECT c.relname
-          FROM pg_inherits i
-          JOIN pg_class c ON c.oid = i.inhrelid
-         WHERE i.inhparent = 'relay.webhook_calls'::regclass
-           AND c.relname ~ '^webhook_calls_\d{8}$'
-           AND right(c.relname, 8) <= last_day
-         ORDER BY c.relname
-    LOOP
-        EXECUTE format('DROP TABLE relay.%I', partition.relname);
-        dropped := dropped + 1;
-    END LOOP;
-    RETURN dropped;
+    -- Only an attached one of ours, and only when its whole day is before the limit.
+    IF name !~ '^webhook_calls_\d{8}$'
+        OR right(name, 8) >= to_char(before AT TIME ZONE 'UTC', 'YYYYMMDD')
+        OR NOT EXISTS (SELECT
+                         FROM pg_inherits i
+                        WHERE i.inhparent = 'relay.webhook_calls'::regclass
+                          AND i.inhrelid = to_regclass(format('relay.%I', name))) THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('DROP TABLE relay.%I', name);
+    RETURN true;
 END
 $$;
 
-COMMENT ON FUNCTION relay.drop_call_partitions(timestamptz) IS
-    'Drops the daily partitions of relay.webhook_calls whose whole day is before the given time, and returns how many.';
+COMMENT ON FUNCTION relay.drop_call_partition(text, timestamptz) IS
+    'Drops a daily partition of relay.webhook_calls (webhook_calls_YYYYMMDD) whose whole UTC day is before the given time; whether it did. Partitions of other names are the DBA''s.';
+
+CREATE FUNCTION relay.delete_stray_calls(before timestamptz, most integer) RETURNS bigint
+    LANGUAGE sql
+    SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH deleted AS (
+        DELETE FROM relay.webhook_calls_default c
+         WHERE c.ctid = ANY (ARRAY(SELECT s.ctid
+                                     FROM relay.webhook_calls_default s
+                                    WHERE s.start_time < before
+                                    LIMIT most))
+        RETURNING 1
+    )
+    SELECT count(*) FROM deleted
+$$;
+
+COMMENT ON FUNCTION relay.delete_stray_calls(timestamptz, integer) IS
+    'Deletes calls of the default partition of relay.webhook_calls that started before the given time, at most so many; how many.';
 
 REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.url_problem(text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION relay.make_call_partitions(integer) FROM PUBLIC;
-REVOKE ALL ON FUNCTION relay.drop_call_partitions(timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.make_call_partition(date) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.drop_call_partition(text, timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.delete_stray_calls(timestamptz, integer) FROM PUBLIC;
 
-DO $$ BEGIN PERFORM relay.make_call_partitions(7); END $$;
+DO $$
+BEGIN
+    PERFORM relay.make_call_partition((now() AT TIME ZONE 'UTC')::date + n) FROM generate_series(0, 7) AS n;
+END
+$$;
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- Views for people. Each is bounded: none reads a whole backlog or the whole history.

@@ -1,22 +1,23 @@
 -- Delete done outbox rows of a window of ids. The window bounds the cost also where it is full of pending rows.
 --
 -- Locks:      the rows, which nobody else wants: they are done.
--- Index:      outbox_pkey, the window.
--- Parameters: $1 bigint            ids above it
---             $2 bigint            ids up to it
+-- Index:      outbox_pkey, the window, and one probe behind it.
+-- Parameters: $1 bigint            ids from it
+--             $2 bigint            ids below it
 --             $3 double precision  seconds to keep
--- Returns:    how many were deleted, and whether the window has rows that are too young: what comes after it is
---             younger still.
+-- Returns:    how many were deleted, and the next id to look at: null when there is none, or when the window has rows
+--             that are too young, because what comes after it is younger still.
 WITH deleted AS (
     DELETE FROM relay.outbox o
-     WHERE o.id > $1
-       AND o.id <= $2
+     WHERE o.id >= $1
+       AND o.id < $2
        AND o.done_at < now() - make_interval(secs => $3)
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM deleted) AS deleted,
-       EXISTS (SELECT
-                 FROM relay.outbox o
-                WHERE o.id > $1
-                  AND o.id <= $2
-                  AND o.created_at >= now() - make_interval(secs => $3)) AS young
+       CASE WHEN NOT EXISTS (SELECT
+                               FROM relay.outbox o
+                              WHERE o.id >= $1
+                                AND o.id < $2
+                                AND o.created_at >= now() - make_interval(secs => $3))
+            THEN (SELECT min(o.id) FROM relay.outbox o WHERE o.id >= $2) END AS next

@@ -14,5 +14,6 @@ mod monitoring;
 mod operators;
 mod plans;
 mod recovery;
+mod retention;
 mod schema;
 mod support;

@@ -78,7 +78,12 @@ async fn status_tells_who_runs_what_waits_and_who_fails() {
     relay.kill();
     // Its row says that it lives; nobody has looked.
     database.events(7, 3).await;
-    database.eventually("SELECT count(*) = 0 FROM pg_locks WHERE classid = 1886415986").await;
+    database
+        .eventually(
+            "SELECT count(*) = 0 FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+             WHERE classid = 1886415986 AND d.datname = current_database()",
+        )
+        .await;
     let (code, out, err) = outcome(as_member(&database, "relay_reader", &["status"]).await);
     assert_eq!(code, 1);
     assert!(out.starts_with("pending 3, ") && err.contains("no instance runs"), "{out}{err}");

@@ -53,8 +53,10 @@ const SMALL: &[&str] = &[
     "wake_trigger",
     "wake_up",
     // Their work is the catalog's.
-    "make_partitions",
-    "drop_partitions",
+    "make_partition",
+    "expired_partitions",
+    "drop_partition",
+    "delete_strays",
     // For `check`: the webhooks, some at a time.
     "enabled_webhooks",
     // For people; on the call log, which is looked at in a test of its own.
@@ -113,7 +115,7 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
         of("finish", Role::Finish, finish, BATCH),
         of("adopt", Role::Listen, format!("{ids}, '{{{EPOCH}}}', 78"), BATCH),
         of("give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}"), BATCH),
-        of("outbox_bounds", Role::Retention, String::new(), 2),
+        of("lowest_id", Role::Retention, String::new(), 1),
         of("delete_done", Role::Retention, format!("0, {BATCH}, 0"), BATCH),
         of("delete_done", Role::Retention, format!("{}, {}, 0", MANY - BATCH, MANY), BATCH),
         of("oldest", Role::Metrics, String::new(), LANES),

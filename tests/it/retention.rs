@@ -1,0 +1,202 @@
+//! What the daemon makes ahead and throws away, and that it is in nobody's way with it.
+
+use std::time::Duration;
+
+use promptpal_relay::cli::Cli;
+use promptpal_relay::{config, retention};
+
+use clap::Parser;
+
+use crate::support::{Database, Receiver, Relay, connect};
+
+const DAY: Duration = Duration::from_secs(86400);
+
+/// What an instance that does the retention has.
+const RETENTION_LOCK: &str = "SELECT pg_advisory_lock(1886415989, 0)";
+const RETENTION_FREE: &str = "SELECT count(*) = 0 FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                              WHERE classid = 1886415989 AND d.datname = current_database()";
+
+/// One run of the retention: 30 days of calls, a day of the outbox.
+async fn run(database: &Database) -> promptpal_relay::error::Result<bool> {
+    let cli = Cli::try_parse_from(["promptpal-relay", "--database-url", &database.url, "migrate"]).unwrap();
+    retention::run(&config::database(&cli.global).unwrap(), DAY * 30, DAY).await
+}
+
+/// The partition of the day so many days from today.
+async fn partition(database: &Database, days: i64) -> String {
+    let sql = "SELECT 'webhook_calls_' || to_char((now() AT TIME ZONE 'UTC')::date + $1::bigint::integer, 'YYYYMMDD')";
+    database.client.query_one(sql, &[&days]).await.unwrap().get(0)
+}
+
+/// How many partitions there are, from the day so many days from today to the other.
+async fn partitions(database: &Database, from: i64, to: i64) -> i64 {
+    let sql = "SELECT count(*) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+               WHERE i.inhparent = 'relay.webhook_calls'::regclass AND c.relname BETWEEN $1 AND $2";
+    let (from, to) = (partition(database, from).await, partition(database, to).await);
+    database.client.query_one(sql, &[&from, &to]).await.unwrap().get(0)
+}
+
+async fn make(database: &Database, days: i64) {
+    let sql = format!("SELECT relay.make_call_partition((now() AT TIME ZONE 'UTC')::date + ({days}))");
+    database.client.execute(&sql, &[]).await.unwrap();
+}
+
+/// Inserts calls of a time.
+async fn calls(database: &Database, count: i64, at: &str) {
+    let sql = format!(
+        "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
+             response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip)
+         SELECT 1, 1, 1, 't', 'u', '{{}}', '', 0, false, {at}, {at}, false, true, false, '', '' FROM generate_series(1, {count})"
+    );
+    database.client.execute(&sql, &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn partitions_are_made_a_week_ahead_and_dropped_after_their_time() {
+    let database = Database::new().await;
+    // The daemon was off for months.
+    database
+        .client
+        .batch_execute(&format!("DROP TABLE relay.{}", partition(&database, 0).await))
+        .await
+        .unwrap();
+    for days in [-100, -32, -31, -30, -29, 3] {
+        make(&database, days).await;
+    }
+    calls(&database, 3, "now() - interval '100 days'").await;
+    assert!(run(&database).await.unwrap());
+    assert_eq!(partitions(&database, 0, 7).await, 8);
+    // A day goes when all of it is 30 days old.
+    assert_eq!(partitions(&database, -400, -31).await, 0);
+    assert_eq!(partitions(&database, -30, -1).await, 2);
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls").await, 0);
+    // Nothing is left to do.
+    assert!(run(&database).await.unwrap());
+    assert_eq!(partitions(&database, -30, 7).await, 10);
+}
+
+#[tokio::test]
+async fn a_missing_partition_loses_no_log_and_gets_what_came_before_it() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let _relay = Relay::start(&database, &[]);
+    database
+        .client
+        .batch_execute(&format!("DROP TABLE relay.{}", partition(&database, 0).await))
+        .await
+        .unwrap();
+    database.events(1, 5).await;
+    database.all_done().await;
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls_default").await, 5);
+    // The clock was wrong for a while.
+    calls(&database, 2, "now() + interval '1 year'").await;
+    calls(&database, 7000, "now() - interval '1 year'").await;
+    assert!(run(&database).await.unwrap());
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls_default").await, 2);
+    let today = format!("SELECT count(*) FROM relay.{}", partition(&database, 0).await);
+    assert_eq!(database.number(&today).await, 5);
+}
+
+#[tokio::test]
+async fn too_many_calls_of_a_day_without_partition_stay_where_they_are() {
+    let database = Database::new().await;
+    database
+        .client
+        .batch_execute(&format!("DROP TABLE relay.{}", partition(&database, 0).await))
+        .await
+        .unwrap();
+    calls(&database, 10_001, "now()").await;
+    assert!(run(&database).await.unwrap());
+    assert_eq!(partitions(&database, 0, 0).await, 0);
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls_default").await, 10_001);
+    assert_eq!(partitions(&database, 1, 7).await, 7);
+}
+
+#[tokio::test]
+async fn what_a_dba_made_or_took_away_is_left_alone() {
+    let database = Database::new().await;
+    let (today, tomorrow, after) =
+        (partition(&database, 0).await, partition(&database, 1).await, partition(&database, 2).await);
+    let sql = format!(
+        "ALTER TABLE relay.webhook_calls DETACH PARTITION relay.{today};
+         DROP TABLE relay.{tomorrow};
+         DROP TABLE relay.{after};
+         CREATE TABLE relay.a_week PARTITION OF relay.webhook_calls
+             FOR VALUES FROM (date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + interval '1 day')
+             TO (date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + interval '3 days');
+         CREATE TABLE relay.long_ago PARTITION OF relay.webhook_calls FOR VALUES FROM ('2001-01-01') TO ('2002-01-01')"
+    );
+    database.client.batch_execute(&sql).await.unwrap();
+    make(&database, -50).await;
+    assert!(run(&database).await.unwrap());
+    assert_eq!(partitions(&database, 0, 2).await, 0);
+    assert_eq!(partitions(&database, 3, 7).await, 5);
+    assert_eq!(partitions(&database, -60, -1).await, 0);
+    assert_eq!(
+        database
+            .number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'relay.webhook_calls'::regclass")
+            .await,
+        8
+    );
+    // Also through these holes no log is lost.
+    for at in ["now()", "now() + interval '1 day'"] {
+        calls(&database, 1, at).await;
+    }
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls").await, 2);
+}
+
+#[tokio::test]
+async fn a_report_holds_up_the_dropping_and_nothing_else() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    make(&database, -50).await;
+    let report = connect(&database.url).await;
+    report.batch_execute("BEGIN; SELECT count(*) FROM relay.webhook_calls").await.unwrap();
+    let relay = Relay::start(&database, &[]);
+    relay.wait_for_log("retention could not do all");
+    assert_eq!(partitions(&database, -60, -1).await, 1);
+    database.events(1, 100).await;
+    database.all_done().await;
+    report.batch_execute("COMMIT").await.unwrap();
+    assert!(run(&database).await.unwrap());
+    assert_eq!(partitions(&database, -60, -1).await, 0);
+}
+
+#[tokio::test]
+async fn one_of_several_instances_does_it() {
+    let database = Database::new().await;
+    let other = connect(&database.url).await;
+    other.batch_execute(RETENTION_LOCK).await.unwrap();
+    assert!(!run(&database).await.unwrap());
+    drop(other);
+    database.eventually(RETENTION_FREE).await;
+    assert!(run(&database).await.unwrap());
+}
+
+#[tokio::test]
+async fn done_rows_go_after_their_time_and_others_stay() {
+    let database = Database::new().await;
+    database.events(1, 30_000).await;
+    let sql = "UPDATE relay.outbox SET created_at = now() - interval '3 days';
+               UPDATE relay.outbox SET done_at = now() - interval '2 days' WHERE id % 1000 <> 0";
+    database.client.batch_execute(sql).await.unwrap();
+    // Far behind: the sequence has jumped.
+    database
+        .client
+        .batch_execute("ALTER TABLE relay.outbox ALTER COLUMN id RESTART WITH 9000000000000")
+        .await
+        .unwrap();
+    database.events(1, 3).await;
+    let sql = "UPDATE relay.outbox SET created_at = now() - interval '3 days', done_at = now() - interval '23 hours' WHERE id = 9000000000000;
+               UPDATE relay.outbox SET created_at = now() - interval '3 days', done_at = now() - interval '25 hours' WHERE id = 9000000000001;
+               UPDATE relay.outbox SET done_at = now() WHERE id = 9000000000002";
+    database.client.batch_execute(sql).await.unwrap();
+    assert!(run(&database).await.unwrap());
+    // Pending ones of any age, and the one that was done within the day.
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NULL").await, 30);
+    let left = "SELECT count(*) FROM relay.outbox WHERE id IN (9000000000000, 9000000000002)";
+    assert_eq!(database.number(left).await, 2);
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox").await, 32);
+}
