@@ -554,6 +554,7 @@ fn silence(limit: Duration) -> Error {
 /// Only when the session is lost.
 async fn record(finish: &Store, epoch: i64, rows: &[Finished]) -> Result<usize> {
     let mut pause = RETRY_MIN;
+    let mut refused_before = false;
     loop {
         let error = match finish.finish(epoch, rows).await {
             Ok(ours) => return Ok(ours.len()),
@@ -565,6 +566,10 @@ async fn record(finish: &Store, epoch: i64, rows: &[Finished]) -> Result<usize> 
                 let (left, right) = rows.split_at(rows.len() / 2);
                 let left = Box::pin(record(finish, epoch, left)).await?;
                 return Ok(left + Box::pin(record(finish, epoch, right)).await?);
+            }
+            // A record on its way to the default partition is refused while its own partition is made: once more.
+            if !std::mem::replace(&mut refused_before, true) {
+                continue;
             }
             if let Some(replaced) = rows.first().and_then(|row| unstorable(row, &error)) {
                 return Box::pin(record(finish, epoch, &[replaced])).await;

@@ -20,7 +20,7 @@ const SPAN_FACTOR: u32 = 8;
 const LOOK: Duration = Duration::from_millis(500);
 /// Ids are drawn before commit: so long after one was seen, lower ones may still appear.
 const LATE: Duration = Duration::from_secs(10);
-/// Calls that are printed with one look; more are counted.
+/// Calls that are read with one look.
 const AT_ONCE: i64 = 10_000;
 
 /// Prints the calls.
@@ -44,10 +44,13 @@ pub async fn run(global: &Global, calls: &Calls) -> Result<()> {
         return Ok(());
     }
     let stop = Stop::install(|| {})?;
-    let mut first = newest(&store, &wanted, calls.limit.into(), calls.json).await?;
-    first.reverse();
+    let known = newest(&store, &wanted, AT_ONCE, calls.json).await?;
+    for call in known.iter().take(calls.limit as usize).rev() {
+        print(&screen, call)?;
+    }
+    let known = known.iter().map(|call| call.id).collect();
     tokio::select! {
-        error = follow(&settings, store, &screen, wanted, first, calls.json) => error,
+        error = follow(&settings, store, &screen, wanted, known, calls.json) => error,
         () = stop.wait() => Ok(()),
     }
 }
@@ -84,21 +87,19 @@ async fn newest(store: &Store, wanted: &Wanted, limit: i64, json: bool) -> Resul
     }
 }
 
-/// Prints these calls, and then new ones as they are recorded; ends with an error only.
+/// Prints calls as they are recorded that are not among the newest known ones; ends with an error only.
 async fn follow(
     settings: &Settings,
     mut store: Store,
     screen: &Screen,
     mut wanted: Wanted,
-    first: Vec<Logged>,
+    mut seen: HashSet<i64>,
     json: bool,
 ) -> Result<()> {
-    let mut seen: HashSet<i64> = HashSet::new();
-    // Ids up to `floor` are not looked at any more: what is older than the first ones, later those that were seen LATE
-    // ago.
-    let mut floor = first.iter().map(|call| call.id - 1).min().unwrap_or_default();
+    // Ids up to `floor` are not looked at any more: those that were seen LATE ago, and what is older.
+    let mut floor = if seen.len() < AT_ONCE as usize { 0 } else { seen.iter().min().map_or(0, |id| id - 1) };
     let (mut top, mut top_seen) = (floor, Instant::now());
-    let mut calls = first;
+    let mut calls: Vec<Logged> = Vec::new();
     loop {
         for call in calls.iter().filter(|call| seen.insert(call.id)) {
             print(screen, call)?;

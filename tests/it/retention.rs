@@ -80,22 +80,23 @@ async fn a_missing_partition_loses_no_log_and_gets_what_came_before_it() {
     let database = Database::new().await;
     let receiver = Receiver::good();
     database.webhook(1, &receiver.url("/")).await;
+    // The daemon's own retention finds it busy.
+    let other = connect(&database.url).await;
+    other.batch_execute(RETENTION_LOCK).await.unwrap();
+    let today = partition(&database, 0).await;
+    database.client.batch_execute(&format!("DROP TABLE relay.{today}")).await.unwrap();
     let _relay = Relay::start(&database, &[]);
-    database
-        .client
-        .batch_execute(&format!("DROP TABLE relay.{}", partition(&database, 0).await))
-        .await
-        .unwrap();
     database.events(1, 5).await;
     database.all_done().await;
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls_default").await, 5);
+    drop(other);
+    database.eventually(RETENTION_FREE).await;
     // The clock was wrong for a while.
     calls(&database, 2, "now() + interval '1 year'").await;
     calls(&database, 7000, "now() - interval '1 year'").await;
     assert!(run(&database).await.unwrap());
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls_default").await, 2);
-    let today = format!("SELECT count(*) FROM relay.{}", partition(&database, 0).await);
-    assert_eq!(database.number(&today).await, 5);
+    assert_eq!(database.number(&format!("SELECT count(*) FROM relay.{today}")).await, 5);
 }
 
 #[tokio::test]
@@ -199,4 +200,31 @@ async fn done_rows_go_after_their_time_and_others_stay() {
     let left = "SELECT count(*) FROM relay.outbox WHERE id IN (9000000000000, 9000000000002)";
     assert_eq!(database.number(left).await, 2);
     assert_eq!(database.number("SELECT count(*) FROM relay.outbox").await, 32);
+}
+
+#[tokio::test]
+async fn a_record_that_crosses_the_making_of_its_partition_is_stored_whole() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let other = connect(&database.url).await;
+    other.batch_execute(RETENTION_LOCK).await.unwrap();
+    let today = partition(&database, 0).await;
+    database.client.batch_execute(&format!("DROP TABLE relay.{today}")).await.unwrap();
+    // The record is on its way into the default partition when that may not have it any more.
+    other
+        .batch_execute("BEGIN; LOCK TABLE relay.webhook_calls_default IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let _relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    let waits = "SELECT count(*) > 0 FROM pg_locks WHERE relation = 'relay.webhook_calls_default'::regclass AND NOT granted";
+    database.eventually(waits).await;
+    other
+        .batch_execute("SELECT relay.make_call_partition((now() AT TIME ZONE 'UTC')::date); COMMIT")
+        .await
+        .unwrap();
+    database.all_done().await;
+    let stored = format!("SELECT count(*) FROM relay.{today} WHERE succeeded AND response_body <> ''");
+    assert_eq!(database.number(&stored).await, 1);
 }
