@@ -13,6 +13,7 @@ mod input;
 mod monitoring;
 mod operators;
 mod plans;
+mod promptpal;
 mod recovery;
 mod retention;
 mod schema;

@@ -625,3 +625,10 @@ pub fn closed_port() -> u16 {
 pub fn repository_file(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
+
+/// psql, beside the server's binaries or on the path.
+pub fn psql() -> Command {
+    let cluster = CLUSTER.lock().unwrap();
+    let beside = cluster.as_ref().map(|cluster| cluster.bin().join("psql")).filter(|path| path.is_file());
+    Command::new(beside.unwrap_or_else(|| "psql".into()))
+}

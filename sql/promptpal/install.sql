@@ -1,0 +1,228 @@
+-- Puts the relay beside an existing PromptPal database. Run it with psql, in the database that has both, after
+-- promptpal-relay migrate, as a user who owns the schema relay and may create triggers on PromptPal's tables:
+--
+--     psql -v ON_ERROR_STOP=1 -f sql/promptpal/install.sql app
+--     psql -v ON_ERROR_STOP=1 -v promptpal_schema=public -v feed=on -f sql/promptpal/install.sql app
+--
+-- It can be run again; uninstall.sql takes it out. In one transaction it
+--   1. makes relay.webhooks a view of PromptPal's webhooks, without signing secrets; the table that was there must be
+--      empty, and waits as relay.webhooks_before_promptpal;
+--   2. mirrors each call log into PromptPal's webhook_calls, in the transaction that records it, except those of
+--      webhooks that are gone. A mirrored row that PromptPal's table refuses is left out with a warning in the server's
+--      log: it does not keep the relay's own record from being written;
+--   3. with feed=on, inserts an event into relay.outbox for each row that is inserted into PromptPal's prompt_calls.
+--      Values that the outbox forbids are brought within its bounds (negative counts become 0, any result but 0 is a
+--      failure); rows without project or prompt are passed over. It cannot make an insert into prompt_calls fail.
+
+\if :{?promptpal_schema}
+\else
+    \set promptpal_schema public
+\endif
+\if :{?feed}
+\else
+    \set feed off
+\endif
+
+BEGIN;
+SET LOCAL client_min_messages = warning;
+SELECT set_config('promptpal.schema', :'promptpal_schema', true) AS promptpal_schema,
+       set_config('promptpal.feed', :'feed', true) AS feed
+\gset
+
+DO $install$
+DECLARE
+    promptpal text := current_setting('promptpal.schema');
+    name      text;
+    has_rows  boolean;
+    kind      "char" := (SELECT c.relkind FROM pg_class c WHERE c.oid = to_regclass('relay.webhooks'));
+    columns   text;
+BEGIN
+    IF kind IS NULL THEN
+        RAISE EXCEPTION 'there is no relay.webhooks in this database: run promptpal-relay migrate first';
+    END IF;
+    FOREACH name IN ARRAY ARRAY['webhooks', 'webhook_calls', 'prompt_calls', 'providers'] LOOP
+        IF to_regclass(format('%I.%I', promptpal, name)) IS NULL THEN
+            RAISE EXCEPTION 'there is no table %.%: say where PromptPal''s tables are with -v promptpal_schema=NAME',
+                promptpal, name;
+        END IF;
+    END LOOP;
+
+    -- ---- 1. webhooks
+    IF kind = 'r' THEN
+        LOCK TABLE relay.webhooks IN ACCESS EXCLUSIVE MODE;
+        EXECUTE 'SELECT EXISTS (SELECT FROM relay.webhooks)' INTO has_rows;
+        IF has_rows THEN
+            RAISE EXCEPTION 'relay.webhooks has rows: move them to %.webhooks, delete them, and run this again', promptpal;
+        END IF;
+        ALTER TABLE relay.webhooks RENAME TO webhooks_before_promptpal;
+    END IF;
+    -- The WITH makes it a view that cannot be written through: the view reads with its owner's rights.
+    EXECUTE format(
+        'CREATE OR REPLACE VIEW relay.webhooks AS
+         WITH promptpal AS (SELECT * FROM %I.webhooks)
+         SELECT id::bigint, webhook_project::bigint AS project_id, name::text, description::text, url::text,
+                event::text, enabled::boolean, NULL::text AS signing_secret, create_time::timestamptz AS created_at,
+                update_time::timestamptz AS updated_at
+           FROM promptpal', promptpal);
+    COMMENT ON VIEW relay.webhooks IS 'PromptPal''s webhooks, in the form of the table relay.webhooks. Made by sql/promptpal/install.sql.';
+    COMMENT ON COLUMN relay.webhooks.id IS 'webhooks.id';
+    COMMENT ON COLUMN relay.webhooks.project_id IS 'webhooks.webhook_project';
+    COMMENT ON COLUMN relay.webhooks.name IS 'webhooks.name';
+    COMMENT ON COLUMN relay.webhooks.description IS 'webhooks.description';
+    COMMENT ON COLUMN relay.webhooks.url IS 'webhooks.url';
+    COMMENT ON COLUMN relay.webhooks.event IS 'webhooks.event';
+    COMMENT ON COLUMN relay.webhooks.enabled IS 'webhooks.enabled';
+    COMMENT ON COLUMN relay.webhooks.signing_secret IS 'Always null: PromptPal has none.';
+    COMMENT ON COLUMN relay.webhooks.created_at IS 'webhooks.create_time';
+    COMMENT ON COLUMN relay.webhooks.updated_at IS 'webhooks.update_time';
+    FOREACH name IN ARRAY ARRAY['relay_app', 'relay_daemon', 'relay_reader'] LOOP
+        CONTINUE WHEN NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name);
+        EXECUTE format('GRANT SELECT ON relay.webhooks TO %I', name);
+    END LOOP;
+    -- The claim looks webhooks up by project.
+    EXECUTE format('CREATE INDEX IF NOT EXISTS promptpal_relay_webhook_project ON %I.webhooks (webhook_project) WHERE enabled',
+                   promptpal);
+
+    -- ---- 2. call logs
+    -- What may be null here and not there becomes 0, '' or {}; headers get the type of the column.
+    SELECT string_agg(format(CASE WHEN a.attnotnull THEN 'coalesce((%s)::text, %L)::%s' ELSE '(%s)::text::%3$s' END,
+                             v.value, v.instead, format_type(a.atttypid, a.atttypmod)),
+                      ', ' ORDER BY v.n)
+      INTO columns
+      FROM (VALUES
+            (1,  'trace_id',              'c.trace_id',                                                     ''),
+            (2,  'url',                   'c.url',                                                          ''),
+            (3,  'request_headers',       'relay.flat_headers(c.request_headers)',                          '{}'),
+            (4,  'request_body',          'c.request_body',                                                 ''),
+            (5,  'status_code',           'c.status_code',                                                  '0'),
+            (6,  'response_headers',      'relay.flat_headers(c.response_headers)',                         '{}'),
+            (7,  'response_body',         'c.response_body',                                                ''),
+            (8,  'start_time',            'c.start_time',                                                   ''),
+            (9,  'end_time',              'c.end_time',                                                     ''),
+            (10, 'is_timeout',            'c.is_timeout',                                                   ''),
+            (11, 'error_message',         'c.error_message',                                                ''),
+            (12, 'user_agent',            'c.user_agent',                                                   ''),
+            (13, 'ip',                    'c.ip',                                                           ''),
+            (14, 'webhook_call_webhook',  'c.webhook_id',                                                   ''),
+            (15, 'webhook_call_provider', 'c.provider_id',                                                  '0'),
+            (16, 'create_time',           'c.end_time',                                                     ''),
+            (17, 'update_time',           'c.end_time',                                                     '')
+           ) AS v (n, col, value, instead)
+      JOIN pg_attribute a
+        ON a.attrelid = to_regclass(format('%I.webhook_calls', promptpal))
+       AND a.attname = v.col;
+
+    CREATE OR REPLACE FUNCTION relay.flat_headers(headers jsonb) RETURNS jsonb
+        LANGUAGE sql IMMUTABLE PARALLEL SAFE
+        SET search_path = pg_catalog, pg_temp
+    AS $$
+        SELECT jsonb_object_agg(h.key, CASE jsonb_typeof(h.value)
+                   WHEN 'array' THEN (SELECT string_agg(v, ', ') FROM jsonb_array_elements_text(h.value) AS v)
+                   ELSE h.value #>> '{}' END)
+          FROM jsonb_each(headers) AS h
+         WHERE headers <> '{}'
+         UNION ALL
+        SELECT headers
+         WHERE headers = '{}'
+         LIMIT 1
+    $$;
+    COMMENT ON FUNCTION relay.flat_headers(jsonb) IS 'Headers of a call log as an object of strings, as PromptPal has them.';
+
+    EXECUTE format($function$
+        CREATE OR REPLACE FUNCTION relay.mirror_calls() RETURNS trigger
+            LANGUAGE plpgsql
+            SECURITY DEFINER
+            SET search_path = pg_catalog, pg_temp
+            SET lock_timeout = '1s'
+        AS $$
+        DECLARE
+            present bigint[];
+            call_id bigint;
+        BEGIN
+            -- Webhooks that are there, kept there until we commit. Whoever deletes one is waited for, a second.
+            BEGIN
+                present := ARRAY(SELECT w.id FROM %1$I.webhooks w
+                                  WHERE w.id = ANY (ARRAY(SELECT DISTINCT n.webhook_id FROM new_calls n)) FOR KEY SHARE);
+            EXCEPTION WHEN lock_not_available THEN
+                RAISE WARNING 'promptpal-relay: call logs of webhooks that somebody has locked are not mirrored';
+                present := ARRAY(SELECT w.id FROM %1$I.webhooks w
+                                  WHERE w.id = ANY (ARRAY(SELECT DISTINCT n.webhook_id FROM new_calls n))
+                                    FOR KEY SHARE SKIP LOCKED);
+            END;
+            BEGIN
+                INSERT INTO %1$I.webhook_calls (%2$s)
+                SELECT %3$s FROM new_calls c WHERE c.webhook_id = ANY (present) ORDER BY c.id;
+            EXCEPTION
+                -- These pass, and the relay tries again.
+                WHEN insufficient_resources OR lock_not_available THEN RAISE;
+                -- One of them is refused: each by itself.
+                WHEN OTHERS THEN
+                FOR call_id IN SELECT n.id FROM new_calls n WHERE n.webhook_id = ANY (present) ORDER BY n.id LOOP
+                    BEGIN
+                        INSERT INTO %1$I.webhook_calls (%2$s) SELECT %3$s FROM new_calls c WHERE c.id = call_id;
+                    EXCEPTION
+                        WHEN insufficient_resources OR lock_not_available THEN RAISE;
+                        WHEN OTHERS THEN
+                        RAISE WARNING 'promptpal-relay: call log %% is not mirrored: %%', call_id, SQLERRM;
+                    END;
+                END LOOP;
+            END;
+            RETURN NULL;
+        END
+        $$
+        $function$,
+        promptpal,
+        'trace_id, url, request_headers, request_body, status_code, response_headers, response_body, start_time, end_time,'
+        ' is_timeout, error_message, user_agent, ip, webhook_call_webhook, webhook_call_provider, create_time, update_time',
+        columns);
+    COMMENT ON FUNCTION relay.mirror_calls() IS 'Copies new call logs into PromptPal''s webhook_calls.';
+    DROP TRIGGER IF EXISTS mirror_calls ON relay.webhook_calls;
+    CREATE TRIGGER mirror_calls
+        AFTER INSERT ON relay.webhook_calls
+        REFERENCING NEW TABLE AS new_calls
+        FOR EACH STATEMENT EXECUTE FUNCTION relay.mirror_calls();
+
+    -- ---- 3. events
+    EXECUTE format('DROP TRIGGER IF EXISTS promptpal_relay_feed ON %I.prompt_calls', promptpal);
+    IF current_setting('promptpal.feed')::boolean THEN
+        EXECUTE format($function$
+            CREATE OR REPLACE FUNCTION relay.feed_outbox() RETURNS trigger
+                LANGUAGE plpgsql
+                SECURITY DEFINER
+                SET search_path = pg_catalog, pg_temp
+            AS $$
+            BEGIN
+                INSERT INTO relay.outbox (
+                    project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens, completion_tokens,
+                    total_tokens, cached, ip, user_agent, provider_id, provider_default_model)
+                SELECT c.project_calls, c.prompt_calls, coalesce(c.user_id, ''),
+                       CASE WHEN c.result = 0 THEN 0 ELSE 1 END,
+                       CASE WHEN c.create_time >= '1970-01-01 00:00:00+00' AND c.create_time < '10000-01-01 00:00:00+00'
+                            THEN c.create_time ELSE now() END,
+                       greatest(c.duration, 0),
+                       least(greatest(c.total_token::bigint - c.response_token, 0), 2147483647),
+                       least(greatest(c.response_token::bigint, 0), 2147483647),
+                       least(greatest(c.total_token::bigint, 0), 2147483647),
+                       coalesce(c.cached, false), coalesce(c.ip, ''), coalesce(c.ua, ''), c.prompt_call_provider,
+                       p.default_model
+                  FROM new_calls c
+                  LEFT JOIN %I.providers p
+                    ON p.id = c.prompt_call_provider
+                 WHERE c.project_calls IS NOT NULL
+                   AND c.prompt_calls IS NOT NULL
+                 ORDER BY c.id;
+                RETURN NULL;
+            END
+            $$
+            $function$, promptpal);
+        COMMENT ON FUNCTION relay.feed_outbox() IS 'Inserts an event for each new row of PromptPal''s prompt_calls.';
+        EXECUTE format(
+            'CREATE TRIGGER promptpal_relay_feed AFTER INSERT ON %I.prompt_calls
+                 REFERENCING NEW TABLE AS new_calls FOR EACH STATEMENT EXECUTE FUNCTION relay.feed_outbox()', promptpal);
+    END IF;
+    REVOKE ALL ON FUNCTION relay.flat_headers(jsonb) FROM PUBLIC;
+    REVOKE ALL ON FUNCTION relay.mirror_calls() FROM PUBLIC;
+END
+$install$;
+
+COMMIT;
