@@ -157,15 +157,15 @@ BEGIN
                 WHEN insufficient_resources OR lock_not_available THEN RAISE;
                 -- One of them is refused: each by itself.
                 WHEN OTHERS THEN
-                FOR call_id IN SELECT n.id FROM new_calls n WHERE n.webhook_id = ANY (present) ORDER BY n.id LOOP
-                    BEGIN
-                        INSERT INTO %1$I.webhook_calls (%2$s) SELECT %3$s FROM new_calls c WHERE c.id = call_id;
-                    EXCEPTION
-                        WHEN insufficient_resources OR lock_not_available THEN RAISE;
-                        WHEN OTHERS THEN
-                        RAISE WARNING 'promptpal-relay: call log %% is not mirrored: %%', call_id, SQLERRM;
-                    END;
-                END LOOP;
+                    FOR call_id IN SELECT n.id FROM new_calls n WHERE n.webhook_id = ANY (present) ORDER BY n.id LOOP
+                        BEGIN
+                            INSERT INTO %1$I.webhook_calls (%2$s) SELECT %3$s FROM new_calls c WHERE c.id = call_id;
+                        EXCEPTION
+                            WHEN insufficient_resources OR lock_not_available THEN RAISE;
+                            WHEN OTHERS THEN
+                                RAISE WARNING 'promptpal-relay: call log %% is not mirrored: %%', call_id, SQLERRM;
+                        END;
+                    END LOOP;
             END;
             RETURN NULL;
         END
@@ -200,7 +200,7 @@ BEGIN
                        CASE WHEN c.create_time >= '1970-01-01 00:00:00+00' AND c.create_time < '10000-01-01 00:00:00+00'
                             THEN c.create_time ELSE now() END,
                        greatest(c.duration, 0),
-                       least(greatest(c.total_token::bigint - c.response_token, 0), 2147483647),
+                       least(greatest(c.total_token::numeric - c.response_token, 0), 2147483647),
                        least(greatest(c.response_token::bigint, 0), 2147483647),
                        least(greatest(c.total_token::bigint, 0), 2147483647),
                        coalesce(c.cached, false), coalesce(c.ip, ''), coalesce(c.ua, ''), c.prompt_call_provider,

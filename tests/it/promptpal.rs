@@ -187,10 +187,11 @@ async fn odd_prompt_calls_never_make_the_applications_insert_fail() {
                VALUES (1, 1, NULL, -5, 3, -1, 9, NULL, NULL, NULL, 'infinity'),
                       (1, 1, 'u', 9000000000000000000, 9000000000000000000, 1, 0, true, '', '', '0044-03-15 BC'),
                       (1, 1, 'u', NULL, NULL, NULL, NULL, NULL, NULL, NULL, now()),
+                      (1, 1, 'u', -9000000000000000000, 9000000000000000000, 1, 0, true, '', '', now()),
                       (1, NULL, 'u', 1, 1, 1, 0, true, '', '', now()),
                       (NULL, 1, 'u', 1, 1, 1, 0, true, '', '', now())";
     database.client.batch_execute(sql).await.unwrap();
-    assert_eq!(database.number("SELECT count(*) FROM prompt_calls").await, 5);
+    assert_eq!(database.number("SELECT count(*) FROM prompt_calls").await, 6);
     let rows = database
         .client
         .query("SELECT prompt_tokens, completion_tokens, result::integer, duration_ms FROM relay.outbox ORDER BY id", &[])
@@ -198,5 +199,5 @@ async fn odd_prompt_calls_never_make_the_applications_insert_fail() {
         .unwrap();
     let rows: Vec<(i32, i32, i32, i64)> =
         rows.iter().map(|r| (r.get(0), r.get(1), r.get(2), r.get(3))).collect();
-    assert_eq!(rows, [(8, 0, 1, 0), (0, i32::MAX, 0, 1), (0, 0, 1, 0)]);
+    assert_eq!(rows, [(8, 0, 1, 0), (0, i32::MAX, 0, 1), (0, 0, 1, 0), (i32::MAX, 0, 0, 1)]);
 }
