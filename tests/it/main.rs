@@ -14,6 +14,7 @@ mod monitoring;
 mod operators;
 mod plans;
 mod promptpal;
+mod questions;
 mod recovery;
 mod retention;
 mod schema;

@@ -1,0 +1,54 @@
+//! The README's questions: each can be asked as it stands there, by whom it is for, and none reads a whole table.
+
+use crate::support::{Database, connect, repository_file};
+
+#[tokio::test]
+async fn the_questions_of_the_readme_are_answered_without_reading_whole_tables() {
+    let database = Database::new().await;
+    let run = async |sql: &str| database.client.batch_execute(sql).await.unwrap();
+    run("SELECT relay.make_call_partition((now() AT TIME ZONE 'UTC')::date - n) FROM generate_series(1, 7) AS n").await;
+    run("INSERT INTO relay.webhooks (project_id, url) SELECT n, 'http://a.example' FROM generate_series(1, 100) AS n").await;
+    run("INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body, status_code,
+             response_headers, response_body, response_bytes, response_truncated, start_time, end_time, is_timeout, error_kind, succeeded,
+             repeated, user_agent, ip)
+         SELECT n, 1 + n % 100, 1, md5(n::text), 'http://a.example', '{}',
+                '{\"event\":\"onPromptFinished\",\"projectId\":1,\"promptId\":1,\"userId\":\"u\",\"result\":0,\"timestamp\":\"2026-01-01T00:00:00Z\",\"duration\":1,\"tokens\":{\"prompt\":1,\"completion\":1,\"total\":2},\"cached\":false,\"ip\":\"\",\"userAgent\":\"\"}',
+                200, '{}', repeat('x', 200), 200, false, t, t + interval '1 ms', false, CASE WHEN n % 50 = 0 THEN 'connect' END, n % 50 <> 0,
+                false, '', ''
+           FROM (SELECT n, now() - interval '7 days' + n * interval '3 s' AS t FROM generate_series(1, 201600) AS n) AS times").await;
+    run("INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens, done_at)
+         SELECT 1, 1, 'u', 0, 1, 1, 1, CASE WHEN n <= 50000 THEN now() END FROM generate_series(1, 50500) AS n").await;
+    run("VACUUM ANALYZE relay.webhook_calls").await;
+    run("VACUUM ANALYZE relay.outbox").await;
+
+    let today = "SELECT 'webhook_calls_' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')";
+    let today: String = database.client.query_one(today, &[]).await.unwrap().get(0);
+    let readme = repository_file("README.md");
+    let (_, questions) = readme.split_once("## Ten questions").unwrap();
+    let questions = questions.split_once("\n## ").unwrap().0;
+    let questions: Vec<&str> =
+        questions.split("```sql\n").skip(1).map(|part| part.split_once("```").unwrap().0).collect();
+    assert_eq!(questions.len(), 10);
+    let role = format!("asker_{}", std::process::id());
+    run(&format!("CREATE ROLE {role} LOGIN IN ROLE relay_reader, relay_app")).await;
+    let asker = connect(&database.url.replacen("postgres@", &format!("{role}@"), 1)).await;
+    for question in questions {
+        asker.batch_execute("BEGIN").await.unwrap();
+        let plan = asker.query(&format!("EXPLAIN (ANALYZE) {question}"), &[]).await;
+        let plan = plan.unwrap_or_else(|error| panic!("{question}: {error:?}"));
+        let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+        let plan = plan.join("\n");
+        // Partitions of days to come are empty.
+        let reads_all = |line: &&str| {
+            let table =
+                line.split("Seq Scan on ").nth(1).unwrap_or_default().split(' ').next().unwrap_or_default();
+            !line.contains("never executed")
+                && (table == "outbox" || (table.starts_with("webhook_calls_2") && table <= today.as_str()))
+        };
+        assert!(!plan.lines().any(|line| reads_all(&line)), "{question}\n{plan}");
+        asker.batch_execute("ROLLBACK").await.unwrap();
+    }
+    drop(asker);
+    database.eventually(&format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = '{role}'")).await;
+    run(&format!("DROP ROLE {role}")).await;
+}
