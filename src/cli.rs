@@ -36,6 +36,16 @@ pub struct Global {
         global = true
     )]
     pub database_url: Option<String>,
+    /// A file with that URL in it, such as systemd's credentials are. Without any of these,
+    /// $CREDENTIALS_DIRECTORY/database-url is read if it is there
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "PROMPTPAL_RELAY_DATABASE_URL_FILE",
+        conflicts_with = "database_url",
+        global = true
+    )]
+    pub database_url_file: Option<PathBuf>,
     /// How log lines look
     #[arg(
         long,
@@ -54,6 +64,16 @@ pub struct Global {
         global = true
     )]
     pub log_level: LogLevel,
+    /// Daily files that are kept in --log-dir
+    #[arg(
+        long,
+        value_name = "N",
+        env = "PROMPTPAL_RELAY_LOG_DAYS",
+        default_value = "14",
+        value_parser = clap::value_parser!(u32).range(1..=3650),
+        global = true
+    )]
+    pub log_days: u32,
     /// Log into daily files in this folder instead of standard error; SIGHUP opens them anew
     #[arg(long, value_name = "DIR", env = "PROMPTPAL_RELAY_LOG_DIR", global = true)]
     pub log_dir: Option<PathBuf>,

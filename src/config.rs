@@ -1,6 +1,9 @@
 //! What the flags mean: checked once, never changed afterwards, shared by `run` and `check`.
 
+use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::cli::{AfterCrash, Global, Run};
@@ -33,15 +36,47 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
 }
 
-/// Where Postgres is: `--database-url`, `DATABASE_URL`, the `PG*` variables, the local socket, in this order.
+/// Longest URL in a file.
+const URL_FILE_BYTES_MAX: u64 = 64 * 1024;
+/// What a unit's LoadCredential= is to call the URL.
+const CREDENTIAL: &str = "database-url";
+
+/// Where Postgres is: `--database-url`, `--database-url-file`, `DATABASE_URL`, systemd's credential `database-url`, the
+/// `PG*` variables, the local socket, in this order.
 ///
 /// # Errors
 ///
 /// [`Error::Config`] when it cannot be meant.
 pub fn database(global: &Global) -> Result<db::Settings> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let url = global.database_url.clone().filter(|url| !url.is_empty()).or_else(|| variable("DATABASE_URL"));
+    let file = |path: &Path| read_url(path).map(Some);
+    let url = match (&global.database_url, &global.database_url_file) {
+        (Some(url), _) if !url.is_empty() => Some(url.clone()),
+        (_, Some(path)) => file(path)?,
+        _ => match (variable("DATABASE_URL"), variable("CREDENTIALS_DIRECTORY")) {
+            (Some(url), _) => Some(url),
+            (None, Some(folder)) if Path::new(&folder).join(CREDENTIAL).exists() => {
+                file(&Path::new(&folder).join(CREDENTIAL))?
+            }
+            _ => None,
+        },
+    };
     db::Settings::parse(url.as_deref(), &variable)
+}
+
+/// The one line of a file.
+fn read_url(path: &Path) -> Result<String> {
+    let refused = |why: &dyn std::fmt::Display| {
+        Error::Config(format!("cannot read the database URL from {}: {why}", path.display()))
+    };
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| refused(&error))?;
+    file.take(URL_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| refused(&error))?;
+    match text.trim() {
+        "" => Err(refused(&"the file is empty")),
+        url if url.contains('\n') => Err(refused(&"it has more than one line")),
+        url => Ok(url.to_owned()),
+    }
 }
 
 impl Config {

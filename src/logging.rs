@@ -1,20 +1,28 @@
 //! The journal: tracing, as text for people or JSON for collectors, to standard error or to daily files.
 //!
+//! Lines are written by a thread of their own, from a queue with a bound: a pipe that nobody reads, or a disk that is
+//! full, loses lines and holds nothing else up.
+//!
 //! What is never logged: bodies, header values, secrets, a URL's user, password and query.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_appender::rolling::{RollingFileAppender, Rotation};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::{Global, LogFormat, LogLevel};
 use crate::error::{Error, Result};
 
-/// Daily files kept in `--log-dir`; older ones are deleted.
-const FILES_MAX: usize = 14;
+/// Lines that wait to be written; more are lost.
+const LINES_MAX: usize = 10_000;
 
 impl From<LogLevel> for LevelFilter {
     fn from(level: LogLevel) -> LevelFilter {
@@ -28,6 +36,11 @@ impl From<LogLevel> for LevelFilter {
     }
 }
 
+/// Writes what still waits when it is dropped, within a second.
+pub struct Flush {
+    _guard: WorkerGuard,
+}
+
 /// The log files, when there are any; cheap to clone.
 #[derive(Clone)]
 pub struct Files(Option<File>);
@@ -35,6 +48,7 @@ pub struct Files(Option<File>);
 #[derive(Clone)]
 struct File {
     dir: PathBuf,
+    days: usize,
     // Written by whoever logs, replaced on SIGHUP.
     appender: Arc<Mutex<RollingFileAppender>>,
 }
@@ -43,7 +57,7 @@ impl Files {
     /// Opens the current file anew, after something moved it away.
     pub fn reopen(&self) {
         let Some(file) = &self.0 else { return };
-        match open(&file.dir) {
+        match open(&file.dir, file.days) {
             Ok(appender) => *file.appender.lock().unwrap_or_else(PoisonError::into_inner) = appender,
             Err(error) => {
                 tracing::error!(error = %crate::error::one_line(&error), "cannot reopen the log file")
@@ -62,15 +76,7 @@ impl Write for File {
     }
 }
 
-impl<'a> MakeWriter<'a> for File {
-    type Writer = File;
-
-    fn make_writer(&'a self) -> File {
-        self.clone()
-    }
-}
-
-fn open(dir: &Path) -> Result<RollingFileAppender> {
+fn open(dir: &Path, days: usize) -> Result<RollingFileAppender> {
     let refused = |error: &dyn std::fmt::Display| {
         Error::Config(format!("cannot write log files into {} (--log-dir): {error}", dir.display()))
     };
@@ -79,36 +85,75 @@ fn open(dir: &Path) -> Result<RollingFileAppender> {
         .rotation(Rotation::DAILY)
         .filename_prefix("promptpal-relay")
         .filename_suffix("log")
-        .max_log_files(FILES_MAX)
+        .max_log_files(days)
         .build(dir)
         .map_err(|error| refused(&error))
 }
 
-/// Sets logging up, once for the process.
+/// Sets logging up, once for the process. What waits is written when the [`Flush`] is dropped.
 ///
 /// # Errors
 ///
 /// [`Error::Config`] when the log folder cannot be written.
-pub fn install(global: &Global) -> Result<Files> {
+pub fn install(global: &Global) -> Result<(Files, Flush)> {
     let level: LevelFilter = global.log_level.into();
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_target(false);
-    let files = match &global.log_dir {
-        Some(dir) => Some(File { dir: dir.clone(), appender: Arc::new(Mutex::new(open(dir)?)) }),
+    let days = usize::try_from(global.log_days).expect("at most 3650");
+    let file = match &global.log_dir {
+        Some(dir) => Some(File { dir: dir.clone(), days, appender: Arc::new(Mutex::new(open(dir, days)?)) }),
         None => None,
     };
-    match (global.log_format, files.clone()) {
-        (LogFormat::Text, None) => {
-            let builder = builder.with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let lines = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
+    let (writer, guard) = match file.clone() {
+        Some(file) => lines.finish(file),
+        None => lines.finish(io::stderr()),
+    };
+    let to_terminal = file.is_none() && io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false)
+        .with_ansi(to_terminal)
+        .with_writer(writer);
+    match global.log_format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text if file.is_none() && is_journal() => {
             // journald stamps each line itself.
-            if std::env::var_os("JOURNAL_STREAM").is_some() {
-                builder.without_time().init();
-            } else {
-                builder.init();
-            }
+            let format = Format::default().with_target(false).with_ansi(false).without_time();
+            builder.event_format(Prioritised(format)).init();
         }
-        (LogFormat::Text, Some(file)) => builder.with_writer(file).with_ansi(false).init(),
-        (LogFormat::Json, None) => builder.with_writer(io::stderr).json().flatten_event(true).init(),
-        (LogFormat::Json, Some(file)) => builder.with_writer(file).json().flatten_event(true).init(),
+        LogFormat::Text => builder.init(),
     }
-    Ok(Files(files))
+    Ok((Files(file), Flush { _guard: guard }))
+}
+
+/// Whether standard error is the journal's: `JOURNAL_STREAM` names its device and inode, and may be left over from
+/// whoever started us (systemd.exec(5)).
+fn is_journal() -> bool {
+    let stderr = nix::sys::stat::fstat(io::stderr()).map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+    stderr.is_ok_and(|stderr| std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == stderr))
+}
+
+/// Lines with the priority in front that sd-daemon(3) defines.
+struct Prioritised<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Prioritised<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
+    }
 }

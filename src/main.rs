@@ -22,7 +22,8 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> Result<()> {
-    let files = logging::install(&cli.global)?;
+    // The lines that are left are written when this is dropped.
+    let (files, _flush) = logging::install(&cli.global)?;
     // One thread for all that is asynchronous; the calls have threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -40,6 +40,8 @@ type Count = Gauge<i64, AtomicI64>;
 pub struct Metrics {
     registry: Registry,
     durations: HashMap<&'static str, Histogram>,
+    // Told by the histograms' counts, too.
+    recorded: Counter,
     /// Calls whose receivers may have seen them before.
     pub repeated: Counter,
     /// Rows of which nothing was recorded because they were somebody else's by then.
@@ -134,6 +136,7 @@ impl Default for Metrics {
         Metrics {
             registry,
             durations,
+            recorded: Counter::default(),
             repeated,
             fenced,
             done,
@@ -168,9 +171,15 @@ impl Metrics {
         let took = call.end_time.duration_since(call.start_time).unwrap_or_default();
         let outcome = call.error_kind.map_or(SUCCESS, ErrorKind::as_str);
         self.durations[outcome].observe(took.as_secs_f64());
+        self.recorded.inc();
         if repeated {
             self.repeated.inc();
         }
+    }
+
+    /// Calls that were recorded.
+    pub fn calls(&self) -> u64 {
+        self.recorded.get()
     }
 
     /// So many rows were recorded in one transaction.

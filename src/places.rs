@@ -175,6 +175,11 @@ impl<J> Places<J> {
         self.running() + self.waiting
     }
 
+    /// When the call was started that has been running for longest.
+    pub fn oldest_running(&self) -> Option<Instant> {
+        self.endpoints.values().flat_map(|endpoint| &endpoint.running).map(|call| call.started).min()
+    }
+
     /// The webhooks with most calls running, at most so many, each with how many.
     pub fn fullest(&self, most: usize) -> Vec<(i64, usize)> {
         let busy = self.endpoints.iter().filter(|(_, endpoint)| !endpoint.running.is_empty());

@@ -270,6 +270,11 @@ impl Pool {
         abandoned
     }
 
+    /// How long the call has been running that runs for longest.
+    pub fn longest_running(&self) -> Duration {
+        self.shared.lock().places.oldest_running().map_or(Duration::ZERO, |started| started.elapsed())
+    }
+
     /// What the threads are doing now.
     pub fn load(&self) -> Load {
         let state = self.shared.lock();

@@ -62,6 +62,10 @@ const CONNECT_MAX: Duration = Duration::from_secs(60);
 const CALL_PEERS: Duration = Duration::from_secs(1);
 /// How often we wake them while we have anything in hand, so that none takes the quiet of its own for ours.
 const STIR_PEERS: Duration = Duration::from_secs(5);
+/// A call that runs for so much longer than it may is stuck.
+const STUCK: Duration = Duration::from_secs(30);
+/// How often systemd is told what we do.
+const STATUS: Duration = Duration::from_secs(1);
 /// How often the age of the queue is asked for, for the metrics.
 const MEASURE: Duration = Duration::from_secs(5);
 /// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
@@ -136,6 +140,13 @@ struct Relay<'a> {
     stirred: Notify,
     // Ours that may have rows: of the link that serves, or served last, and of tries to make another one.
     epochs: RefCell<Vec<i64>>,
+}
+
+/// What systemd was told last.
+struct Status {
+    told: Instant,
+    calls: u64,
+    text: String,
 }
 
 /// Rows whose calls have ended. The finishing loop has it locked for as long as it runs.
@@ -420,17 +431,19 @@ impl Relay<'_> {
         let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(WATCH_QUIET));
         // A look proves that the sessions were there when it began, and so were the liveness lock and our claims.
         let mut looked = Instant::now();
+        let mut status = Status { told: looked, calls: self.metrics.calls(), text: String::new() };
         loop {
             let next_look = looked + self.watch_pause(&self.peers.borrow());
             self.pool.may_start_until(next_look + LATE);
             tokio::select! {
                 error = link.lost() => return Err(error),
-                _ = watchdog.tick() => systemd::watchdog(),
+                _ = watchdog.tick() => self.tell_watchdog(),
                 () = self.stirred.notified() => {}
                 () = tokio::time::sleep_until(next_look.into()) => {
                     self.pool.nudge();
                     self.caller.close_resting();
                     self.failures.borrow_mut().flush();
+                    self.tell_status(&mut status);
                     let start = Instant::now();
                     let look = tokio::time::timeout(SILENCE, link.instance.look_around(&self.peers, start)).await;
                     if look.unwrap_or_else(|_| Err(silence(SILENCE)))? {
@@ -439,6 +452,42 @@ impl Relay<'_> {
                     looked = start;
                 }
             }
+        }
+    }
+
+    /// We make progress: this thread runs, or nobody would be here, and no call has outlived its time limit by much. A
+    /// Postgres that is away, or that keeps us waiting, is no reason to be restarted.
+    fn tell_watchdog(&self) {
+        let longest = self.pool.longest_running();
+        if longest < self.config.endpoint.timeout + STUCK {
+            systemd::watchdog();
+        } else {
+            tracing::error!(
+                running_s = longest.as_secs(),
+                "a call does not end; the watchdog is not told that all is well"
+            );
+        }
+    }
+
+    /// What we do, for `systemctl status`; at most once a second, and only what is new.
+    fn tell_status(&self, status: &mut Status) {
+        let now = Instant::now();
+        let pause = now - status.told;
+        if pause < STATUS {
+            return;
+        }
+        let calls = self.metrics.calls();
+        let rate = (calls - status.calls) as f64 / pause.as_secs_f64();
+        (status.told, status.calls) = (now, calls);
+        let in_hand = self.in_hand.borrow().len();
+        let text = match (self.stop.asked(), in_hand) {
+            (true, _) => format!("stopping: {} calls in flight", self.pool.running()),
+            (false, 0) => "idle, nothing in hand".into(),
+            (false, _) => format!("{rate:.0} calls/s, {in_hand} rows in hand"),
+        };
+        if text != status.text {
+            systemd::status(&text);
+            status.text = text;
         }
     }
 
@@ -501,10 +550,15 @@ impl Relay<'_> {
                 Err(error @ Error::Schema(_)) => return Err(error),
                 Err(error) => {
                     tracing::warn!(error = %one_line(&error), retry_ms = pause.as_millis(), "waiting for Postgres");
-                    systemd::status(&format!("waiting for Postgres: {}", one_line(&error)));
+                    let text = format!(
+                        "waiting for Postgres: {}, retry in {:.1} s",
+                        one_line(&error),
+                        pause.as_secs_f64()
+                    );
+                    systemd::status(&text);
                 }
             }
-            systemd::watchdog();
+            self.tell_watchdog();
             tokio::time::sleep(pause).await;
             pause = longer(pause);
         }

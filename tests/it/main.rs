@@ -10,6 +10,7 @@ mod commands;
 mod delivery;
 mod hostile;
 mod input;
+mod logging;
 mod monitoring;
 mod operators;
 mod plans;

@@ -1,0 +1,108 @@
+//! The journal: what is in it, what never is, and that it holds nothing up. Where the database's URL is read from.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
+
+use crate::support::{Database, Receiver, Relay, Reply, outcome, program};
+
+#[tokio::test]
+async fn nobody_reads_the_log_and_rows_are_delivered_all_the_same() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|_| Reply::status(500));
+    for project in 0..500 {
+        database.webhook(project, &receiver.url("/")).await;
+    }
+    let mut command = database.command(&["run", "--allow-net", "127.0.0.0/8", "--log-level", "trace"]);
+    // The pipe takes 64 KiB.
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    for project in 0..500 {
+        database.events(project, 4).await;
+    }
+    database.all_done().await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test]
+async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|request| match request.path() {
+        path if path.starts_with("/bad") => Reply::full(500, &[("X-Header", "topsecret2")], b"topsecret3"),
+        _ => Reply::full(200, &[("X-Header", "topsecret2")], b"topsecret3"),
+    });
+    let with_password =
+        |path: &str| receiver.url(path).replacen("http://", "http://topsecret4:topsecret5@", 1);
+    database.webhook(1, &with_password("/good?token=topsecret6")).await;
+    database.webhook(1, &with_password("/bad?token=topsecret6")).await;
+    database.webhook(1, "http://topsecret4:topsecret5@[").await;
+    database.webhook(1, "http://topsecret4:topsecret5@127.0.0.1:1/?token=topsecret6").await;
+    database
+        .client
+        .batch_execute("UPDATE relay.webhooks SET signing_secret = 'whsec_dG9wc2VjcmV0Nw=='")
+        .await
+        .unwrap();
+    for format in ["text", "json"] {
+        let url = database.url.replacen("postgres@", "postgres:topsecret1@", 1);
+        let relay = Relay::spawn(&url, &["--log-level", "trace", "--log-format", format]);
+        let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
+                   VALUES (1, 1, 'topsecret8', 0, 1, 1, 1)";
+        database.client.batch_execute(sql).await.unwrap();
+        database.all_done().await;
+        relay.wait_for_log("call failed");
+        relay.signal(nix::sys::signal::Signal::SIGTERM);
+        relay.wait_for_log("drained");
+        let log = relay.log();
+        for secret in ["topsecret", "dG9wc2VjcmV0Nw"] {
+            assert!(!log.contains(secret), "{log}");
+        }
+    }
+    let calls =
+        "SELECT count(*) FROM relay.webhook_calls WHERE url LIKE '%topsecret4%' OR url LIKE '%topsecret5%'
+                 OR request_headers::text LIKE '%topsecret%' OR error_message LIKE '%topsecret%'";
+    assert_eq!(database.number(calls).await, 0);
+}
+
+#[tokio::test]
+async fn the_journal_gets_priorities_and_a_file_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    for is_journal in [true, false] {
+        let path = folder.path().join("log");
+        let file = File::create(&path).unwrap();
+        let meta = file.metadata().unwrap();
+        let inode = if is_journal { meta.ino() } else { meta.ino() + 1 };
+        let database = Database::empty().await;
+        let mut command = program(&["migrate"], &database.url);
+        command.env("JOURNAL_STREAM", format!("{}:{inode}", meta.dev())).stderr(file);
+        assert!(command.status().unwrap().success());
+        let log = fs::read_to_string(&path).unwrap();
+        assert_eq!(log.starts_with("<6> INFO migrated"), is_journal, "{log}");
+    }
+}
+
+#[tokio::test]
+async fn the_databases_url_is_read_from_a_file_or_a_credential() {
+    let database = Database::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("database-url");
+    fs::write(&path, format!("{}\n", database.url)).unwrap();
+    let run = |flags: &[&str], credentials: bool| {
+        let mut command = program(&[&["check"], flags].concat(), "");
+        command.env_remove("DATABASE_URL");
+        if credentials {
+            command.env("CREDENTIALS_DIRECTORY", folder.path());
+        }
+        outcome(command)
+    };
+    let file = path.to_str().unwrap();
+    assert_eq!(run(&["--database-url-file", file], false).0, 0);
+    assert_eq!(run(&[], true).0, 0);
+    let (code, _, err) = run(&["--database-url-file", "/no/such/file"], true);
+    assert!(code == 78 && err.contains("/no/such/file"), "{err}");
+    assert_eq!(run(&["--database-url-file", file, "--database-url", "postgres://a"], false).0, 2);
+    fs::write(&path, "postgres://a:topsecret@b/c\npostgres://d").unwrap();
+    let (code, _, err) = run(&[], true);
+    assert!(code == 78 && err.contains("more than one line") && !err.contains("topsecret"), "{err}");
+    fs::write(&path, "\n").unwrap();
+    assert!(run(&[], true).2.contains("empty"));
+}
