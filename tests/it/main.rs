@@ -9,6 +9,7 @@ mod chaos;
 mod commands;
 mod delivery;
 mod hostile;
+mod house;
 mod input;
 mod logging;
 mod monitoring;

@@ -1,0 +1,82 @@
+//! What ships beside the program: the units, their settings, the manual.
+
+use std::process::{Command, Stdio};
+
+use clap::CommandFactory;
+use promptpal_relay::cli::Cli;
+
+use crate::support::{outcome, repository_file};
+
+#[test]
+fn the_two_units_differ_in_nothing_but_their_names() {
+    let one = repository_file("systemd/promptpal-relay.service");
+    let many = repository_file("systemd/promptpal-relay@.service");
+    let as_one = many
+        .replace("promptpal-relay/%i", "promptpal-relay")
+        .replace(" (%i)", "")
+        .replace("EnvironmentFile=/etc", "EnvironmentFile=-/etc");
+    let settings = |unit: &str| -> Vec<String> {
+        unit.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(str::to_owned).collect()
+    };
+    assert_eq!(settings(&one), settings(&as_one));
+    assert!(many.contains("LogsDirectory=promptpal-relay/%i"));
+}
+
+#[test]
+fn the_env_file_and_the_readme_name_each_setting_with_its_default() {
+    let file = repository_file("systemd/promptpal-relay.env");
+    let readme = repository_file("README.md");
+    let command = Cli::command();
+    let run = command.find_subcommand("run").unwrap();
+    for argument in command.get_arguments().chain(run.get_arguments()) {
+        let (Some(variable), Some(flag)) = (argument.get_env(), argument.get_long()) else { continue };
+        let variable = variable.to_str().unwrap();
+        assert!(readme.contains(&format!("`--{flag}")), "README: --{flag}");
+        if flag == "database-url" {
+            assert!(file.contains("#DATABASE_URL="));
+            continue;
+        }
+        let line = file.lines().find_map(|line| line.strip_prefix(&format!("#{variable}=")));
+        let value = line.unwrap_or_else(|| panic!("{variable} is not in the file"));
+        let default = argument.get_default_values().first().and_then(|value| value.to_str());
+        if let Some(default) =
+            default.filter(|_| flag != "user-agent-version" && argument.get_action().takes_values())
+        {
+            assert_eq!(value, default, "{variable}");
+        }
+    }
+    // And no others.
+    for line in file.lines().filter_map(|line| line.strip_prefix("#PROMPTPAL")) {
+        let variable = format!("PROMPTPAL{}", line.split('=').next().unwrap());
+        let known = command.get_arguments().chain(run.get_arguments()).filter_map(clap::Arg::get_env);
+        assert!(known.into_iter().any(|name| name.to_str() == Some(&variable)), "{variable}");
+    }
+}
+
+/// systemd's judgement of the units; skipped where there is no systemd-analyze.
+#[test]
+fn the_units_are_right_and_hardened() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["promptpal-relay.service", "promptpal-relay@.service"] {
+        // systemd-analyze wants the program to be there.
+        let unit = repository_file(&format!("systemd/{name}"));
+        let unit = unit
+            .replace("/usr/bin/promptpal-relay", crate::support::BINARY)
+            .replace("/bin/kill", "/bin/true");
+        // The user is made by the package; the manual is installed by it.
+        let unit = unit.replace("Documentation=man:promptpal-relay(1)\n", "");
+        let path = folder.path().join(name.replace("@.", "@test."));
+        std::fs::write(&path, unit).unwrap();
+        for check in [&["verify", "--man=no"][..], &["security", "--offline=true", "--threshold=15"]] {
+            let mut command = Command::new("systemd-analyze");
+            command.args(check).arg(&path).stdin(Stdio::null()).env("SYSTEMD_COLORS", "0");
+            if Command::new("systemd-analyze").arg("--version").output().is_err() {
+                println!("skipped: there is no systemd-analyze");
+                return;
+            }
+            let (code, out, err) = outcome(command);
+            assert!(code == 0, "{check:?}: {out}{err}");
+            assert!(check[0] != "verify" || err.trim().is_empty(), "{err}");
+        }
+    }
+}
