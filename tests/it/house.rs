@@ -1,11 +1,15 @@
 //! What ships beside the program: the units, their settings, the manual.
 
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use clap::CommandFactory;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use promptpal_relay::cli::Cli;
 
-use crate::support::{outcome, repository_file};
+use crate::support::{Database, Receiver, outcome, repository_file};
 
 #[test]
 fn the_two_units_differ_in_nothing_but_their_names() {
@@ -79,4 +83,53 @@ fn the_units_are_right_and_hardened() {
             assert!(check[0] != "verify" || err.trim().is_empty(), "{err}");
         }
     }
+}
+
+/// What systemd is told, without systemd; with it: scripts/systemd-test.
+#[tokio::test]
+async fn systemd_is_told_of_each_turn_of_its_life() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let next = || {
+        let mut text = [0; 1000];
+        let length = socket.recv(&mut text).unwrap();
+        String::from_utf8(text[..length].to_vec()).unwrap()
+    };
+    let until = |wanted: &str| loop {
+        let text = next();
+        if text.starts_with(wanted) {
+            return text;
+        }
+        assert!(
+            ["WATCHDOG=1", "STATUS="].iter().any(|other| text.starts_with(other)),
+            "{text} before {wanted}"
+        );
+    };
+    let mut command = database.command(&["run", "--allow-net", "127.0.0.0/8"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000").stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    assert_eq!(next(), "READY=1");
+    until("WATCHDOG=1");
+    until("STATUS=idle");
+    database.events(1, 1).await;
+    database.all_done().await;
+    // Frozen it tells nothing; what it said before is read first.
+    kill(pid, Signal::SIGSTOP).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while socket.recv(&mut [0; 1000]).is_ok() {}
+    socket.set_nonblocking(false).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    assert!(socket.recv(&mut [0; 1000]).is_err());
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    kill(pid, Signal::SIGCONT).unwrap();
+    until("WATCHDOG=1");
+    kill(pid, Signal::SIGTERM).unwrap();
+    until("STOPPING=1");
+    assert!(child.wait().unwrap().success());
 }
