@@ -3,7 +3,7 @@
 //! Pure rules over plain state, no threads, no clock of its own: every function that needs the time is given it.
 //! Threads are the scarce thing (DESIGN section 5, Fairness). A webhook has at most `per_webhook` calls running. It is
 //! *fast* when its calls have lately ended within [`SLOW`], *slow* when not, and *unproven* when it was not called
-//! lately: then two calls find out. A call that has been running for [`SLOW`] counts as slow whatever its
+//! lately: then one call finds out. A call that has been running for [`SLOW`] counts as slow whatever its
 //! webhook was. The slow have together at most half of the threads, the unproven a quarter; so a hundred dead
 //! endpoints leave room for the rest, and for newcomers.
 
@@ -12,8 +12,6 @@ use std::time::{Duration, Instant};
 
 /// A webhook whose calls take longer is slow.
 pub const SLOW: Duration = Duration::from_secs(1);
-/// Calls running to a webhook of which nothing is known.
-const PROBES: usize = 2;
 /// Rows are claimed ahead of free threads for as much work as a fast webhook does in this time: longer than a claim
 /// takes, short enough that little is in hand when we are killed.
 const AHEAD: Duration = Duration::from_millis(20);
@@ -210,7 +208,7 @@ impl<J> Places<J> {
         let class = endpoint.class(now);
         let places = match class {
             _ if self.unlimited => usize::MAX,
-            Class::Unproven => self.limits.per_webhook.min(PROBES),
+            Class::Unproven => 1,
             Class::Fast | Class::Slow => self.limits.per_webhook,
         };
         if endpoint.queued || endpoint.waiting.is_empty() || endpoint.running.len() >= places {
@@ -460,21 +458,21 @@ mod tests {
     }
 
     #[test]
-    fn of_an_unknown_webhook_two_calls_find_out() {
+    fn of_an_unknown_webhook_one_call_finds_out() {
         let now = Instant::now();
         let mut places = Places::new(LIMITS);
         push(&mut places, 1, 10, now);
         let mut tickets = start_all(&mut places, now);
-        assert_eq!(tickets.len(), PROBES);
+        assert_eq!(tickets.len(), 1);
         places.finish(tickets.remove(0), now + ms(1));
-        assert_eq!(start_all(&mut places, now + ms(1)).len(), 2, "now it has all of its 3 places");
+        assert_eq!(start_all(&mut places, now + ms(1)).len(), 3, "now it has all of its places");
     }
 
     #[test]
     fn the_slow_have_half_of_the_threads_and_newcomers_still_get_one() {
         let now = Instant::now();
         let mut places = Places::new(LIMITS);
-        for webhook_id in 1..=4 {
+        for webhook_id in 1..=2 {
             push(&mut places, webhook_id, 10, now);
         }
         assert_eq!(start_all(&mut places, now).len(), 2, "a quarter of 8 for the unproven");
@@ -485,11 +483,12 @@ mod tests {
             start_all(&mut places, later);
         }
         assert_eq!(places.running, [0, 0, 4], "half of 8 for the slow");
-        push(&mut places, 5, 10, later);
-        assert_eq!(start_all(&mut places, later).len(), 2, "a newcomer");
-        // It hangs, too, and is slow beyond the half: then nobody unknown starts, but the fast do.
+        for webhook_id in 5..=7 {
+            push(&mut places, webhook_id, 10, later);
+        }
+        assert_eq!(start_all(&mut places, later).len(), 2, "two newcomers");
+        // They hang, too, and are slow beyond the half: then nobody unknown starts, but the fast do.
         later += SLOW + ms(1);
-        push(&mut places, 6, 10, later);
         assert_eq!(start_all(&mut places, later).len(), 0);
         let mut places = Places::new(LIMITS);
         let later = prove(&mut places, 9, ms(1), now);
@@ -535,16 +534,15 @@ mod tests {
         let now = Instant::now();
         let mut places = Places::new(LIMITS);
         push(&mut places, 1, 3, now);
-        let tickets = start_all(&mut places, now);
+        let mut tickets = start_all(&mut places, now);
         assert_eq!(places.offer(now).limit, 0, "it may be quick: wait a moment");
         let later = now + ms(50);
         let offer = places.offer(later);
         assert_eq!(offer.park, [10]);
-        assert_eq!(offer.limit, 6);
+        assert_eq!(offer.limit, 7);
         places.set_parked(HashSet::from([10]));
         assert_eq!(places.parked_room(later), []);
-        let mut tickets = tickets.into_iter();
-        assert!(places.finish(tickets.next().expect("three"), now + ms(2000)), "somebody must look");
+        assert!(places.finish(tickets.remove(0), now + ms(2000)), "somebody must look");
         assert_eq!(places.parked_room(now + ms(2000)), [(10, 1)]);
     }
 
@@ -560,10 +558,14 @@ mod tests {
         places.grow_old(later);
         assert_eq!(places.running, [0, 0, 6], "half of 8 for the slow, and the quarter of the unproven");
         let offer = places.offer(later);
-        assert_eq!((offer.limit, offer.park), (2, vec![40, 50]), "it may take hours until they have a place");
+        assert_eq!(
+            (offer.limit, offer.park),
+            (2, vec![30, 40, 50]),
+            "it may take hours until they have a place"
+        );
         // Nor while those who are tried before them turn out to hang.
         let (now, mut places) = (Instant::now(), Places::new(LIMITS));
-        for webhook_id in 1..=2 {
+        for webhook_id in 1..=3 {
             push(&mut places, webhook_id, 3, now);
         }
         assert_eq!(start_all(&mut places, now).len(), 2);
@@ -600,8 +602,8 @@ mod tests {
         let mut places = Places::new(LIMITS);
         push(&mut places, 1, 10, now);
         let running = start_all(&mut places, now);
-        assert_eq!((running.len(), places.take_waiting().len()), (2, 8));
-        assert_eq!(places.in_hand(), 2);
+        assert_eq!((running.len(), places.take_waiting().len()), (1, 9));
+        assert_eq!(places.in_hand(), 1);
         push(&mut places, 1, 5, now);
         assert_eq!(start_all(&mut places, now).len(), 5);
     }

@@ -42,7 +42,7 @@ const RESCAN_MIN: Duration = Duration::from_millis(20);
 /// But after this at the latest: what took long may have been a server that stood still.
 const RESCAN_MAX: Duration = Duration::from_secs(10);
 /// How often we learn which projects have parked rows while there is work: a peer may have parked them, and be gone.
-const LEARN_PARKED: Duration = Duration::from_secs(1);
+const LEARN_PARKED: Duration = Duration::from_secs(5);
 /// How often the other instances are looked at while we have rows in hand, or something is going on: with [`SURE`], the time
 /// to a takeover.
 const WATCH: Duration = Duration::from_millis(50);
@@ -297,7 +297,7 @@ impl Relay<'_> {
             self.metrics.wakeup(cause);
             match cause {
                 Cause::LastLook => look.want_the_oldest(),
-                Cause::Poll => look.want_all(),
+                Cause::Poll => look.want_the_oldest(),
                 Cause::Notified => {
                     // An inserter may have drawn its ids long ago; a peer that leaves may leave parked rows.
                     self.stir();

@@ -170,10 +170,13 @@ impl Drop for Relay {
     }
 }
 
-/// A program beside the server's.
+/// A program beside the server's, or wherever Postgres' programs are.
 pub fn server_program(server: &Server, name: &str) -> Option<PathBuf> {
-    let path = server.cluster.bin().join(name);
-    path.is_file().then_some(path)
+    let packaged = (14..30).rev().map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders =
+        [server.cluster.bin().to_owned()].into_iter().chain(std::env::split_paths(&path)).chain(packaged);
+    folders.map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
 /// Fields of /proc/PID/stat, from the state (field 3) on.

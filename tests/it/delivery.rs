@@ -321,7 +321,7 @@ async fn a_project_that_hangs_holds_up_nobody_else() {
     database
         .eventually("SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL AND project_id = 2)")
         .await;
-    // Two calls find out that it hangs; then it gets all of its places, and no more.
+    // One call finds out that it hangs; then it gets all of its places, and no more.
     let requests = receiver.wait_for(108);
     assert_eq!(requests.iter().filter(|r| r.path() == "/hangs").count(), 8);
 }

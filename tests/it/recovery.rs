@@ -280,9 +280,13 @@ async fn a_failover_to_a_promoted_standby_repeats_no_call() {
     database.events(1, 5).await;
     receiver.wait_for(2);
     database.eventually("SELECT count(claimed_by) = 5 FROM relay.outbox").await;
-    let caught_up = "SELECT bool_and(replay_lsn >= pg_current_wal_insert_lsn()) FROM pg_stat_replication";
-    database.client.execute("SELECT pg_switch_wal()", &[]).await.unwrap();
-    database.eventually(caught_up).await;
+    // Flushes the claims, too. Up to there and not up to the end, which is behind the new file's header while no record
+    // follows.
+    let switched = database.client.query_one("SELECT pg_switch_wal()::text", &[]).await.unwrap();
+    let switched: &str = switched.get(0);
+    database
+        .eventually(&format!("SELECT bool_and(replay_lsn >= '{switched}'::pg_lsn) FROM pg_stat_replication"))
+        .await;
     primary.halt(Stop::Immediate);
     relay.wait_for_log("waiting for Postgres");
     let database = connect(&standby.url("postgres")).await;
