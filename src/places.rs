@@ -4,8 +4,8 @@
 //! Threads are the scarce thing (DESIGN section 5, Fairness). A webhook has at most `per_webhook` calls running. It is
 //! *fast* when its calls have lately ended within [`SLOW`], *slow* when not, and *unproven* when it was not called
 //! lately: then one call finds out. A call that has been running for [`SLOW`] counts as slow whatever its
-//! webhook was. The slow have together at most half of the threads, the unproven a quarter; so a hundred dead
-//! endpoints leave room for the rest, and for newcomers.
+//! webhook was. The slow have together at most half of the threads, the unproven a quarter, and where some of these turn
+//! out to be slow, both at most seven eighths; so a hundred dead endpoints leave room for the rest, and for newcomers.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ const AHEAD_MAX: usize = 1000;
 /// A full webhook whose calls take no longer than this has room again in a moment: claiming waits for it. A slower
 /// one has its rows parked.
 const QUICK: Duration = Duration::from_millis(5);
+/// Parked rows that are claimed at once of a project of whose webhooks nothing is known.
+const UNKNOWN: usize = 8;
 /// What is known about a webhook is forgotten after this time without a call.
 const FORGET: Duration = Duration::from_secs(60);
 
@@ -42,10 +44,15 @@ impl Limits {
     fn unproven(&self) -> usize {
         (self.workers / 4).max(1)
     }
+
+    /// Most calls running to both: of the unproven some turn out to be slow, and the others shall still have a place.
+    fn not_fast(&self) -> usize {
+        self.workers - self.workers / 8
+    }
 }
 
 /// What is known of a webhook, or of a running call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
     Fast,
     Unproven,
@@ -145,6 +152,8 @@ pub struct Places<J> {
     unlimited: bool,
     /// Projects that have parked rows.
     parked: HashSet<i64>,
+    /// The project that was last given room for parked rows.
+    last_unparked: i64,
 }
 
 impl<J> Places<J> {
@@ -160,6 +169,7 @@ impl<J> Places<J> {
             started: 0,
             unlimited: false,
             parked: HashSet::new(),
+            last_unparked: i64::MAX,
         }
     }
 
@@ -223,10 +233,7 @@ impl<J> Places<J> {
         let [_, unproven, slow] = self.running;
         let share = match class {
             Class::Fast => true,
-            Class::Unproven => {
-                unproven < self.limits.unproven()
-                    && unproven + slow < self.limits.unproven() + self.limits.slow()
-            }
+            Class::Unproven => unproven < self.limits.unproven() && unproven + slow < self.limits.not_fast(),
             Class::Slow => slow < self.limits.slow(),
         };
         self.running() < self.limits.workers && (share || self.unlimited)
@@ -237,8 +244,8 @@ impl<J> Places<J> {
     fn newcomers_wait(&self, now: Instant) -> bool {
         let is_long = |call: &&Running| call.class == Class::Unproven && now - call.started > QUICK;
         let long = self.endpoints.values().flat_map(|endpoint| &endpoint.running).filter(is_long).count();
-        long >= self.limits.unproven()
-            || self.running[Class::Slow as usize] >= self.limits.unproven() + self.limits.slow()
+        let slow = self.running[Class::Slow as usize];
+        long >= self.limits.unproven() || long + slow >= self.limits.not_fast()
     }
 
     /// Whether [`Places::start`] would start a call.
@@ -300,14 +307,17 @@ impl<J> Places<J> {
         }
     }
 
-    /// Frees the place of a call that has ended. True when somebody should look again: its project has parked rows.
+    /// Frees the place of a call that has ended. True when somebody should look again: its project has parked rows, or
+    /// another one that may have waited for a place in its share.
     pub fn finish(&mut self, ticket: Ticket, now: Instant) -> bool {
         let took = now - ticket.started;
-        let project_id = self.free(&ticket, now, |endpoint| {
+        let freed = self.free(&ticket, now, |endpoint| {
             // Three quarters old, one quarter new: a few calls change the class, one does not.
             endpoint.duration = Some(endpoint.duration.map_or(took, |old| (old * 3 + took) / 4));
         });
-        project_id.is_some_and(|project_id| self.parked.contains(&project_id))
+        freed.is_some_and(|(project_id, class)| {
+            self.parked.contains(&project_id) || (class != Class::Fast && !self.parked.is_empty())
+        })
     }
 
     /// Frees the place of a call that could not be made for a shortage of ours, and puts it first again.
@@ -316,15 +326,21 @@ impl<J> Places<J> {
         self.free(&ticket, now, |endpoint| endpoint.waiting.push_front(job));
     }
 
-    fn free(&mut self, ticket: &Ticket, now: Instant, change: impl FnOnce(&mut Endpoint<J>)) -> Option<i64> {
+    fn free(
+        &mut self,
+        ticket: &Ticket,
+        now: Instant,
+        change: impl FnOnce(&mut Endpoint<J>),
+    ) -> Option<(i64, Class)> {
         let endpoint = self.endpoints.get_mut(&ticket.webhook_id)?;
         let at = endpoint.running.iter().position(|call| call.number == ticket.number)?;
-        self.running[endpoint.running.swap_remove(at).class as usize] -= 1;
+        let class = endpoint.running.swap_remove(at).class;
+        self.running[class as usize] -= 1;
         endpoint.last_used = now;
         change(endpoint);
         let project_id = endpoint.project_id;
         self.queue(ticket.webhook_id, now);
-        Some(project_id)
+        Some((project_id, class))
     }
 
     /// How much may be claimed now, and whose rows are to be parked.
@@ -371,25 +387,57 @@ impl<J> Places<J> {
         self.parked = projects;
     }
 
-    /// Parked projects that have room, each with how many rows.
-    pub fn parked_room(&self, now: Instant) -> Vec<(i64, i64)> {
-        let mut rooms: HashMap<i64, usize> =
-            self.parked.iter().map(|project| (*project, self.limits.per_webhook)).collect();
-        for endpoint in self.endpoints.values().filter(|e| e.in_hand() > 0) {
-            if let Some(room) = rooms.get_mut(&endpoint.project_id) {
-                let most = self.limits.per_webhook + endpoint.ahead(&self.limits, now);
-                let own =
-                    if self.is_full(endpoint, now) { 0 } else { most.saturating_sub(endpoint.in_hand()) };
-                *room = own.min(*room);
-            }
+    /// Parked projects that have room, each with how many rows, at most so many in all: what a fast webhook can have in
+    /// hand, and of the others what the shares of the slow and of the unproven have places for. The projects take turns.
+    pub fn parked_room(&mut self, most: usize, now: Instant) -> Vec<(i64, i64)> {
+        let mut rooms: HashMap<i64, (Class, usize)> =
+            self.parked.iter().map(|project| (*project, (Class::Fast, usize::MAX))).collect();
+        let mut waiting = [0; 3];
+        for endpoint in self.endpoints.values() {
+            let class = endpoint.class(now);
+            waiting[class as usize] += endpoint.waiting.len();
+            let Some((worst, room)) = rooms.get_mut(&endpoint.project_id) else { continue };
+            let places = match class {
+                _ if self.is_full(endpoint, now) => 0,
+                Class::Fast => self.limits.per_webhook + endpoint.ahead(&self.limits, now),
+                Class::Unproven => 1,
+                Class::Slow => self.limits.per_webhook,
+            };
+            *room = (*room).min(places.saturating_sub(endpoint.in_hand()));
+            *worst = (*worst).max(class);
         }
-        let mut rooms: Vec<(i64, i64)> = rooms
-            .into_iter()
-            .filter(|(_, room)| *room > 0)
-            .map(|(project, room)| (project, i64::try_from(room).unwrap_or(i64::MAX)))
-            .collect();
-        rooms.sort_unstable();
-        rooms
+        let left = |class: Class, share: usize| {
+            let taken = self.running[class as usize] + waiting[class as usize];
+            if self.has_place(class) { share.saturating_sub(taken) } else { 0 }
+        };
+        let mut left = [
+            usize::MAX,
+            left(Class::Unproven, self.limits.unproven()),
+            left(Class::Slow, self.limits.slow()),
+        ];
+        let mut in_turn: Vec<i64> = rooms.keys().copied().collect();
+        in_turn.sort_unstable();
+        let next = in_turn.partition_point(|project| *project <= self.last_unparked);
+        in_turn.rotate_left(next);
+        let (mut most, mut given) = (most, Vec::new());
+        for project in in_turn {
+            let (class, room, calls) = match rooms[&project] {
+                // No webhook of it was called lately: one call finds out. It may also have none any more, and then
+                // its rows shall be gone soon.
+                (_, usize::MAX) => (Class::Unproven, UNKNOWN.min(self.limits.per_webhook), 1),
+                (class, room) => (class, room.min(left[class as usize]), room),
+            };
+            let share = &mut left[class as usize];
+            let rows = room.min(most);
+            if rows == 0 || *share == 0 {
+                continue;
+            }
+            *share = share.saturating_sub(calls.min(rows));
+            most -= rows;
+            self.last_unparked = project;
+            given.push((project, i64::try_from(rows).unwrap_or(i64::MAX)));
+        }
+        given
     }
 
     /// Waiting calls that are not to be kept are dropped.
@@ -487,8 +535,13 @@ mod tests {
             push(&mut places, webhook_id, 10, later);
         }
         assert_eq!(start_all(&mut places, later).len(), 2, "two newcomers");
-        // They hang, too, and are slow beyond the half: then nobody unknown starts, but the fast do.
+        // They hang, too, and are slow beyond the half: seven eighths are taken then, and nobody unknown starts, but
+        // the fast do.
         later += SLOW + ms(1);
+        assert_eq!(start_all(&mut places, later).len(), 1);
+        assert_eq!(places.running, [0, 1, 6]);
+        later += SLOW + ms(1);
+        push(&mut places, 8, 10, later);
         assert_eq!(start_all(&mut places, later).len(), 0);
         let mut places = Places::new(LIMITS);
         let later = prove(&mut places, 9, ms(1), now);
@@ -541,9 +594,50 @@ mod tests {
         assert_eq!(offer.park, [10]);
         assert_eq!(offer.limit, 7);
         places.set_parked(HashSet::from([10]));
-        assert_eq!(places.parked_room(later), []);
+        assert_eq!(places.parked_room(100, later), []);
         assert!(places.finish(tickets.remove(0), now + ms(2000)), "somebody must look");
-        assert_eq!(places.parked_room(now + ms(2000)), [(10, 1)]);
+        assert_eq!(places.parked_room(100, now + ms(2000)), [(10, 1)]);
+    }
+
+    #[test]
+    fn parked_projects_take_turns_and_get_what_the_shares_have_places_for() {
+        let now = Instant::now();
+        let mut places = Places::new(LIMITS);
+        places.set_parked((1..=5).map(|n| n * 10).collect());
+        assert_eq!(places.parked_room(100, now), [(10, 3), (20, 3)], "a quarter of 8 for the unproven");
+        assert_eq!(places.parked_room(100, now), [(30, 3), (40, 3)]);
+        assert_eq!(places.parked_room(4, now), [(50, 3), (10, 1)], "no more than asked for");
+        // Known to be slow, they have half of 8 together; in hand or running makes no difference.
+        let mut later = now;
+        for webhook_id in 1..=3 {
+            later = prove(&mut places, webhook_id, SLOW + ms(1), later);
+        }
+        places.set_parked(HashSet::from([10, 20, 30]));
+        assert_eq!(places.parked_room(100, later), [(20, 3), (30, 1)]);
+        push(&mut places, 1, 2, later);
+        push(&mut places, 2, 1, later);
+        start_all(&mut places, later);
+        assert_eq!(places.parked_room(100, later), [(10, 1)]);
+        // A fast one needs no share.
+        let later = prove(&mut places, 4, ms(1), later);
+        places.set_parked(HashSet::from([40]));
+        assert_eq!(places.parked_room(100, later), [(40, 3 + 60)]);
+    }
+
+    #[test]
+    fn a_place_in_a_share_is_everybodys() {
+        let now = Instant::now();
+        let mut places = Places::new(LIMITS);
+        push(&mut places, 1, 1, now);
+        let (hanging, _) = places.start(now).expect("a place");
+        places.set_parked(HashSet::from([20]));
+        let later = now + SLOW + ms(1);
+        places.grow_old(later);
+        assert!(places.finish(hanging, later), "it was slow: another one may have waited for its place");
+        let later = prove(&mut places, 3, ms(1), later);
+        push(&mut places, 3, 1, later);
+        let (quick, _) = places.start(later).expect("a place");
+        assert!(!places.finish(quick, later + ms(1)));
     }
 
     #[test]
@@ -555,12 +649,19 @@ mod tests {
             start_all(&mut places, later);
             later += SLOW + ms(1);
         }
-        places.grow_old(later);
-        assert_eq!(places.running, [0, 0, 6], "half of 8 for the slow, and the quarter of the unproven");
+        later -= SLOW;
+        push(&mut places, 6, 1, later);
+        start_all(&mut places, later);
+        assert_eq!(places.running, [0, 1, 6], "half of 8 for the slow, and what was tried besides");
+        assert_eq!(places.offer(later).limit, 0, "the one that is tried may be quick");
+        later += ms(6);
+        let offer = places.offer(later);
+        assert_eq!((offer.limit, offer.park), (1, vec![30, 40, 50, 60]), "it hangs, too");
+        later += SLOW;
         let offer = places.offer(later);
         assert_eq!(
             (offer.limit, offer.park),
-            (2, vec![30, 40, 50]),
+            (1, vec![30, 40, 50, 60]),
             "it may take hours until they have a place"
         );
         // Nor while those who are tried before them turn out to hang.

@@ -220,8 +220,8 @@ impl Pool {
     }
 
     /// Parked projects that have room, each with how many rows.
-    pub fn parked_room(&self) -> Vec<(i64, i64)> {
-        self.shared.lock().places.parked_room(Instant::now())
+    pub fn parked_room(&self, most: usize) -> Vec<(i64, i64)> {
+        self.shared.lock().places.parked_room(most, Instant::now())
     }
 
     /// Starts nothing new but the rest of rows that have begun; returns the ids of the rows that have not, each with

@@ -35,7 +35,8 @@ const FINISH_MAX: usize = 1000;
 /// Most bytes of records in one finish, but for one row that has more: it is in memory twice while it is written.
 const FINISH_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A rescan from the oldest row takes at most this share of the time: it is not repeated before its own duration
-/// times this. Its cost is the dead index entries before the first live row, and somebody's report can keep many.
+/// times this. Its cost is the dead index entries before the first live row, and somebody's report can keep many. The
+/// same holds for learning which projects have parked rows.
 const RESCAN_SHARE: u32 = 10;
 /// Nor before this, while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);
@@ -301,7 +302,7 @@ impl Relay<'_> {
                 Cause::Notified => {
                     // An inserter may have drawn its ids long ago; a peer that leaves may leave parked rows.
                     self.stir();
-                    look.want_all();
+                    look.want_all_but_the_new_first();
                 }
                 Cause::Dozing | Cause::Other => {}
             }
@@ -688,10 +689,14 @@ struct Look<'a> {
     rescan: Option<Rescan>,
     /// A rescan is wanted as soon as it may be.
     wanted: bool,
+    /// But the next look is above the cursor.
+    above_first: bool,
     /// Projects with parked rows.
     parked: HashSet<i64>,
-    /// Not before this we learn anew which those are.
+    /// Not before this we learn anew which those are,
     learn_parked_at: Instant,
+    /// not even when there is a reason to, because of what it cost the last time.
+    may_learn_parked_at: Instant,
     /// Epochs whose rows may be taken over, at the last look.
     dead: Vec<i64>,
     /// When we last woke the other instances.
@@ -707,8 +712,10 @@ impl<'a> Look<'a> {
             rescan_at: Instant::now(),
             rescan: None,
             wanted: true,
+            above_first: false,
             parked: HashSet::new(),
             learn_parked_at: Instant::now(),
+            may_learn_parked_at: Instant::now(),
             dead: Vec::new(),
             peers_called: Instant::now(),
         }
@@ -722,7 +729,13 @@ impl<'a> Look<'a> {
     /// The same, and for parked rows that we do not know of.
     fn want_all(&mut self) {
         self.want_the_oldest();
-        self.learn_parked_at = Instant::now();
+        self.learn_parked_at = self.learn_parked_at.min(self.may_learn_parked_at);
+    }
+
+    /// The same for whoever was notified: most likely of a row above the cursor, which shall not wait for a rescan.
+    fn want_all_but_the_new_first(&mut self) {
+        self.want_all();
+        self.above_first = true;
     }
 
     /// Resolves when there is a reason of our own to look: a place for a parked row, dead rows, a rescan that had to
@@ -747,7 +760,9 @@ impl<'a> Look<'a> {
             self.want_all();
         }
         let start = Instant::now();
-        let due = start >= self.rescan_at && (self.wanted || start >= self.rescan_at + RESCAN_MIN);
+        let due = !std::mem::take(&mut self.above_first)
+            && start >= self.rescan_at
+            && (self.wanted || start >= self.rescan_at + RESCAN_MIN);
         if due && self.rescan.is_none() {
             self.rescan = Some(Rescan { until: self.cursor, taken: Duration::ZERO });
             (self.cursor, self.wanted) = (0, false);
@@ -781,7 +796,7 @@ impl<'a> Look<'a> {
 
     /// Claims parked rows of projects that have room.
     async fn look_at_parked(&mut self, epoch: i64) -> Result<Found> {
-        let rooms = self.relay.pool.parked_room();
+        let rooms = self.relay.pool.parked_room(CLAIM_MAX);
         if rooms.is_empty() {
             return Ok(Found { any: false, more: false });
         }
@@ -817,8 +832,11 @@ impl<'a> Look<'a> {
 
     /// Learns which projects have parked rows: after a start, and those that a peer parked.
     async fn learn_parked(&mut self) -> Result<()> {
-        self.learn_parked_at = Instant::now() + LEARN_PARKED;
+        let start = Instant::now();
         self.parked.extend(self.link.claim.parked_projects(PARKED_PROJECTS_MAX).await?);
+        let taken = start.elapsed();
+        self.may_learn_parked_at = Instant::now() + (taken * RESCAN_SHARE).min(RESCAN_MAX);
+        self.learn_parked_at = self.may_learn_parked_at.max(start + LEARN_PARKED);
         self.relay.pool.set_parked(self.parked.clone());
         Ok(())
     }

@@ -10,7 +10,7 @@
 --
 -- Two indexes carry the queue: the pending rows in order of id, and the parked ones by project. claimed_by is in no
 -- index, so that a claim is a heap-only update; fillfactor leaves it room in the page of the row. A row leaves both
--- indexes when it is done, so neither grows with the history. The expression in the first keeps the planner from
+-- indexes when it is done, so neither grows with the history. The expression in both keeps the planner from
 -- taking the primary key instead, which has the same order and the history, when statistics are of another hour.
 
 CREATE TABLE relay.outbox (
@@ -60,7 +60,7 @@ CREATE TABLE relay.outbox (
 );
 
 CREATE INDEX outbox_pending ON relay.outbox ((id + 0)) WHERE done_at IS NULL AND NOT parked;
-CREATE INDEX outbox_parked ON relay.outbox (project_id, id) WHERE done_at IS NULL AND parked;
+CREATE INDEX outbox_parked ON relay.outbox (project_id, (id + 0)) WHERE done_at IS NULL AND parked;
 
 COMMENT ON TABLE relay.outbox IS
     'Events to deliver. The application inserts in its own transaction; promptpal-relay delivers what is committed and sets done_at.';
@@ -628,7 +628,7 @@ CREATE VIEW relay.backlog AS
             (SELECT project_id, created_at, parked
                FROM relay.outbox
               WHERE done_at IS NULL AND parked
-              ORDER BY project_id, id
+              ORDER BY project_id, id + 0
               LIMIT 100000)
            ) AS pending
      GROUP BY project_id
@@ -650,7 +650,7 @@ CREATE VIEW relay.in_flight AS
             (SELECT id, project_id, trace_id, created_at, claimed_by
                FROM relay.outbox
               WHERE done_at IS NULL AND parked
-              ORDER BY project_id, id
+              ORDER BY project_id, id + 0
               LIMIT 100000)
            ) AS o
       LEFT JOIN relay.instances i ON i.epoch = o.claimed_by

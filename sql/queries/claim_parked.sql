@@ -1,5 +1,5 @@
--- Claim from the slow lane: the oldest parked rows of each given project, as many as it has room for. OFFSET 0 as in
--- claim.sql.
+-- Claim from the slow lane: the oldest parked rows of each given project, as many as it has room for. id + 0 and
+-- OFFSET 0 as in claim.sql.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED. synchronous_commit = off, as for claim.sql.
 -- Index:      outbox_parked, a range for each project; outbox_pkey for the update; webhooks_project.
@@ -18,7 +18,7 @@ WITH next AS MATERIALIZED (
                AND o.parked
                AND o.project_id = lane.project_id
                AND (o.claimed_by IS NULL OR o.claimed_by = 0 OR o.claimed_by = ANY ($3))
-             ORDER BY o.id
+             ORDER BY o.id + 0
              LIMIT lane.room
                FOR UPDATE SKIP LOCKED
            ) AS n

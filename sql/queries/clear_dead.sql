@@ -26,7 +26,7 @@ WITH forgotten AS (
        FROM relay.outbox o
       WHERE o.done_at IS NULL
         AND o.parked
-      ORDER BY o.project_id, o.id
+      ORDER BY o.project_id, o.id + 0
       LIMIT 10000)
 )
 UPDATE relay.instances i

@@ -9,7 +9,7 @@ WITH RECURSIVE lane AS (
        FROM relay.outbox o
       WHERE o.done_at IS NULL
         AND o.parked
-      ORDER BY o.project_id, o.id
+      ORDER BY o.project_id, o.id + 0
       LIMIT 1)
     UNION ALL
     SELECT next.project_id, next.created_at
@@ -20,7 +20,7 @@ WITH RECURSIVE lane AS (
              WHERE o.done_at IS NULL
                AND o.parked
                AND o.project_id > lane.project_id
-             ORDER BY o.project_id, o.id
+             ORDER BY o.project_id, o.id + 0
              LIMIT 1
            ) AS next
 ), parked AS (
