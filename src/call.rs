@@ -147,10 +147,16 @@ impl Call {
     }
 }
 
-/// Makes foreign bytes a text that Postgres can hold: invalid UTF-8 and NUL become U+FFFD.
-pub fn storable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    if text.contains('\0') { text.replace('\0', "\u{FFFD}") } else { text.into_owned() }
+/// Makes foreign bytes a text that Postgres can hold: invalid UTF-8 and NUL become U+FFFD. Keeps no room to grow, and
+/// copies nothing that is given and valid.
+pub fn storable(bytes: impl Into<Vec<u8>>) -> String {
+    let mut text = String::from_utf8(bytes.into())
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    if text.contains('\0') {
+        text = text.replace('\0', "\u{FFFD}");
+    }
+    text.shrink_to_fit();
+    text
 }
 
 #[cfg(test)]
@@ -159,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_postgres_cannot_hold_is_replaced() {
-        assert_eq!(storable(b"a\0b\xff\xe2\x82"), "a\u{FFFD}b\u{FFFD}\u{FFFD}");
+        assert_eq!(storable(*b"a\0b\xff\xe2\x82"), "a\u{FFFD}b\u{FFFD}\u{FFFD}");
         assert_eq!(storable("größe".as_bytes()), "größe");
     }
 }

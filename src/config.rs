@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::places::Limits;
 
 /// Memory that the results of ended calls may take while they wait to be committed; more calls are not started then.
-/// An eighth of the memory budget: 256 threads can add twice as much.
-pub const RESULT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A sixteenth of the memory budget: 256 threads can add four times as much.
+pub const RESULT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The configuration of the daemon.
 pub struct Config {

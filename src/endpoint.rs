@@ -391,8 +391,9 @@ impl Caller {
             bytes.extend(&seen.rest[..seen.rest.len().min(limit + 1 - bytes.len())]);
         }
         call.response_bytes = bytes.len() as u64;
-        call.response_body = Some(storable(&bytes[..bytes.len().min(limit)]));
         let cut = bytes.len() > limit;
+        bytes.truncate(limit);
+        call.response_body = Some(storable(bytes));
         let flaw = match end {
             Some(ureq::Error::Timeout(_)) => {
                 call.response_truncated = true;

@@ -33,7 +33,7 @@ const CLAIM_MAX: usize = 500;
 /// Most rows in one finish.
 const FINISH_MAX: usize = 1000;
 /// Most bytes of records in one finish, but for one row that has more: it is in memory twice while it is written.
-const FINISH_BYTES_MAX: usize = 2 * 1024 * 1024;
+const FINISH_BYTES_MAX: usize = 1024 * 1024;
 /// A rescan from the oldest row takes at most this share of the time: it is not repeated before its own duration
 /// times this. Its cost is the dead index entries before the first live row, and somebody's report can keep many. The
 /// same holds for learning which projects have parked rows.

@@ -68,7 +68,7 @@ proptest! {
 
     #[test]
     fn any_text_is_stored_without_nul_and_valid_text_unchanged(bytes: Vec<u8>, text in "\\PC*") {
-        let stored = storable(&bytes);
+        let stored = storable(&*bytes);
         prop_assert!(!stored.contains('\0'));
         prop_assert!(stored.len() <= 3 * bytes.len());
         prop_assert_eq!(storable(stored.as_bytes()), stored.clone(), "stored once, stored for good");
