@@ -35,14 +35,14 @@ const FINISH_MAX: usize = 1000;
 /// Most bytes of records in one finish, but for one row that has more: it is in memory twice while it is written.
 const FINISH_BYTES_MAX: usize = 1024 * 1024;
 /// A rescan from the oldest row takes at most this share of the time: it is not repeated before its own duration
-/// times this. Its cost is the dead index entries before the first live row, and somebody's report can keep many. The
-/// same holds for learning which projects have parked rows.
+/// times this. Its cost is the dead index entries before the first live row, and somebody's report can keep many.
 const RESCAN_SHARE: u32 = 10;
 /// Nor before this, while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);
 /// But after this at the latest: what took long may have been a server that stood still.
 const RESCAN_MAX: Duration = Duration::from_secs(10);
-/// How often we learn which projects have parked rows while there is work: a peer may have parked them, and be gone.
+/// How often we learn which projects have parked rows while there is work: a peer may have parked them. When one is
+/// gone we learn it at once.
 const LEARN_PARKED: Duration = Duration::from_secs(5);
 /// How often the other instances are looked at while we have rows in hand, or something is going on: with [`SURE`], the time
 /// to a takeover.
@@ -300,9 +300,9 @@ impl Relay<'_> {
                 Cause::LastLook => look.want_the_oldest(),
                 Cause::Poll => look.want_the_oldest(),
                 Cause::Notified => {
-                    // An inserter may have drawn its ids long ago; a peer that leaves may leave parked rows.
+                    // An inserter may have drawn its ids long ago, but that is not what it notifies us of as a rule.
                     self.stir();
-                    look.want_all_but_the_new_first();
+                    look.want_the_oldest_after_the_new();
                 }
                 Cause::Dozing | Cause::Other => {}
             }
@@ -693,10 +693,8 @@ struct Look<'a> {
     above_first: bool,
     /// Projects with parked rows.
     parked: HashSet<i64>,
-    /// Not before this we learn anew which those are,
+    /// Not before this we learn anew which those are.
     learn_parked_at: Instant,
-    /// not even when there is a reason to, because of what it cost the last time.
-    may_learn_parked_at: Instant,
     /// Epochs whose rows may be taken over, at the last look.
     dead: Vec<i64>,
     /// When we last woke the other instances.
@@ -715,7 +713,6 @@ impl<'a> Look<'a> {
             above_first: false,
             parked: HashSet::new(),
             learn_parked_at: Instant::now(),
-            may_learn_parked_at: Instant::now(),
             dead: Vec::new(),
             peers_called: Instant::now(),
         }
@@ -726,16 +723,16 @@ impl<'a> Look<'a> {
         self.wanted = true;
     }
 
-    /// The same, and for parked rows that we do not know of.
-    fn want_all(&mut self) {
+    /// The same, but the next look is above the cursor: a row there shall not wait for a rescan.
+    fn want_the_oldest_after_the_new(&mut self) {
         self.want_the_oldest();
-        self.learn_parked_at = self.learn_parked_at.min(self.may_learn_parked_at);
+        self.above_first = true;
     }
 
-    /// The same for whoever was notified: most likely of a row above the cursor, which shall not wait for a rescan.
-    fn want_all_but_the_new_first(&mut self) {
-        self.want_all();
-        self.above_first = true;
+    /// Asks for a look from the oldest row on, and for parked rows that we do not know of.
+    fn want_all(&mut self) {
+        self.want_the_oldest();
+        self.learn_parked_at = Instant::now();
     }
 
     /// Resolves when there is a reason of our own to look: a place for a parked row, dead rows, a rescan that had to
@@ -834,9 +831,7 @@ impl<'a> Look<'a> {
     async fn learn_parked(&mut self) -> Result<()> {
         let start = Instant::now();
         self.parked.extend(self.link.claim.parked_projects(PARKED_PROJECTS_MAX).await?);
-        let taken = start.elapsed();
-        self.may_learn_parked_at = Instant::now() + (taken * RESCAN_SHARE).min(RESCAN_MAX);
-        self.learn_parked_at = self.may_learn_parked_at.max(start + LEARN_PARKED);
+        self.learn_parked_at = Instant::now() + LEARN_PARKED.max(start.elapsed() * RESCAN_SHARE);
         self.relay.pool.set_parked(self.parked.clone());
         Ok(())
     }

@@ -411,6 +411,29 @@ async fn what_a_stopping_relay_gives_back_a_peer_posts_at_once() {
 }
 
 #[tokio::test]
+async fn a_sleeping_peer_hears_of_the_parked_rows_that_a_stopping_relay_leaves() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let flags = ["--poll-interval", "1h", "--workers", "16", "--per-webhook", "2"];
+    let mut first = Relay::start(&database, &flags);
+    let second = Relay::start(&database, &flags);
+    // It looks around when it begins; what is parked after that it must be told.
+    second.signal(Signal::SIGSTOP);
+    database.events(1, 4).await;
+    receiver.wait_for(1);
+    database.events(1, 4).await;
+    database.eventually("SELECT count(*) = 4 FROM relay.outbox WHERE parked").await;
+    second.signal(Signal::SIGCONT);
+    first.signal(Signal::SIGTERM);
+    first.wait_for_log("stopping: calls in flight");
+    gate.open();
+    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 8);
+}
+
+#[tokio::test]
 async fn what_is_taken_over_and_given_back_is_still_repeated() {
     let database = Database::new().await;
     let (receiver, gate) = gated();
