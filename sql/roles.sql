@@ -22,7 +22,7 @@ BEGIN
     -- Inserts events, and owns the webhooks' rows.
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_app') THEN
         GRANT USAGE ON SCHEMA relay TO relay_app;
-        GRANT SELECT ON relay.outbox TO relay_app;
+        GRANT SELECT ON relay.outbox, relay.migrations TO relay_app;
         GRANT INSERT (created_at, event, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms,
                       prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
                       provider_default_model, webhook_id, replay_of)
@@ -54,6 +54,7 @@ BEGIN
             TO relay_reader;
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)
             ON relay.webhooks TO relay_reader;
+        GRANT SELECT ON SEQUENCE relay.webhook_calls_id_seq TO relay_reader;
         GRANT EXECUTE ON FUNCTION relay.url_problem(text) TO relay_reader;
     END IF;
 END

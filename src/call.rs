@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use crate::event::Webhook;
 
-/// Why a call failed, the column `error_kind` (DESIGN section 2).
+/// Why a call failed, the column `error_kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The webhook's URL is not one that can be called.

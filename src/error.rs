@@ -91,9 +91,13 @@ impl Error {
     }
 
     /// Whether the *data* of a statement is what Postgres refused (SQLSTATE classes 21, 22 and 23): the same
-    /// statement fails again, with other data it succeeds.
+    /// statement fails again, with other data it succeeds. Not so a row for which there is no partition, or whose
+    /// partition was made a moment ago: that has the code of a violated constraint, and no constraint's name.
     pub fn is_data(&self) -> bool {
-        self.sqlstate().is_some_and(|code| matches!(&code.code()[..2], "21" | "22" | "23"))
+        let Error::Postgres { source, .. } = self else { return false };
+        let Some(error) = source.as_db_error() else { return false };
+        let about_partitions = *error.code() == SqlState::CHECK_VIOLATION && error.constraint().is_none();
+        matches!(&error.code().code()[..2], "21" | "22" | "23") && !about_partitions
     }
 }
 

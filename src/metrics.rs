@@ -67,6 +67,7 @@ pub struct Metrics {
     result_bytes: Count,
     shortages: Count,
     places: Family<Labels, Count>,
+    healthy: Count,
     oldest_pending: Seconds,
     oldest_parked: Seconds,
     // Why we are not healthy; none: we are.
@@ -120,6 +121,7 @@ impl Default for Metrics {
         let result_bytes = gauge("result_bytes", "Memory of results that wait for their commit");
         let shortages =
             gauge("shortage_pauses", "Pauses for want of descriptors, threads or memory, since the start");
+        let healthy = gauge("healthy", "1 while rows can be delivered, as /healthz has it; else 0");
         let places = Family::<Labels, Count>::default();
         let text = "Calls in flight to the 20 webhooks that have most";
         r.register("webhook_calls_running", text, places.clone());
@@ -154,6 +156,7 @@ impl Default for Metrics {
             result_bytes,
             shortages,
             places,
+            healthy,
             oldest_pending,
             oldest_parked,
             trouble: RefCell::new(Some("starting".into())),
@@ -200,7 +203,7 @@ impl Metrics {
         self.wakeups.get_or_create(&label("cause", cause)).inc();
     }
 
-    /// How old the oldest rows are, in seconds.
+    /// How old the oldest rows are, in seconds; NaN when it is not known.
     pub fn oldest(&self, (pending, parked): (f64, f64)) {
         self.oldest_pending.set(pending);
         self.oldest_parked.set(parked);
@@ -218,6 +221,7 @@ impl Metrics {
         self.waiting.set(number(load.waiting));
         self.threads.set(number(load.threads));
         self.result_bytes.set(number(load.result_bytes));
+        self.healthy.set(i64::from(self.trouble.borrow().is_none()));
         self.shortages.set(i64::try_from(load.shortages).unwrap_or(i64::MAX));
         self.places.clear();
         for (webhook_id, calls) in &load.fullest {

@@ -1,7 +1,7 @@
 //! Who may be called next: places per webhook, the share of the slow, and how much to claim.
 //!
 //! Pure rules over plain state, no threads, no clock of its own: every function that needs the time is given it.
-//! Threads are the scarce thing (DESIGN section 5, Fairness). A webhook has at most `per_webhook` calls running. It is
+//! Threads are the scarce thing. A webhook has at most `per_webhook` calls running. It is
 //! *fast* when its calls have lately ended within [`SLOW`], *slow* when not, and *unproven* when it was not called
 //! lately: then one call finds out. A call that has been running for [`SLOW`] counts as slow whatever its
 //! webhook was. The slow have together at most half of the threads, the unproven a quarter, and where some of these turn

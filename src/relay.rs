@@ -36,7 +36,7 @@ const FINISH_MAX: usize = 1000;
 const FINISH_BYTES_MAX: usize = 1024 * 1024;
 /// A rescan from the oldest row takes at most this share of the time: it is not repeated before its own duration
 /// times this. Its cost is the dead index entries before the first live row, and somebody's report can keep many.
-const RESCAN_SHARE: u32 = 10;
+const RESCAN_SHARE: u32 = 20;
 /// Nor before this, while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);
 /// But after this at the latest: what took long may have been a server that stood still.
@@ -212,6 +212,7 @@ impl Relay<'_> {
         while let Err(error) = self.serve(&link).await {
             self.pool.may_start_until(Instant::now());
             self.metrics.trouble(Some(format!("lost Postgres: {}", one_line(&error))));
+            self.metrics.oldest((f64::NAN, f64::NAN));
             tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
             // A session that ends says why a moment before it is closed. If none ends, a statement failed for another
             // reason: do not turn that into a storm of connections.
@@ -277,12 +278,15 @@ impl Relay<'_> {
                 Err(error) if link.claim.is_closed() => return Err(error),
                 Err(error) => {
                     tracing::error!(error = %one_line(&error), retry_ms = pause.as_millis(), "trying again");
+                    self.metrics.trouble(Some(format!("rows cannot be claimed: {}", one_line(&error))));
                     tokio::time::sleep(pause).await;
                     pause = longer(pause);
                     continue;
                 }
             };
-            pause = RETRY_MIN;
+            if std::mem::replace(&mut pause, RETRY_MIN) > RETRY_MIN {
+                self.metrics.trouble(None);
+            }
             if found.any {
                 self.stir();
                 wake.rouse().await?;
@@ -394,7 +398,7 @@ impl Relay<'_> {
                 self.epoch_of(row) == epoch && (first || bytes <= FINISH_BYTES_MAX)
             };
             let same = uncommitted.iter().take_while(fits).count();
-            let ours = record(&link.finish, epoch, &uncommitted[..same]).await?;
+            let ours = record(&link.finish, epoch, &uncommitted[..same], &self.metrics).await?;
             self.metrics.finish(ours);
             if ours < same {
                 let fenced = same - ours;
@@ -499,6 +503,7 @@ impl Relay<'_> {
         }
         loop {
             if let Err(error) = self.measure().await {
+                self.metrics.oldest((f64::NAN, f64::NAN));
                 tracing::debug!(error = %one_line(&error), "the age of the queue is not known");
             }
             tokio::time::sleep(MEASURE).await;
@@ -546,7 +551,7 @@ impl Relay<'_> {
                     )));
                 }
             }
-            match self.connect_and_adopt().await {
+            match self.telling_watchdog(self.connect_and_adopt()).await {
                 Ok(link) => return Ok(Some(link)),
                 Err(error @ Error::Schema(_)) => return Err(error),
                 Err(error) => {
@@ -559,9 +564,20 @@ impl Relay<'_> {
                     systemd::status(&text);
                 }
             }
-            self.tell_watchdog();
             tokio::time::sleep(pause).await;
             pause = longer(pause);
+        }
+    }
+
+    /// Does the work, and tells the watchdog meanwhile: hosts that do not answer take their time, and are no hang.
+    async fn telling_watchdog<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(WATCH_QUIET));
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = watchdog.tick() => self.tell_watchdog(),
+            }
         }
     }
 
@@ -607,30 +623,31 @@ fn silence(limit: Duration) -> Error {
 /// # Errors
 ///
 /// Only when the session is lost.
-async fn record(finish: &Store, epoch: i64, rows: &[Finished]) -> Result<usize> {
+async fn record(finish: &Store, epoch: i64, rows: &[Finished], metrics: &Metrics) -> Result<usize> {
     let mut pause = RETRY_MIN;
-    let mut refused_before = false;
     loop {
         let error = match finish.finish(epoch, rows).await {
-            Ok(ours) => return Ok(ours.len()),
+            Ok(ours) => {
+                if pause > RETRY_MIN {
+                    metrics.trouble(None);
+                }
+                return Ok(ours.len());
+            }
             Err(error) if finish.is_closed() => return Err(error),
             Err(error) => error,
         };
         if error.is_data() {
             if rows.len() > 1 {
                 let (left, right) = rows.split_at(rows.len() / 2);
-                let left = Box::pin(record(finish, epoch, left)).await?;
-                return Ok(left + Box::pin(record(finish, epoch, right)).await?);
-            }
-            // A record on its way to the default partition is refused while its own partition is made: once more.
-            if !std::mem::replace(&mut refused_before, true) {
-                continue;
+                let left = Box::pin(record(finish, epoch, left, metrics)).await?;
+                return Ok(left + Box::pin(record(finish, epoch, right, metrics)).await?);
             }
             if let Some(replaced) = rows.first().and_then(|row| unstorable(row, &error)) {
-                return Box::pin(record(finish, epoch, &[replaced])).await;
+                return Box::pin(record(finish, epoch, &[replaced], metrics)).await;
             }
         }
         tracing::error!(error = %one_line(&error), rows = rows.len(), retry_ms = pause.as_millis(), "trying again");
+        metrics.trouble(Some(format!("calls cannot be recorded: {}", one_line(&error))));
         tokio::time::sleep(pause).await;
         pause = longer(pause);
     }

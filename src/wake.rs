@@ -1,7 +1,7 @@
 //! When to look for rows: the sleep lock, NOTIFY, and the poll timer. Says only "look"; what is found is not its
 //! business. Without NOTIFY it costs latency and nothing else: polling is the truth.
 //!
-//! The protocol (DESIGN section 5, The sleep lock): an inserter holds the lock shared from its insert to its commit
+//! The protocol: an inserter holds the lock shared from its insert to its commit
 //! if it can get it, and notifies if it cannot. A relay that found nothing tries it exclusively. If it gets it, it
 //! looks one last time and sleeps: whoever inserted before has committed before that look, whoever inserts after it
 //! notifies. If not, somebody has inserted and not committed: it looks again in a moment. Awake, it frees the lock.

@@ -52,8 +52,7 @@ CREATE TABLE relay.outbox (
     -- Each row is updated twice and soon deleted: vacuum by count, not by share of the table, and without pauses.
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 20000,
-    autovacuum_vacuum_insert_scale_factor = 0,
-    autovacuum_vacuum_insert_threshold = 100000,
+    autovacuum_vacuum_insert_threshold = -1,
     autovacuum_analyze_scale_factor = 0,
     autovacuum_analyze_threshold = 100000,
     autovacuum_vacuum_cost_delay = 0
@@ -520,6 +519,13 @@ DECLARE
     move_max bigint := 10000;
     strays   bigint;
 BEGIN
+    -- Somebody took the default partition away: without it a call of a day without a partition has nowhere to go.
+    IF to_regclass('relay.webhook_calls_default') IS NULL THEN
+        CREATE TABLE relay.webhook_calls_default (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+        IF (SELECT partdefid = 0 FROM pg_partitioned_table WHERE partrelid = 'relay.webhook_calls'::regclass) THEN
+            ALTER TABLE relay.webhook_calls ATTACH PARTITION relay.webhook_calls_default DEFAULT;
+        END IF;
+    END IF;
     -- Also one that a DBA has detached: its name is taken, and the day's calls go to the default partition.
     IF to_regclass('relay.' || name) IS NOT NULL THEN
         RETURN false;
@@ -561,9 +567,9 @@ CREATE FUNCTION relay.drop_call_partition(name text, before timestamptz) RETURNS
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Only an attached one of ours, and only when its whole day is before the limit.
+    -- Only an attached one of ours, and only when its whole day is before the limit, and not of today or yesterday.
     IF name !~ '^webhook_calls_\d{8}$'
-        OR right(name, 8) >= to_char(before AT TIME ZONE 'UTC', 'YYYYMMDD')
+        OR right(name, 8) >= to_char(least(before, now() - interval '1 day') AT TIME ZONE 'UTC', 'YYYYMMDD')
         OR NOT EXISTS (SELECT
                          FROM pg_inherits i
                         WHERE i.inhparent = 'relay.webhook_calls'::regclass
@@ -669,8 +675,10 @@ CREATE VIEW relay.webhook_health AS
                ORDER BY extract(epoch FROM c.end_time - c.start_time) * 1000))::numeric, 1)  AS p50_ms,
            round((percentile_cont(0.95) WITHIN GROUP (
                ORDER BY extract(epoch FROM c.end_time - c.start_time) * 1000))::numeric, 1)  AS p95_ms,
-           (array_agg(c.error_kind || ': ' || coalesce(c.error_message, '') ORDER BY c.start_time DESC)
-               FILTER (WHERE NOT c.succeeded))[1]      AS last_error
+           -- The greatest of pairs, not the first of a sorted list: that would keep all of an hour in memory.
+           (max(ARRAY[to_char(c.start_time AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'),
+                      c.error_kind || ': ' || coalesce(c.error_message, '')])
+               FILTER (WHERE NOT c.succeeded))[2]      AS last_error
       FROM relay.webhook_calls c
      WHERE c.start_time > now() - interval '1 hour'
      GROUP BY c.webhook_id

@@ -9,10 +9,14 @@
 --      empty, and waits as relay.webhooks_before_promptpal;
 --   2. mirrors each call log into PromptPal's webhook_calls, in the transaction that records it, except those of
 --      webhooks that are gone. A mirrored row that PromptPal's table refuses is left out with a warning in the server's
---      log: it does not keep the relay's own record from being written;
+--      log: it does not keep the relay's own record from being written. It is a second copy, bodies included, and
+--      nothing here ever deletes it;
 --   3. with feed=on, inserts an event into relay.outbox for each row that is inserted into PromptPal's prompt_calls.
 --      Values that the outbox forbids are brought within its bounds (negative counts become 0, any result but 0 is a
---      failure); rows without project or prompt are passed over. It cannot make an insert into prompt_calls fail.
+--      failure); rows without project or prompt are passed over. It cannot make an insert into prompt_calls fail: what
+--      goes wrong (a column that is gone) is a warning in the server's log, and there is no event.
+--
+-- A PromptPal that sends its webhooks itself must have stopped that before feed=on: else each event goes out twice.
 
 \if :{?promptpal_schema}
 \else
@@ -25,6 +29,8 @@
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
+-- Whoever waits for a lock keeps others waiting: better fail, and try again when the dump or report is over.
+SET LOCAL lock_timeout = '3s';
 SELECT set_config('promptpal.schema', :'promptpal_schema', true) AS promptpal_schema,
        set_config('promptpal.feed', :'feed', true) AS feed
 \gset
@@ -153,15 +159,18 @@ BEGIN
                 INSERT INTO %1$I.webhook_calls (%2$s)
                 SELECT %3$s FROM new_calls c WHERE c.webhook_id = ANY (present) ORDER BY c.id;
             EXCEPTION
-                -- These pass, and the relay tries again.
-                WHEN insufficient_resources OR lock_not_available THEN RAISE;
+                -- This passes, and the relay tries again.
+                WHEN insufficient_resources THEN RAISE;
+                -- An index is being made, or a column: deliveries do not wait for that.
+                WHEN lock_not_available THEN
+                    RAISE WARNING 'promptpal-relay: call logs are not mirrored, somebody has locked the table';
                 -- One of them is refused: each by itself.
                 WHEN OTHERS THEN
                     FOR call_id IN SELECT n.id FROM new_calls n WHERE n.webhook_id = ANY (present) ORDER BY n.id LOOP
                         BEGIN
                             INSERT INTO %1$I.webhook_calls (%2$s) SELECT %3$s FROM new_calls c WHERE c.id = call_id;
                         EXCEPTION
-                            WHEN insufficient_resources OR lock_not_available THEN RAISE;
+                            WHEN insufficient_resources THEN RAISE;
                             WHEN OTHERS THEN
                                 RAISE WARNING 'promptpal-relay: call log %% is not mirrored: %%', call_id, SQLERRM;
                         END;
@@ -192,6 +201,7 @@ BEGIN
                 SET search_path = pg_catalog, pg_temp
             AS $$
             BEGIN
+                BEGIN
                 INSERT INTO relay.outbox (
                     project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens, completion_tokens,
                     total_tokens, cached, ip, user_agent, provider_id, provider_default_model)
@@ -211,6 +221,9 @@ BEGIN
                  WHERE c.project_calls IS NOT NULL
                    AND c.prompt_calls IS NOT NULL
                  ORDER BY c.id;
+                EXCEPTION WHEN OTHERS THEN
+                    RAISE WARNING 'promptpal-relay: no event is made of these rows: %%', SQLERRM;
+                END;
                 RETURN NULL;
             END
             $$

@@ -10,6 +10,7 @@
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
+SET LOCAL lock_timeout = '3s';
 DROP TRIGGER IF EXISTS promptpal_relay_feed ON :"promptpal_schema".prompt_calls;
 DROP FUNCTION IF EXISTS relay.feed_outbox();
 DROP TRIGGER IF EXISTS mirror_calls ON relay.webhook_calls;

@@ -6,7 +6,8 @@
 --             $2 bigint            ids below it
 --             $3 double precision  seconds to keep
 -- Returns:    how many were deleted, and the next id to look at: null when there is none, or when the window has rows
---             that are too young, because what comes after it is younger still.
+--             that are too young, because what comes after it is younger still. One of the future says nothing: the
+--             application or a wrong clock wrote it.
 WITH deleted AS (
     DELETE FROM relay.outbox o
      WHERE o.id >= $1
@@ -19,5 +20,5 @@ SELECT (SELECT count(*) FROM deleted) AS deleted,
                                FROM relay.outbox o
                               WHERE o.id >= $1
                                 AND o.id < $2
-                                AND o.created_at >= now() - make_interval(secs => $3))
+                                AND o.created_at BETWEEN now() - make_interval(secs => $3) AND now())
             THEN (SELECT min(o.id) FROM relay.outbox o WHERE o.id >= $2) END AS next

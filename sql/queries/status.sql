@@ -1,5 +1,5 @@
--- How it goes: who runs, what waits, who fails. Bounded: the first 100,000 rows of each lane, the first 100,000 calls
--- of the last five minutes.
+-- How it goes: who runs, what waits, who fails. Bounded: the first 100,000 rows of each lane, the newest 100,000
+-- calls of the last five minutes.
 --
 -- Locks:      none. Who lives is seen by the liveness locks (pg_locks), not by what is written in relay.instances.
 -- Index:      outbox_pending, outbox_parked, webhook_calls_place.
@@ -26,7 +26,8 @@ WITH instances AS (
            extract(epoch FROM c.end_time - c.start_time) * 1000 AS ms
       FROM relay.webhook_calls c
      WHERE c.start_time > now() - interval '5 minutes'
-     LIMIT 100000
+       -- The newest ones: ids grow with time, and the log's first index has them.
+       AND c.id > coalesce(pg_sequence_last_value('relay.webhook_calls_id_seq'), 0) - 100000
 ), webhooks AS (
     SELECT c.webhook_id,
            count(*) AS calls,

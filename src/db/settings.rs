@@ -74,7 +74,7 @@ const REFUSED: &[(&str, &str)] = &[
 
 /// One address try, name resolution and handshakes included. Long enough for a slow login, short enough that the
 /// next host of a cluster is tried while somebody still waits.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 // A half-open connection is noticed within 10 seconds. Idle: 5 s of silence, then probes at 5, 7 and 9 s, and
 // nothing heard ends it at 9 s. With a query in flight: TCP_USER_TIMEOUT ends it 9 s after the first byte that
@@ -467,7 +467,7 @@ mod tests {
     #[test]
     fn times_have_libpqs_units_and_our_defaults() {
         let settings = parse("host=a", &[]).expect("good");
-        assert_eq!(settings.connect_timeout, Some(Duration::from_secs(10)));
+        assert_eq!(settings.connect_timeout, Some(Duration::from_secs(5)));
         let config = &settings.config;
         assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_secs(9)));
         assert_eq!(config.get_keepalives_idle(), Duration::from_secs(5));

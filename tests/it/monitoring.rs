@@ -116,6 +116,26 @@ async fn healthz_says_when_nothing_is_delivered() {
 }
 
 #[tokio::test]
+async fn rows_that_cannot_be_claimed_are_no_health() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let (_relay, port) = start(&database, &[]);
+    until(port, "promptpal_relay_healthy", |n| n == 1.0);
+    let rename = async |from: &str, to: &str| {
+        database.client.batch_execute(&format!("ALTER TABLE relay.{from} RENAME TO {to}")).await.unwrap();
+    };
+    rename("webhooks", "elsewhere").await;
+    database.events(1, 1).await;
+    until(port, "promptpal_relay_healthy", |n| n == 0.0);
+    let (code, why) = get(port, "/healthz");
+    assert!(code == 503 && why.contains("cannot be claimed"), "{code} {why}");
+    rename("elsewhere", "webhooks").await;
+    database.all_done().await;
+    until(port, "promptpal_relay_healthy", |n| n == 1.0);
+}
+
+#[tokio::test]
 async fn a_scraper_that_says_nothing_holds_up_no_row() {
     let database = Database::new().await;
     let receiver = Receiver::good();

@@ -200,4 +200,35 @@ async fn odd_prompt_calls_never_make_the_applications_insert_fail() {
     let rows: Vec<(i32, i32, i32, i64)> =
         rows.iter().map(|r| (r.get(0), r.get(1), r.get(2), r.get(3))).collect();
     assert_eq!(rows, [(8, 0, 1, 0), (0, i32::MAX, 0, 1), (0, 0, 1, 0), (i32::MAX, 0, 0, 1)]);
+    // PromptPal has moved on: there is no event, but the insert is made.
+    let sql = "ALTER TABLE prompt_calls DROP COLUMN ua;
+               INSERT INTO prompt_calls (prompt_calls, project_calls, user_id, duration, result) VALUES (1, 1, 'u', 1, 0)";
+    database.client.batch_execute(sql).await.unwrap();
+    assert_eq!(database.number("SELECT count(*) FROM prompt_calls").await, 7);
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox").await, 4);
+}
+
+#[tokio::test]
+async fn while_promptpals_table_is_locked_calls_are_recorded_all_the_same() {
+    let database = with_tables("jsonb", "").await;
+    let receiver = Receiver::good();
+    add_webhook(&database, 1, &receiver.url("/")).await;
+    assert_eq!(script(&database, "install", &["feed=on"]), (0, String::new()));
+    let _relay = Relay::start(&database, &[]);
+    // As CREATE INDEX does it, and a dump.
+    let other = connect(&database.url).await;
+    other
+        .batch_execute(
+            "BEGIN; LOCK TABLE webhook_calls IN SHARE MODE; LOCK TABLE prompt_calls IN ACCESS SHARE MODE",
+        )
+        .await
+        .unwrap();
+    database.events(1, 3).await;
+    database.all_done().await;
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls WHERE succeeded").await, 3);
+    // Nor do the scripts wait for long, and others behind them.
+    let (code, output) = script(&database, "uninstall", &[]);
+    assert!(code != 0 && output.contains("lock timeout"), "{code} {output}");
+    other.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(script(&database, "uninstall", &[]).0, 0);
 }
