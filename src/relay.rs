@@ -564,7 +564,7 @@ impl Relay<'_> {
                     systemd::status(&text);
                 }
             }
-            tokio::time::sleep(pause).await;
+            self.telling_watchdog(tokio::time::sleep(pause)).await;
             pause = longer(pause);
         }
     }
