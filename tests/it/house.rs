@@ -1,7 +1,7 @@
 //! What ships beside the program: the units, their settings, the manual.
 
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use clap::CommandFactory;
@@ -85,6 +85,32 @@ fn the_units_are_right_and_hardened() {
     }
 }
 
+/// Ends with the test, whatever becomes of it.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(mut command: Command) -> Daemon {
+        Daemon(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal).unwrap();
+    }
+
+    fn drain(mut self) {
+        self.signal(Signal::SIGTERM);
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // An error: it has ended.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
 /// What systemd is told, without systemd; with it: scripts/systemd-test.
 #[tokio::test]
 async fn systemd_is_told_of_each_turn_of_its_life() {
@@ -111,25 +137,61 @@ async fn systemd_is_told_of_each_turn_of_its_life() {
         );
     };
     let mut command = database.command(&["run", "--allow-net", "127.0.0.0/8"]);
-    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000").stderr(Stdio::null());
-    let mut child = command.spawn().unwrap();
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    let mut daemon = Daemon::start(command);
     assert_eq!(next(), "READY=1");
     until("WATCHDOG=1");
     until("STATUS=idle");
     database.events(1, 1).await;
     database.all_done().await;
     // Frozen it tells nothing; what it said before is read first.
-    kill(pid, Signal::SIGSTOP).unwrap();
+    daemon.signal(Signal::SIGSTOP);
     socket.set_nonblocking(true).unwrap();
     while socket.recv(&mut [0; 1000]).is_ok() {}
     socket.set_nonblocking(false).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     assert!(socket.recv(&mut [0; 1000]).is_err());
     socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    kill(pid, Signal::SIGCONT).unwrap();
+    daemon.signal(Signal::SIGCONT);
     until("WATCHDOG=1");
-    kill(pid, Signal::SIGTERM).unwrap();
+    daemon.signal(Signal::SIGTERM);
     until("STOPPING=1");
-    assert!(child.wait().unwrap().success());
+    assert!(daemon.0.wait().unwrap().success());
+}
+
+/// A host that does not answer takes as long as a connection may: that is no hang.
+#[tokio::test]
+async fn the_watchdog_is_told_while_hosts_do_not_answer() {
+    let database = Database::new().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap();
+    let (head, tail) = database.url.split_once('@').unwrap();
+    let separator = if tail.contains('?') { '&' } else { '?' };
+    let url = format!("{head}@{silent},{tail}{separator}connect_timeout=2");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command = database.command(&["run", "--database-url", &url]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    let daemon = Daemon::start(command);
+    let said = |limit: Duration| {
+        socket.set_read_timeout(Some(limit)).unwrap();
+        let mut text = [0; 1000];
+        let length = socket.recv(&mut text).expect("something is said in time");
+        String::from_utf8(text[..length].to_vec()).unwrap()
+    };
+    assert_eq!(said(Duration::from_secs(60)), "READY=1");
+    let sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name LIKE 'promptpal-relay%'";
+    assert!(!database.client.query(sessions, &[]).await.unwrap().is_empty());
+    // Three sessions, two seconds each.
+    let reconnected = "SELECT count(*) > 1 FROM relay.instances";
+    while !database.client.query_one(reconnected, &[]).await.unwrap().get::<_, bool>(0) {
+        said(Duration::from_millis(1500));
+    }
+    for _ in 0..20 {
+        said(Duration::from_millis(1500));
+    }
+    daemon.drain();
 }
