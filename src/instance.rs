@@ -131,11 +131,12 @@ impl Peers {
         self.suspects.iter().filter(|(_, suspect)| long(suspect)).map(|(epoch, _)| *epoch).collect()
     }
 
-    /// Learns what a look at the locks found. True when somebody new is dead, or the last suspect is gone.
+    /// Learns what a look at the locks found. True when somebody new is dead, somebody has left, or the last suspect is
+    /// gone.
     pub fn learn(&mut self, found: &[(i32, Vital)], now: Instant) -> bool {
         let before = (std::mem::take(&mut self.dead), self.is_gathering());
         let old = std::mem::take(&mut self.suspects);
-        self.alive = 0;
+        let alive = std::mem::take(&mut self.alive);
         for (epoch, vital) in found {
             match vital {
                 Vital::Alive => self.alive += 1,
@@ -151,7 +152,7 @@ impl Peers {
             }
         }
         self.dead.sort_unstable();
-        before != (self.dead.clone(), self.is_gathering())
+        self.alive < alive || before != (self.dead.clone(), self.is_gathering())
     }
 
     /// Epochs whose rows may be taken over, in order.
@@ -159,9 +160,9 @@ impl Peers {
         &self.dead
     }
 
-    /// Whether others live.
-    pub fn any_alive(&self) -> bool {
-        self.alive > 0
+    /// How many others live.
+    pub fn alive(&self) -> usize {
+        self.alive
     }
 
     /// Whether somebody's lock is free of whom we are not sure yet.
@@ -185,12 +186,16 @@ mod tests {
         let start = Instant::now();
         let mut peers = Peers::default();
         peers.learn(&[(1, Vital::Free), (2, Vital::Alive)], start);
-        assert!(peers.any_suspect() && peers.any_alive());
+        assert!(peers.any_suspect() && peers.alive() == 1);
         assert_eq!(peers.sure_of(start), [0; 0]);
         assert_eq!(peers.sure_of(start + SURE), [1]);
         // It came back in between.
-        peers.learn(&[(1, Vital::Alive)], start + SURE / 2);
+        peers.learn(&[(1, Vital::Alive), (2, Vital::Alive)], start + SURE / 2);
         assert_eq!(peers.sure_of(start + SURE), [0; 0]);
+        assert!(
+            peers.learn(&[(1, Vital::Alive)], start + SURE),
+            "what the other gave back is to be looked for"
+        );
     }
 
     #[test]

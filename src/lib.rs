@@ -17,8 +17,8 @@
 //!
 //! # Where things are
 //!
-//! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look; [`instance`] knows who is
-//!   alive; [`retention`] throws away; [`stop`] and [`systemd`] are the world outside.
+//! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look, [`floor`] from where;
+//!   [`instance`] knows who is alive; [`retention`] throws away; [`stop`] and [`systemd`] are the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
 //! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`socket`] and [`resolver`] beneath
@@ -42,6 +42,7 @@ pub mod endpoint;
 pub mod error;
 pub mod event;
 pub mod failures;
+pub mod floor;
 pub mod instance;
 pub mod logging;
 pub mod metrics;

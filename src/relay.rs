@@ -19,6 +19,7 @@ use crate::config::{Config, RESULT_BYTES_MAX};
 use crate::endpoint::Caller;
 use crate::error::{Error, Result, one_line};
 use crate::failures::Failures;
+use crate::floor::Floor;
 use crate::instance::{Instance, Peers, SURE};
 use crate::metrics::{self, Metrics};
 use crate::pool::Pool;
@@ -34,9 +35,13 @@ const CLAIM_MAX: usize = 500;
 const FINISH_MAX: usize = 1000;
 /// Most bytes of records in one finish, but for one row that has more: it is in memory twice while it is written.
 const FINISH_BYTES_MAX: usize = 1024 * 1024;
-/// A rescan from the oldest row takes at most this share of the time: it is not repeated before its own duration
-/// times this. Its cost is the dead index entries before the first live row, and somebody's report can keep many.
+/// A rescan takes at most this share of the time: it is not repeated before its own duration times this. Its cost is
+/// the dead index entries before the first live row, and somebody's report can keep many.
 const RESCAN_SHARE: u32 = 20;
+/// A rescan of the whole queue that takes longer than this is costly: then most begin at the floor.
+const WHOLE_CHEAP: Duration = Duration::from_millis(1);
+/// And the whole ones take at most this share of the time.
+const WHOLE_SHARE: u32 = 1000;
 /// Nor before this, while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);
 /// But after this at the latest: what took long may have been a server that stood still.
@@ -688,10 +693,11 @@ struct Found {
     more: bool,
 }
 
-/// A walk from the oldest row to where the cursor was.
+/// A walk from the oldest row, or from the floor, to where the cursor was.
 struct Rescan {
     until: i64,
     taken: Duration,
+    whole: bool,
 }
 
 /// Looking for rows: the cursor, the rescans, the slow lane.
@@ -706,6 +712,14 @@ struct Look<'a> {
     rescan: Option<Rescan>,
     /// A rescan is wanted as soon as it may be.
     wanted: bool,
+    /// And it shall be of the whole queue.
+    whole: bool,
+    /// Where the others begin.
+    floor: Floor,
+    /// What the last one of the whole queue took.
+    whole_took: Duration,
+    /// Not before this the next one of the whole queue, unless there is a reason for it.
+    whole_at: Instant,
     /// But the next look is above the cursor.
     above_first: bool,
     /// Projects with parked rows.
@@ -714,6 +728,8 @@ struct Look<'a> {
     learn_parked_at: Instant,
     /// Epochs whose rows may be taken over, at the last look.
     dead: Vec<i64>,
+    /// Other instances at the last look.
+    peers_alive: usize,
     /// When we last woke the other instances.
     peers_called: Instant,
 }
@@ -727,10 +743,15 @@ impl<'a> Look<'a> {
             rescan_at: Instant::now(),
             rescan: None,
             wanted: true,
+            whole: true,
+            floor: Floor::default(),
+            whole_took: Duration::ZERO,
+            whole_at: Instant::now(),
             above_first: false,
             parked: HashSet::new(),
             learn_parked_at: Instant::now(),
             dead: Vec::new(),
+            peers_alive: 0,
             peers_called: Instant::now(),
         }
     }
@@ -746,9 +767,10 @@ impl<'a> Look<'a> {
         self.above_first = true;
     }
 
-    /// Asks for a look from the oldest row on, and for parked rows that we do not know of.
+    /// Asks for a look at the whole queue, and for parked rows that we do not know of.
     fn want_all(&mut self) {
         self.want_the_oldest();
+        self.whole = true;
         self.learn_parked_at = Instant::now();
     }
 
@@ -769,8 +791,10 @@ impl<'a> Look<'a> {
     async fn look(&mut self, limit: usize, park: &[i64]) -> Result<Found> {
         let Look { relay, link, .. } = *self;
         let epoch = link.instance.epoch();
-        if relay.peers.borrow().dead() != self.dead {
-            self.dead = relay.peers.borrow().dead().to_vec();
+        let (dead, alive) = (relay.peers.borrow().dead().to_vec(), relay.peers.borrow().alive());
+        let one_less = alive < std::mem::replace(&mut self.peers_alive, alive);
+        if one_less || dead != self.dead {
+            self.dead = dead;
             self.want_all();
         }
         let start = Instant::now();
@@ -778,20 +802,12 @@ impl<'a> Look<'a> {
             && start >= self.rescan_at
             && (self.wanted || start >= self.rescan_at + RESCAN_MIN);
         if due && self.rescan.is_none() {
-            self.rescan = Some(Rescan { until: self.cursor, taken: Duration::ZERO });
-            (self.cursor, self.wanted) = (0, false);
+            self.begin_rescan(start).await?;
         }
         let rows = link.claim.claim(self.cursor, &self.dead, limit, epoch, park).await?;
         let more = rows.len() == limit;
         self.cursor = rows.last().map_or(self.cursor, |row| row.id);
-        if let Some(Rescan { until, taken }) = &mut self.rescan {
-            *taken += start.elapsed();
-            if !more || self.cursor >= *until {
-                self.cursor = self.cursor.max(*until);
-                self.rescan_at = Instant::now() + (*taken * RESCAN_SHARE).min(RESCAN_MAX);
-                self.rescan = None;
-            }
-        }
+        self.go_on_with_rescan(start.elapsed(), more);
         let any = !rows.is_empty();
         relay.metrics.claims.inc();
         let (parked, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.parked);
@@ -806,6 +822,40 @@ impl<'a> Look<'a> {
         }
         let lane = self.look_at_parked(epoch).await?;
         Ok(Found { any: any || lane.any, more: more || lane.more })
+    }
+
+    /// Sets the cursor back: to the floor, or to zero when that is cheap, due, or asked for.
+    async fn begin_rescan(&mut self, now: Instant) -> Result<()> {
+        let is_cheap = self.whole_took < WHOLE_CHEAP;
+        if !is_cheap {
+            self.floor.rescan(self.cursor, self.link.claim.snapshot().await?);
+        }
+        let whole = is_cheap || self.whole || now >= self.whole_at || self.floor.id() == 0;
+        self.rescan = Some(Rescan { until: self.cursor, taken: Duration::ZERO, whole });
+        self.cursor = if whole { 0 } else { self.floor.id() };
+        (self.wanted, self.whole) = (false, false);
+        Ok(())
+    }
+
+    /// Notes what a claim took, and whether there may be more; ends the rescan that is going on when it is through.
+    fn go_on_with_rescan(&mut self, took: Duration, more: bool) {
+        let Some(rescan) = &mut self.rescan else { return };
+        rescan.taken += took;
+        if more && self.cursor < rescan.until {
+            return;
+        }
+        let Rescan { until, taken, whole } = *rescan;
+        self.rescan = None;
+        self.cursor = self.cursor.max(until);
+        self.floor.rescanned();
+        let now = Instant::now();
+        if whole {
+            self.whole_took = taken;
+            self.whole_at = now + (taken * WHOLE_SHARE).min(RESCAN_MAX);
+        }
+        // What a costly one of the whole queue took says nothing of the next one, which begins at the floor.
+        let next_is_another = whole && taken >= WHOLE_CHEAP && self.floor.id() > 0;
+        self.rescan_at = if next_is_another { now } else { now + (taken * RESCAN_SHARE).min(RESCAN_MAX) };
     }
 
     /// Claims parked rows of projects that have room.
@@ -837,7 +887,7 @@ impl<'a> Look<'a> {
 
     /// Wakes the other instances, if that was not done within `pause`.
     async fn call_peers(&mut self, pause: Duration) -> Result<()> {
-        if self.peers_called.elapsed() > pause && self.relay.peers.borrow().any_alive() {
+        if self.peers_called.elapsed() > pause && self.relay.peers.borrow().alive() > 0 {
             self.peers_called = Instant::now();
             self.link.claim.notify_peers().await?;
         }

@@ -15,6 +15,7 @@ use crate::call::Call;
 use crate::db::{Session, Settings};
 use crate::error::{Error, Result};
 use crate::event::{Event, Secret, Webhook};
+use crate::floor::Snapshot;
 
 /// What a session is for: its name in `pg_stat_activity` and how its statements are planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,6 +261,12 @@ impl Store {
         let sql = include_str!("../sql/queries/claim.sql");
         let rows = self.rows("claiming rows", sql, &[&cursor, &dead, &limit, &epoch, &park]).await?;
         Ok(gather(&rows))
+    }
+
+    /// Which transactions are running.
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        let row = self.one("taking a snapshot", include_str!("../sql/queries/snapshot.sql"), &[]).await?;
+        Ok(Snapshot { xmin: row.get("xmin"), xmax: row.get("xmax") })
     }
 
     /// Claims the oldest parked rows of each project, at most as many as its room. See `claim_parked.sql`.

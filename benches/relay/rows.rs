@@ -245,8 +245,55 @@ impl Bench<'_> {
             Target::AtMost(6.0),
             vec![percentile(&samples, 0.99)],
         );
+        let crossing = self.crossing(&database, 1).await;
         relay.stop();
+        // Dead rows before the first live one, which somebody's report keeps.
+        let report = connect(&database.url).await;
+        report
+            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM relay.outbox")
+            .await
+            .unwrap();
+        let dead = if self.full { 600_000 } else { 100_000 };
+        database.events(1, dead).await;
+        database.run("UPDATE relay.outbox SET done_at = now() WHERE done_at IS NULL").await;
+        let relay = Relay::start(&database, &[]);
+        let crossing_dead = self.crossing(&database, 1).await;
+        relay.stop();
+        drop(report);
+        let lower = "commit to arrival, an id below that of a row that came before".to_owned();
+        for (what, samples) in
+            [(lower, crossing), (format!("  the same, {dead} dead rows kept"), crossing_dead)]
+        {
+            for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+                self.table.add(
+                    format!("{what}, {name}"),
+                    "ms",
+                    Target::None,
+                    vec![percentile(&samples, share)],
+                );
+            }
+        }
         database.drop().await;
+    }
+
+    /// Two transactions that cross: the one that has drawn the lower id commits when the other's row has arrived.
+    /// Returns the milliseconds from that commit to the arrival.
+    async fn crossing(&self, database: &Database, project_id: i64) -> Vec<f64> {
+        let late = connect(&database.url).await;
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut samples = Vec::new();
+        self.receiver.arrivals();
+        for number in (1..=300).step_by(2) {
+            tokio::time::sleep(Duration::from_secs_f64(rng.f64() * 0.1)).await;
+            let insert = format!("{INSERT} VALUES ({project_id}, {number}, 'user-123', 0, 1250, 150, 300)");
+            late.batch_execute(&format!("BEGIN; {insert}")).await.unwrap();
+            database.numbered_event(project_id, number + 1).await;
+            self.arrival().await;
+            late.batch_execute("COMMIT").await.unwrap();
+            let committed = Instant::now();
+            samples.push(self.arrival().await.saturating_duration_since(committed).as_secs_f64() * 1e3);
+        }
+        samples
     }
 
     /// Inserts numbered rows at random times; returns the milliseconds from each commit to the arrival.

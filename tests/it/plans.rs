@@ -47,6 +47,7 @@ const SMALL: &[&str] = &[
     "register",
     "retire",
     "server",
+    "snapshot",
     "try_migrate",
     "try_retention",
     "try_sleep",

@@ -410,6 +410,71 @@ async fn what_a_stopping_relay_gives_back_a_peer_posts_at_once() {
     assert_eq!(outcomes(&database).await, [(true, false); 8]);
 }
 
+/// Rows whose dead versions stand before all that come after them, for as long as the report runs that is returned.
+async fn dead_rows(database: &Database) -> tokio_postgres::Client {
+    let report = connect(&database.url).await;
+    let hold = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM relay.outbox";
+    report.batch_execute(hold).await.unwrap();
+    database.client.batch_execute("SET synchronous_commit = off").await.unwrap();
+    database.events(1, 100_000).await;
+    database.client.batch_execute("UPDATE relay.outbox SET done_at = now()").await.unwrap();
+    report
+}
+
+#[tokio::test]
+async fn a_row_that_appears_below_others_is_found_though_dead_rows_are_kept() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    gate.open();
+    database.webhook(2, &receiver.url("/")).await;
+    let _report = dead_rows(&database).await;
+    let _relay = Relay::start(&database, &[]);
+    let late = connect(&database.url).await;
+    for round in 1..=20 {
+        // Others come and go until the relay has looked beyond it more than once.
+        late.batch_execute("BEGIN").await.unwrap();
+        let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
+                   VALUES (2, 1, 'user', 0, 1, 1, 1)";
+        late.batch_execute(sql).await.unwrap();
+        for other in 1..=4 {
+            database.events(2, 1).await;
+            receiver.wait_for(5 * (round - 1) + other);
+        }
+        late.batch_execute("COMMIT").await.unwrap();
+        receiver.wait_for(5 * round);
+    }
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 100);
+}
+
+#[tokio::test]
+async fn what_a_stopping_relay_gives_back_is_found_though_dead_rows_are_kept() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(2, &receiver.url("/")).await;
+    let _report = dead_rows(&database).await;
+    let flags = ["--workers", "16", "--per-webhook", "2"];
+    let mut first = Relay::start(&database, &flags);
+    database.events(2, 8).await;
+    receiver.wait_for(2);
+    let _second = Relay::start(&database, &flags);
+    // It has seen what comes after the rows of the first.
+    let (other, other_gate) = gated();
+    other_gate.open();
+    database.webhook(3, &other.url("/")).await;
+    for count in 1..=20 {
+        database.events(3, 1).await;
+        other.wait_for(count);
+    }
+    first.signal(Signal::SIGTERM);
+    // Two of the first are in flight; two more can only be the second's.
+    receiver.wait_for(4);
+    gate.open();
+    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 8);
+}
+
 #[tokio::test]
 async fn a_sleeping_peer_hears_of_the_parked_rows_that_a_stopping_relay_leaves() {
     let database = Database::new().await;
