@@ -40,6 +40,8 @@ pub type Post = dyn Fn(&Webhook, i64, &Arc<str>) -> Outcome + Send + Sync;
 /// A row in hand.
 struct Row {
     id: i64,
+    // That it was claimed under.
+    epoch: i64,
     project_id: i64,
     repeated: bool,
     body: Arc<str>,
@@ -54,7 +56,7 @@ struct Row {
 
 impl Row {
     fn finished(&self, calls: Vec<Call>) -> Finished {
-        Finished { id: self.id, repeated: self.repeated, calls }
+        Finished { id: self.id, epoch: self.epoch, repeated: self.repeated, calls }
     }
 }
 
@@ -72,10 +74,9 @@ pub struct Pool {
 struct Shared {
     post: Box<Post>,
     results: UnboundedSender<Finished>,
-    limits: Limits,
     result_bytes_max: usize,
     state: Mutex<State>,
-    // For whoever waits in Pool::offer or Pool::freed.
+    // For whoever waits in Pool::room or Pool::freed.
     freed: Notify,
 }
 
@@ -134,7 +135,6 @@ impl Pool {
             shared: Arc::new(Shared {
                 post,
                 results,
-                limits,
                 result_bytes_max,
                 state: Mutex::new(state),
                 freed: Notify::new(),
@@ -161,16 +161,11 @@ impl Pool {
         self.shared.wake_one(state);
     }
 
-    /// Waits for [`Pool::try_offer`]. Cancel-safe.
-    pub async fn offer(&self) -> Offer {
-        loop {
-            if let Some(offer) = self.try_offer() {
-                return offer;
-            }
-            tokio::select! {
-                () = self.shared.freed.notified() => {}
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
-            }
+    /// Waits until [`Pool::try_offer`] may have something. Cancel-safe.
+    pub async fn room(&self) {
+        tokio::select! {
+            () = self.shared.freed.notified() => {}
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
         }
     }
 
@@ -186,8 +181,9 @@ impl Pool {
         for claimed in rows {
             let row = Arc::new(Row {
                 id: claimed.id,
+                epoch: claimed.epoch,
                 project_id: claimed.event.project_id,
-                repeated: claimed.repeated,
+                repeated: claimed.repeated(),
                 body: claimed.event.payload().into(),
                 webhooks: claimed.webhooks.len(),
                 calls: Mutex::new(Vec::with_capacity(claimed.webhooks.len())),
@@ -334,7 +330,7 @@ impl Shared {
         if let Some(thread) = state.idle.pop() {
             drop(state);
             thread.unpark();
-        } else if state.threads < self.limits.workers {
+        } else if state.threads < state.places.threads_max() {
             let shared = self.clone();
             let thread = thread::Builder::new().name("call".into()).stack_size(STACK_BYTES);
             match thread.spawn(move || shared.work()) {
@@ -469,8 +465,9 @@ mod tests {
         let webhook = |id: &i64| Webhook { id: *id, url: "http://a/".into(), signing_secret: None };
         Claimed {
             id,
+            epoch: 1,
             parked: false,
-            repeated: false,
+            previous: None,
             event,
             webhooks: webhooks.iter().map(webhook).collect(),
         }

@@ -14,9 +14,10 @@
 --             $4 bigint    our epoch
 --             $5 bigint[]  projects to park
 -- Returns:    one row for each claimed row and webhook (webhook columns null: nothing to call), one for each parked.
+--             previous is claimed_by before: a dead instance that had the row in hand, 0 for one forgotten, null for none.
 WITH next AS MATERIALIZED (
     SELECT o.id,
-           o.claimed_by IS NOT NULL AS repeated,
+           o.claimed_by AS previous,
            o.project_id = ANY ($5) AS park
       FROM relay.outbox o
      WHERE o.done_at IS NULL
@@ -32,11 +33,11 @@ WITH next AS MATERIALIZED (
            parked = next.park
       FROM next
      WHERE o.id = next.id
-    RETURNING o.id, next.park, next.repeated, o.event, o.project_id, o.prompt_id, o.user_id, o.result, o.finished_at,
+    RETURNING o.id, next.park, next.previous, o.event, o.project_id, o.prompt_id, o.user_id, o.result, o.finished_at,
               o.duration_ms, o.prompt_tokens, o.completion_tokens, o.total_tokens, o.cached, o.ip, o.user_agent,
               o.provider_id, o.provider_default_model, o.webhook_id AS only_webhook_id
 )
-SELECT c.id, c.park, c.repeated, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at,
+SELECT c.id, c.park, c.previous, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at,
        c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent,
        c.provider_id, c.provider_default_model, w.id AS webhook_id, w.url, w.signing_secret
   FROM claimed c

@@ -114,7 +114,7 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
         of("claim_parked", Role::Claim, format!("{lanes}, {rooms}, '{{}}', 1"), BATCH),
         of("parked_projects", Role::Claim, "10000".into(), LANES),
         of("finish", Role::Finish, finish, BATCH),
-        of("adopt", Role::Listen, format!("{ids}, '{{{EPOCH}}}', 78"), BATCH),
+        of("adopt", Role::Listen, format!("{ids}, {}, '{{{EPOCH}}}', 78", same("null")), BATCH),
         of("give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}"), BATCH),
         of("lowest_id", Role::Retention, String::new(), 1),
         of("delete_done", Role::Retention, format!("0, {BATCH}, 0"), BATCH),
