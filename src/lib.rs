@@ -17,7 +17,7 @@
 //!
 //! # Where things are
 //!
-//! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look, [`floor`] from where;
+//! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look, [`look`] and [`floor`] where;
 //!   [`instance`] knows who is alive; [`retention`] throws away; [`stop`] and [`systemd`] are the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
@@ -45,6 +45,7 @@ pub mod failures;
 pub mod floor;
 pub mod instance;
 pub mod logging;
+pub mod look;
 pub mod metrics;
 pub mod places;
 pub mod pool;

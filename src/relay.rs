@@ -19,8 +19,8 @@ use crate::config::{Config, RESULT_BYTES_MAX};
 use crate::endpoint::Caller;
 use crate::error::{Error, Result, one_line};
 use crate::failures::Failures;
-use crate::floor::Floor;
 use crate::instance::{Instance, Peers, SURE};
+use crate::look::Look;
 use crate::metrics::{self, Metrics};
 use crate::places::Offer;
 use crate::pool::Pool;
@@ -29,28 +29,12 @@ use crate::store::{Claimed, Finished, Role, Store};
 use crate::wake::{Cause, Wake};
 use crate::{retention, systemd};
 
-/// Most rows in one claim: a few milliseconds of a transaction.
-const CLAIM_MAX: usize = 500;
 /// Most rows in one finish.
 const FINISH_MAX: usize = 1000;
 /// Rows in hand beyond those that the threads can work on: while so many wait to be recorded, none is claimed.
 const UNRECORDED_MAX: usize = 4 * FINISH_MAX;
 /// Most bytes of records in one finish, but for one row that has more: it is in memory twice while it is written.
 const FINISH_BYTES_MAX: usize = 1024 * 1024;
-/// A rescan takes at most this share of the time: it is not repeated before its own duration times this. Its cost is
-/// the dead index entries before the first live row, and somebody's report can keep many.
-const RESCAN_SHARE: u32 = 20;
-/// A rescan of the whole queue that takes longer than this is costly: then most begin at the floor.
-const WHOLE_CHEAP: Duration = Duration::from_millis(1);
-/// And the whole ones take at most this share of the time.
-const WHOLE_SHARE: u32 = 1000;
-/// Nor before this, while there is other work.
-const RESCAN_MIN: Duration = Duration::from_millis(20);
-/// But after this at the latest: what took long may have been a server that stood still.
-const RESCAN_MAX: Duration = Duration::from_secs(10);
-/// How often we learn which projects have parked rows while there is work: a peer may have parked them. When one is
-/// gone we learn it at once.
-const LEARN_PARKED: Duration = Duration::from_secs(5);
 /// How often the other instances are looked at while we have rows in hand, or something is going on: with [`SURE`], the time
 /// to a takeover.
 const WATCH: Duration = Duration::from_millis(50);
@@ -85,9 +69,6 @@ const MEASURE: Duration = Duration::from_secs(5);
 /// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(3);
-/// Projects with parked rows that are read at once.
-const PARKED_PROJECTS_MAX: i64 = 10_000;
-
 /// The sessions of one registration.
 struct Link {
     instance: Instance,
@@ -169,6 +150,13 @@ struct Held {
     epoch: i64,
     /// What had it before us.
     previous: Option<i64>,
+}
+
+/// What came of a look at both lanes.
+struct Looked {
+    any: bool,
+    /// There may be more.
+    more: bool,
 }
 
 /// What systemd was told last.
@@ -297,7 +285,8 @@ impl Relay<'_> {
     /// Claims what can start soon and hands it to the threads, until told to stop. Ends only with an error.
     async fn claiming(&self, link: &Link) -> Result<()> {
         let mut wake = Wake::new(&link.claim, link.instance.session(), self.config.poll_interval);
-        let mut look = Look::new(self, link);
+        let epoch = link.instance.epoch();
+        let mut look = Look::new(&link.claim, epoch, &self.pool, &self.peers, &self.takeover, &self.metrics);
         let mut pause = RETRY_MIN;
         while !self.stop.asked() {
             if self.peers.borrow().is_gathering() {
@@ -319,7 +308,7 @@ impl Relay<'_> {
                     () = self.stop.wait() => break,
                 }
             };
-            let found = match look.look(offer.limit.min(CLAIM_MAX), &offer.park).await {
+            let found = match self.look(&mut look, &offer).await {
                 Ok(found) => found,
                 Err(error) if link.claim.is_closed() => return Err(error),
                 Err(error) => {
@@ -371,6 +360,17 @@ impl Relay<'_> {
         std::future::pending().await
     }
 
+    /// Claims from both lanes, and hands out what is found.
+    async fn look(&self, look: &mut Look<'_>, offer: &Offer) -> Result<Looked> {
+        let pending = look.pending(offer.limit, &offer.park).await?;
+        let any = !pending.rows.is_empty();
+        self.hand_out(pending.rows);
+        let parked = look.parked().await?;
+        let looked = Looked { any: any || !parked.rows.is_empty(), more: pending.more || parked.more };
+        self.hand_out(parked.rows);
+        Ok(looked)
+    }
+
     /// How much may be claimed now, and nothing while too much waits to be recorded.
     fn try_offer(&self) -> Option<Offer> {
         let is_full = self.in_hand.borrow().len() >= self.config.limits.workers + UNRECORDED_MAX;
@@ -397,6 +397,9 @@ impl Relay<'_> {
     /// Hands claimed rows to the threads. With `--after-crash record` rows that a dead instance had in hand are
     /// recorded as interrupted instead.
     fn hand_out(&self, rows: Vec<Claimed>) {
+        if rows.is_empty() {
+            return;
+        }
         if self.in_hand.borrow().is_empty() {
             self.stirred.notify_one();
         }
@@ -404,7 +407,8 @@ impl Relay<'_> {
         self.in_hand.borrow_mut().extend(rows.iter().map(|row| (row.id, held(row))));
         self.metrics.claimed.inc_by(rows.len() as u64);
         let record = self.config.after_crash == AfterCrash::Record;
-        let (interrupted, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| record && row.repeated());
+        let (interrupted, rows): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|row| record && row.repeated());
         self.pool.hand_in(rows);
         for row in interrupted {
             let body = row.event.payload().into();
@@ -458,13 +462,16 @@ impl Relay<'_> {
     /// Commits these rows, whatever it takes short of a lost session. What is committed is taken out.
     async fn commit(&self, link: &Link, uncommitted: &mut Vec<Finished>) -> Result<()> {
         loop {
-            let lost: Vec<Finished> = uncommitted.extract_if(.., |row| self.epoch_of(row).is_none()).collect();
+            let lost: Vec<Finished> =
+                uncommitted.extract_if(.., |row| self.epoch_of(row).is_none()).collect();
             if !lost.is_empty() {
                 self.note_fenced(lost.len());
                 self.pool.release(lost.iter().map(Finished::size).sum());
             }
             // One epoch, but for those that were in hand when a session was lost.
-            let Some(epoch) = uncommitted.first().and_then(|first| self.epoch_of(first)) else { return Ok(()) };
+            let Some(epoch) = uncommitted.first().and_then(|first| self.epoch_of(first)) else {
+                return Ok(());
+            };
             let mut bytes = 0;
             let fits = |row: &&Finished| {
                 let first = bytes == 0;
@@ -755,7 +762,6 @@ fn silence(limit: Duration) -> Error {
     Error::Failed(format!("Postgres has not answered for {} s", limit.as_secs()))
 }
 
-
 /// The row with records that Postgres can hold, instead of those that it refused; none if they were such already.
 fn unstorable(row: &Finished, error: &Error) -> Option<Finished> {
     const MARK: &str = "the call was made, its record could not be stored";
@@ -783,216 +789,4 @@ fn longer(pause: Duration) -> Duration {
     use std::hash::{BuildHasher, RandomState};
     let jitter = RandomState::new().hash_one(()) % 500;
     (pause * 2).min(RETRY_MAX) * (750 + u32::try_from(jitter).expect("below 500")) / 1000
-}
-
-/// What a look found.
-struct Found {
-    any: bool,
-    more: bool,
-}
-
-/// A walk from the oldest row, or from the floor, to where the cursor was.
-struct Rescan {
-    until: i64,
-    taken: Duration,
-    whole: bool,
-}
-
-/// Looking for rows: the cursor, the rescans, the slow lane.
-struct Look<'a> {
-    relay: &'a Relay<'a>,
-    link: &'a Link,
-    /// Only rows above it are looked at.
-    cursor: i64,
-    /// Not before this the next rescan, because of what the last one cost.
-    rescan_at: Instant,
-    /// The rescan that is going on.
-    rescan: Option<Rescan>,
-    /// A rescan is wanted as soon as it may be.
-    wanted: bool,
-    /// And it shall be of the whole queue.
-    whole: bool,
-    /// Where the others begin.
-    floor: Floor,
-    /// What the last one of the whole queue took.
-    whole_took: Duration,
-    /// Not before this the next one of the whole queue, unless there is a reason for it.
-    whole_at: Instant,
-    /// The last one began at the floor: what it cannot have seen is still to be looked for.
-    owes_whole: bool,
-    /// But the next look is above the cursor.
-    above_first: bool,
-    /// Projects with parked rows.
-    parked: HashSet<i64>,
-    /// Not before this we learn anew which those are.
-    learn_parked_at: Instant,
-    /// Epochs whose rows may be taken over, at the last look.
-    dead: Vec<i64>,
-    /// Other instances at the last look.
-    peers_alive: usize,
-}
-
-impl<'a> Look<'a> {
-    fn new(relay: &'a Relay<'a>, link: &'a Link) -> Self {
-        Look {
-            relay,
-            link,
-            cursor: 0,
-            rescan_at: Instant::now(),
-            rescan: None,
-            wanted: true,
-            whole: true,
-            floor: Floor::default(),
-            whole_took: Duration::ZERO,
-            whole_at: Instant::now(),
-            owes_whole: false,
-            above_first: false,
-            parked: HashSet::new(),
-            learn_parked_at: Instant::now(),
-            dead: Vec::new(),
-            peers_alive: 0,
-        }
-    }
-
-    /// Asks for a look from the oldest row on: ids are drawn before commit, so a lower one can appear later.
-    fn want_the_oldest(&mut self) {
-        self.wanted = true;
-    }
-
-    /// The same, but the next look is above the cursor: a row there shall not wait for a rescan.
-    fn want_the_oldest_after_the_new(&mut self) {
-        self.want_the_oldest();
-        self.above_first = true;
-    }
-
-    /// Asks for a look at the whole queue, and for parked rows that we do not know of.
-    fn want_all(&mut self) {
-        self.want_the_oldest();
-        self.whole = true;
-        self.learn_parked_at = Instant::now();
-    }
-
-    /// Resolves when there is a reason of our own to look: a place for a parked row, dead rows, a rescan that had to
-    /// wait. Cancel-safe.
-    fn reason(&self) -> impl Future<Output = ()> + use<'a> {
-        let (relay, wanted, rescan_at) = (self.relay, self.wanted, self.rescan_at);
-        let (owes_whole, whole_at) = (self.owes_whole, self.whole_at.max(rescan_at));
-        async move {
-            tokio::select! {
-                () = relay.pool.freed() => {}
-                () = relay.takeover.notified() => {}
-                () = tokio::time::sleep_until(rescan_at.into()), if wanted => {}
-                () = tokio::time::sleep_until(whole_at.into()), if owes_whole => {}
-            }
-        }
-    }
-
-    /// One look: claims up to `limit` rows, and parked rows that have a place; hands them out.
-    async fn look(&mut self, limit: usize, park: &[i64]) -> Result<Found> {
-        let Look { relay, link, .. } = *self;
-        let epoch = link.instance.epoch();
-        let (dead, alive) = (relay.peers.borrow().dead().to_vec(), relay.peers.borrow().alive());
-        let one_less = alive < std::mem::replace(&mut self.peers_alive, alive);
-        if one_less || dead != self.dead {
-            self.dead = dead;
-            self.want_all();
-        }
-        let start = Instant::now();
-        self.wanted |= self.owes_whole && start >= self.whole_at;
-        let due = !std::mem::take(&mut self.above_first)
-            && start >= self.rescan_at
-            && (self.wanted || start >= self.rescan_at + RESCAN_MIN);
-        if due && self.rescan.is_none() {
-            self.begin_rescan(start).await?;
-        }
-        let rows = link.claim.claim(self.cursor, &self.dead, limit, epoch, park).await?;
-        let more = rows.len() == limit;
-        self.cursor = rows.last().map_or(self.cursor, |row| row.id);
-        self.go_on_with_rescan(start.elapsed(), more);
-        let any = !rows.is_empty();
-        relay.metrics.claims.inc();
-        let (parked, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.parked);
-        relay.metrics.parked.inc_by(parked.len() as u64);
-        relay.hand_out(rows);
-        if !parked.is_empty() {
-            self.parked.extend(parked.iter().map(|row| row.event.project_id));
-            relay.pool.set_parked(self.parked.clone());
-        }
-        if start >= self.learn_parked_at {
-            self.learn_parked().await?;
-        }
-        let lane = self.look_at_parked(epoch).await?;
-        Ok(Found { any: any || lane.any, more: more || lane.more })
-    }
-
-    /// Sets the cursor back: to the floor, or to zero when that is cheap, due, or asked for.
-    async fn begin_rescan(&mut self, now: Instant) -> Result<()> {
-        let is_cheap = self.whole_took < WHOLE_CHEAP;
-        if !is_cheap {
-            self.floor.rescan(self.cursor, self.link.claim.snapshot().await?, now);
-        }
-        let whole = is_cheap || self.whole || now >= self.whole_at || self.floor.id() == 0;
-        self.rescan = Some(Rescan { until: self.cursor, taken: Duration::ZERO, whole });
-        self.cursor = if whole { 0 } else { self.floor.id() };
-        (self.wanted, self.whole) = (false, false);
-        Ok(())
-    }
-
-    /// Notes what a claim took, and whether there may be more; ends the rescan that is going on when it is through.
-    fn go_on_with_rescan(&mut self, took: Duration, more: bool) {
-        let Some(rescan) = &mut self.rescan else { return };
-        rescan.taken += took;
-        if more && self.cursor < rescan.until {
-            return;
-        }
-        let Rescan { until, taken, whole } = *rescan;
-        self.rescan = None;
-        self.cursor = self.cursor.max(until);
-        self.floor.rescanned();
-        self.owes_whole = !whole;
-        let now = Instant::now();
-        if whole {
-            self.whole_took = taken;
-            self.whole_at = now + (taken * WHOLE_SHARE).min(RESCAN_MAX);
-        }
-        // What a costly one of the whole queue took says nothing of the next one, which begins at the floor.
-        let next_is_another = whole && taken >= WHOLE_CHEAP && self.floor.id() > 0;
-        self.rescan_at = if next_is_another { now } else { now + (taken * RESCAN_SHARE).min(RESCAN_MAX) };
-    }
-
-    /// Claims parked rows of projects that have room.
-    async fn look_at_parked(&mut self, epoch: i64) -> Result<Found> {
-        let rooms = self.relay.pool.parked_room(CLAIM_MAX);
-        if rooms.is_empty() {
-            return Ok(Found { any: false, more: false });
-        }
-        let (projects, places): (Vec<i64>, Vec<i64>) = rooms.into_iter().unzip();
-        let rows = self.link.claim.claim_parked(&projects, &places, &self.dead, epoch).await?;
-        let mut got: HashMap<i64, i64> = HashMap::new();
-        for row in &rows {
-            *got.entry(row.event.project_id).or_default() += 1;
-        }
-        // A project that gave less than it has room for has no more.
-        let mut more = false;
-        for (project, room) in projects.iter().zip(places) {
-            if got.get(project).copied().unwrap_or_default() < room {
-                self.parked.remove(project);
-            } else {
-                more = true;
-            }
-        }
-        self.relay.pool.set_parked(self.parked.clone());
-        let any = !rows.is_empty();
-        self.relay.hand_out(rows);
-        Ok(Found { any, more })
-    }
-
-    /// Learns which projects have parked rows: after a start, and those that a peer parked.
-    async fn learn_parked(&mut self) -> Result<()> {
-        let start = Instant::now();
-        self.parked.extend(self.link.claim.parked_projects(PARKED_PROJECTS_MAX).await?);
-        self.learn_parked_at = Instant::now() + LEARN_PARKED.max(start.elapsed() * RESCAN_SHARE);
-        self.relay.pool.set_parked(self.parked.clone());
-        Ok(())
-    }
 }

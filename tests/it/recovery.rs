@@ -681,7 +681,8 @@ async fn what_is_left_of_a_row_that_has_begun_begins_at_once_when_it_stops() {
     receiver.wait_for(1);
     relay.signal(Signal::SIGTERM);
     assert_eq!(relay.wait().code(), Some(0), "{}", relay.log());
-    let all_at_once = "SELECT count(*) = 8 AND max(start_time) < min(end_time) FROM relay.webhook_calls WHERE is_timeout";
+    let all_at_once =
+        "SELECT count(*) = 8 AND max(start_time) < min(end_time) FROM relay.webhook_calls WHERE is_timeout";
     database.eventually(all_at_once).await;
 }
 

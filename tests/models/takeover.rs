@@ -221,7 +221,8 @@ impl Model for Takeover {
                         row.epoch = new;
                     } else {
                         // Somebody else's by now: its call is not begun, or gives a result that is nobody's.
-                        process.lost = process.in_hand.take().filter(|row| row.posted).or(process.lost.take());
+                        process.lost =
+                            process.in_hand.take().filter(|row| row.posted).or(process.lost.take());
                     }
                 }
                 for epoch in process.epochs.iter().filter(|epoch| **epoch != new) {
