@@ -606,6 +606,7 @@ COMMENT ON FUNCTION relay.delete_stray_calls(timestamptz, integer) IS
 REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.url_problem(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.wake() FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.make_call_partition(date) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.drop_call_partition(text, timestamptz) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.delete_stray_calls(timestamptz, integer) FROM PUBLIC;
