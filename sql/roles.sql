@@ -42,7 +42,7 @@ BEGIN
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
         GRANT SELECT, INSERT, DELETE ON relay.instances_since_crash TO relay_daemon;
         GRANT EXECUTE ON FUNCTION relay.make_call_partition(date), relay.drop_call_partition(text, timestamptz),
-                                  relay.delete_stray_calls(timestamptz, integer)
+                                  relay.delete_stray_calls(timestamptz, integer), relay.call_partitions()
             TO relay_daemon;
     END IF;
 

@@ -351,6 +351,7 @@ CREATE FUNCTION relay.url_problem(url text) RETURNS text
     IMMUTABLE
     PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
+    SET standard_conforming_strings = on
 AS $$
 DECLARE
     -- As the standard says: nothing below the space, nor spaces, around it, and no tabs and line breaks within.
@@ -506,10 +507,13 @@ COMMENT ON FUNCTION relay.url_problem(text) IS
 -- Partitions of the call log. The daemon's role does not own the tables: these functions are all that it may do to
 -- them. Each does little and is a transaction of its own, so that no lock is held for longer than that takes.
 
+-- Bounds of partitions are written as text and read back. What they are read as must not be the session's matter.
 CREATE FUNCTION relay.make_call_partition(day date) RETURNS boolean
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET DateStyle = 'ISO'
+    SET TimeZone = 'UTC'
 AS $$
 DECLARE
     name     text := 'webhook_calls_' || to_char(day, 'YYYYMMDD');
@@ -522,6 +526,7 @@ BEGIN
     -- Somebody took the default partition away: without it a call of a day without a partition has nowhere to go.
     IF to_regclass('relay.webhook_calls_default') IS NULL THEN
         CREATE TABLE relay.webhook_calls_default (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+        COMMENT ON TABLE relay.webhook_calls_default IS 'Calls of days without a partition; empty in a healthy system.';
         IF (SELECT partdefid = 0 FROM pg_partitioned_table WHERE partrelid = 'relay.webhook_calls'::regclass) THEN
             ALTER TABLE relay.webhook_calls ATTACH PARTITION relay.webhook_calls_default DEFAULT;
         END IF;
@@ -532,6 +537,7 @@ BEGIN
     END IF;
     -- Made apart and attached: that takes a lock on the parent which lets inserts and reports go on.
     EXECUTE format('CREATE TABLE relay.%I (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
+    EXECUTE format('COMMENT ON TABLE relay.%I IS %L', name, format('Calls of %s (UTC).', day));
     -- Calls of the day that came before its partition.
     SELECT count(*)
       INTO strays
@@ -561,19 +567,39 @@ $$;
 COMMENT ON FUNCTION relay.make_call_partition(date) IS
     'Makes the partition of relay.webhook_calls for a UTC day unless there is one; whether it did. Calls of that day in the default partition are moved, up to 10,000.';
 
+-- Attached partitions of ours, by their names, and where they really end: one that a DBA has made wider may have the name
+-- of an old day and calls of today. One without a last moment has none here.
+CREATE FUNCTION relay.call_partitions(OUT name text, OUT beyond timestamptz) RETURNS SETOF record
+    LANGUAGE sql
+    STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET DateStyle = 'ISO'
+    SET TimeZone = 'UTC'
+AS $$
+    SELECT c.relname::text,
+           substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO [(]''([^'']+)''[)]')::timestamptz
+      FROM pg_inherits i
+      JOIN pg_class c
+        ON c.oid = i.inhrelid
+     WHERE i.inhparent = 'relay.webhook_calls'::regclass
+       AND c.relnamespace = 'relay'::regnamespace
+       AND c.relname ~ '^webhook_calls_[0-9]{8}$'
+$$;
+
+COMMENT ON FUNCTION relay.call_partitions() IS
+    'The daily partitions of relay.webhook_calls (webhook_calls_YYYYMMDD), and the moment before which each ends.';
+
 CREATE FUNCTION relay.drop_call_partition(name text, before timestamptz) RETURNS boolean
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Only an attached one of ours, and only when its whole day is before the limit, and not of today or yesterday.
-    IF name !~ '^webhook_calls_\d{8}$'
-        OR right(name, 8) >= to_char(least(before, now() - interval '1 day') AT TIME ZONE 'UTC', 'YYYYMMDD')
-        OR NOT EXISTS (SELECT
-                         FROM pg_inherits i
-                        WHERE i.inhparent = 'relay.webhook_calls'::regclass
-                          AND i.inhrelid = to_regclass(format('relay.%I', name))) THEN
+    -- Only an attached one of ours, and only when all of it is before the limit, and nothing of today or yesterday.
+    IF NOT EXISTS (SELECT
+                     FROM relay.call_partitions() p
+                    WHERE p.name = drop_call_partition.name
+                      AND p.beyond <= least(before, now() - interval '1 day')) THEN
         RETURN false;
     END IF;
     EXECUTE format('DROP TABLE relay.%I', name);
@@ -582,7 +608,7 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.drop_call_partition(text, timestamptz) IS
-    'Drops a daily partition of relay.webhook_calls (webhook_calls_YYYYMMDD) whose whole UTC day is before the given time; whether it did. Partitions of other names are the DBA''s.';
+    'Drops a daily partition of relay.webhook_calls (webhook_calls_YYYYMMDD) that ends before the given time; whether it did. Partitions of other names are the DBA''s.';
 
 CREATE FUNCTION relay.delete_stray_calls(before timestamptz, most integer) RETURNS bigint
     LANGUAGE sql
@@ -607,6 +633,7 @@ REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.url_problem(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.wake() FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.call_partitions() FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.make_call_partition(date) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.drop_call_partition(text, timestamptz) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.delete_stray_calls(timestamptz, integer) FROM PUBLIC;
