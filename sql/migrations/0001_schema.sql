@@ -272,6 +272,7 @@ CREATE FUNCTION relay.replay(call_id bigint) RETURNS bigint
 AS $$
 DECLARE
     call    record;
+    webhook record;
     payload jsonb;
     new_id  bigint;
 BEGIN
@@ -282,6 +283,19 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no call % in relay.webhook_calls', call_id
             USING ERRCODE = 'no_data_found', HINT = 'Calls are kept for --retain-calls (30 days unless set).';
+    END IF;
+    -- Else the row would be done without a call, and nobody told.
+    SELECT w.enabled
+      INTO webhook
+      FROM relay.webhooks w
+     WHERE w.id = call.webhook_id
+       AND w.project_id = call.project_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'call % cannot be repeated: project % has no webhook % any more', call_id, call.project_id, call.webhook_id
+            USING ERRCODE = 'no_data_found', HINT = 'Make a new webhook; it gets the events to come.';
+    ELSIF NOT webhook.enabled THEN
+        RAISE EXCEPTION 'call % cannot be repeated: webhook % is disabled', call_id, call.webhook_id
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Only enabled webhooks are called. Enable it first.';
     END IF;
     -- The outbox row may be deleted by now; the payload has everything.
     payload := call.request_body::jsonb;
@@ -304,7 +318,7 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.replay(bigint) IS
-    'Inserts an outbox row that repeats one call, to its webhook only, and returns the row''s id. It is delivered after commit if that webhook is enabled then.';
+    'Inserts an outbox row that repeats one call, to its webhook only, and returns the row''s id. Fails when that webhook is gone or disabled. Repeated again when it is called again.';
 
 CREATE FUNCTION relay.send_test(webhook_id bigint) RETURNS bigint
     LANGUAGE plpgsql
