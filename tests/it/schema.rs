@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::support::{Database, outcome, program};
+use crate::support::{Database, connect, outcome, program};
 
 #[tokio::test]
 async fn migrate_can_be_repeated() {
@@ -76,6 +76,41 @@ async fn run_refuses_a_schema_that_is_not_its_own() {
         assert_eq!(code, 78, "{command}: {stderr}");
         assert!(stderr.contains("checksum"), "{command}: {stderr}");
     }
+}
+
+#[tokio::test]
+async fn the_printed_sql_refuses_a_schema_that_is_not_its_own() {
+    let database = Database::new().await;
+    let (_, script, _) = outcome(database.command(&["migrate", "--print"]));
+    for (change, says) in [
+        ("INSERT INTO relay.migrations VALUES (2, 'future', '')", "newer"),
+        (
+            "DELETE FROM relay.migrations WHERE version = 2; UPDATE relay.migrations SET checksum = 'x'",
+            "checksum",
+        ),
+    ] {
+        database.client.batch_execute(change).await.unwrap();
+        let refused = database.client.batch_execute(&script).await.unwrap_err();
+        assert!(refused.as_db_error().unwrap().message().contains(says), "{refused:?}");
+        database.client.batch_execute("ROLLBACK").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn migrate_tells_what_it_waits_for() {
+    let database = Database::empty().await;
+    let other = connect(&database.url).await;
+    database.client.batch_execute("CREATE SCHEMA relay").await.unwrap();
+    other.batch_execute("BEGIN; CREATE TABLE relay.outbox ()").await.unwrap();
+    let child = database.command(&["migrate"]).stderr(Stdio::piped()).spawn().unwrap();
+    let waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+                 AND now() > query_start + interval '3 s'";
+    database.eventually(waits).await;
+    other.batch_execute("ROLLBACK").await.unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("applying migration 1 (schema): not done after "), "{told}");
+    assert!(output.status.success(), "{told}");
 }
 
 #[tokio::test]
