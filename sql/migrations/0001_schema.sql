@@ -684,6 +684,10 @@ CREATE VIEW relay.backlog AS
 
 COMMENT ON VIEW relay.backlog IS
     'Rows that are not done, by project, with the age of the oldest. Counts the first 100,000 rows of each lane, so its cost does not grow with the backlog.';
+COMMENT ON COLUMN relay.backlog.project_id IS 'From the outbox rows.';
+COMMENT ON COLUMN relay.backlog.pending IS 'Rows that are not done, parked ones included.';
+COMMENT ON COLUMN relay.backlog.parked IS 'Those of them that wait for a place at a slow webhook.';
+COMMENT ON COLUMN relay.backlog.oldest_age IS 'How long ago the oldest was inserted.';
 
 CREATE VIEW relay.in_flight AS
     SELECT o.id, o.project_id, o.trace_id, o.created_at, o.claimed_by AS epoch, i.host, i.pid,
@@ -707,6 +711,14 @@ CREATE VIEW relay.in_flight AS
 
 COMMENT ON VIEW relay.in_flight IS
     'Rows that an instance has in hand, among the first 100,000 rows of each lane.';
+COMMENT ON COLUMN relay.in_flight.id IS 'Of the relay.outbox row.';
+COMMENT ON COLUMN relay.in_flight.project_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.in_flight.trace_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.in_flight.created_at IS 'From the outbox row.';
+COMMENT ON COLUMN relay.in_flight.epoch IS 'Of the instance that has the row in hand.';
+COMMENT ON COLUMN relay.in_flight.host IS 'Where that instance runs.';
+COMMENT ON COLUMN relay.in_flight.pid IS 'Its process id there.';
+COMMENT ON COLUMN relay.in_flight.instance_dead IS 'It ended, or was found dead: a peer takes the row over.';
 
 CREATE VIEW relay.webhook_health AS
     SELECT c.webhook_id,
@@ -728,6 +740,13 @@ CREATE VIEW relay.webhook_health AS
 
 COMMENT ON VIEW relay.webhook_health IS
     'By webhook, over the last hour: calls, failures, timeouts, median and 95th percentile of the duration in milliseconds, and the last failure.';
+COMMENT ON COLUMN relay.webhook_health.webhook_id IS 'The webhook that was called; it may be gone.';
+COMMENT ON COLUMN relay.webhook_health.calls IS 'Calls that started within the last hour.';
+COMMENT ON COLUMN relay.webhook_health.failures IS 'Those of them that did not succeed.';
+COMMENT ON COLUMN relay.webhook_health.timeouts IS 'Those of them that passed --timeout.';
+COMMENT ON COLUMN relay.webhook_health.p50_ms IS 'Milliseconds within which half of the calls ended.';
+COMMENT ON COLUMN relay.webhook_health.p95_ms IS 'Milliseconds within which 95 of 100 calls ended.';
+COMMENT ON COLUMN relay.webhook_health.last_error IS 'Kind and message of the last failure.';
 
 CREATE VIEW relay.recent_failures AS
     SELECT c.id AS call_id, c.start_time, c.webhook_id, c.project_id, c.trace_id, c.url, c.error_kind, c.status_code,
@@ -739,3 +758,13 @@ CREATE VIEW relay.recent_failures AS
      LIMIT 1000;
 
 COMMENT ON VIEW relay.recent_failures IS 'The last 1,000 failed calls of the last day, newest first.';
+COMMENT ON COLUMN relay.recent_failures.call_id IS 'Of relay.webhook_calls; what relay.replay() takes.';
+COMMENT ON COLUMN relay.recent_failures.start_time IS 'First byte of work.';
+COMMENT ON COLUMN relay.recent_failures.webhook_id IS 'The webhook that was called; it may be gone.';
+COMMENT ON COLUMN relay.recent_failures.project_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.recent_failures.trace_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.recent_failures.url IS 'The webhook''s URL at the time of the call, without user and password.';
+COMMENT ON COLUMN relay.recent_failures.error_kind IS 'As in relay.webhook_calls.';
+COMMENT ON COLUMN relay.recent_failures.status_code IS 'Of the answer; null when none was read.';
+COMMENT ON COLUMN relay.recent_failures.error_message IS 'What happened, for people.';
+COMMENT ON COLUMN relay.recent_failures.duration IS 'From the first byte of work to the last byte read, or the failure.';

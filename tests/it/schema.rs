@@ -114,20 +114,23 @@ async fn migrate_tells_what_it_waits_for() {
 }
 
 #[tokio::test]
-async fn every_table_view_and_column_has_a_comment() {
+async fn every_table_view_column_function_and_role_has_a_comment() {
     let database = Database::new().await;
     let sql = "
         SELECT coalesce(string_agg(thing, ', '), '') FROM (
             SELECT c.oid::regclass::text AS thing FROM pg_class c
              WHERE c.relnamespace = 'relay'::regnamespace AND c.relkind IN ('r', 'p', 'v')
-               AND NOT c.relispartition AND obj_description(c.oid) IS NULL
+               AND obj_description(c.oid) IS NULL
             UNION ALL
             SELECT c.oid::regclass || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-             WHERE c.relnamespace = 'relay'::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0
+             WHERE c.relnamespace = 'relay'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND a.attnum > 0
                AND NOT c.relispartition AND col_description(c.oid, a.attnum) IS NULL
             UNION ALL
             SELECT p.oid::regprocedure::text FROM pg_proc p
              WHERE p.pronamespace = 'relay'::regnamespace AND obj_description(p.oid) IS NULL
+            UNION ALL
+            SELECT r.rolname::text FROM pg_roles r
+             WHERE r.rolname IN ('relay_app', 'relay_daemon', 'relay_reader') AND shobj_description(r.oid, 'pg_authid') IS NULL
         ) AS bare";
     let bare: String = database.client.query_one(sql, &[]).await.unwrap().get(0);
     assert_eq!(bare, "");
