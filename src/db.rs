@@ -57,8 +57,9 @@ const SESSION_SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// Settings that the code relies on, whatever the user's `options` say: `SKIP LOCKED` and guarded updates are made
-/// for read committed, days begin in UTC.
-const RELIED_ON: &str = "SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'; ";
+/// for read committed, days begin in UTC, and a backslash in a string is a backslash.
+const RELIED_ON: &str = "SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'; \
+                         SET standard_conforming_strings = on; ";
 
 /// Ends a statement whose client is gone, which keepalives alone do not (the server looks at its socket only between
 /// statements). Not to be had on every platform of the server, so it may fail, alone.

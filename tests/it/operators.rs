@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Database, Receiver, Relay, Reply, outcome};
+use crate::support::{Database, Receiver, Relay, Reply, connect, outcome};
 
 /// The program as a new login that is a member of these roles, and no superuser.
 async fn as_member(database: &Database, roles: &str, arguments: &[&str]) -> Command {
@@ -203,6 +203,56 @@ async fn replay_repeats_the_failed_calls_of_a_webhook_once_it_is_told_to() {
         assert_eq!(replay(usage).await.0, 2, "{usage:?}");
     }
     drop_logins(&database).await;
+}
+
+#[tokio::test]
+async fn replay_refuses_what_would_not_be_called() {
+    let (database, receiver, _relay) = lively().await;
+    let refused = async |says: &str| {
+        let call =
+            database.number("SELECT min(id) FROM relay.webhook_calls WHERE webhook_id = 1").await.to_string();
+        for which in [&["--webhook", "1", "--since", "1h", "--yes"][..], &["--call", &call]] {
+            let (code, out, err) = outcome(database.command(&[&["replay"], which].concat()));
+            assert!(code == 1 && err.contains(says) && out.is_empty(), "{code} {out}{err}");
+        }
+    };
+    database.client.batch_execute("UPDATE relay.webhooks SET enabled = false WHERE id = 1").await.unwrap();
+    refused("webhook 1 is disabled").await;
+    database
+        .client
+        .batch_execute("UPDATE relay.webhooks SET enabled = true, project_id = 9 WHERE id = 1")
+        .await
+        .unwrap();
+    refused("project 1 has no webhook 1 any more").await;
+    database.client.batch_execute("DELETE FROM relay.webhooks WHERE id = 1").await.unwrap();
+    refused("project 1 has no webhook 1 any more").await;
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE replay_of IS NOT NULL").await, 0);
+    assert_eq!(receiver.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn replay_keeps_to_its_rate_after_it_was_held_up() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let _relay = Relay::start(&database, &[]);
+    database.events(1, 30).await;
+    database.all_done().await;
+    let other = connect(&database.url).await;
+    other.batch_execute("BEGIN; LOCK TABLE relay.outbox IN SHARE MODE").await.unwrap();
+    let replay = ["replay", "--webhook", "1", "--since", "1h", "--yes", "--rate", "20"];
+    let mut child = database.command(&replay).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'promptpal-relay command'
+                 AND datname = current_database() AND wait_event_type = 'Lock' AND now() > query_start + interval '1 s'";
+    database.eventually(waits).await;
+    other.batch_execute("COMMIT").await.unwrap();
+    assert!(child.wait().unwrap().success());
+    // Four at once, and the next 0.2 s later; five and more turns were missed. A busy machine may bring two close together.
+    let hasty = "SELECT count(*) FROM (
+                     SELECT created_at - lag(created_at) OVER (ORDER BY created_at) AS gap
+                       FROM (SELECT DISTINCT created_at FROM relay.outbox WHERE replay_of IS NOT NULL) AS parts) AS gaps
+                 WHERE gap < interval '0.1 s'";
+    assert!(database.number(hasty).await < 3);
 }
 
 #[tokio::test]
