@@ -127,7 +127,7 @@ pub fn install(global: &Global) -> Result<(Files, Flush)> {
 
 /// Whether standard error is the journal's: `JOURNAL_STREAM` names its device and inode, and may be left over from
 /// whoever started us (systemd.exec(5)).
-fn is_journal() -> bool {
+pub fn is_journal() -> bool {
     let stderr = nix::sys::stat::fstat(io::stderr()).map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
     stderr.is_ok_and(|stderr| std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == stderr))
 }

@@ -31,6 +31,9 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(200);
 /// not to be quick.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
+/// Ended rows that may wait to be committed, a few commits' worth; more rows are not claimed then.
+const ENDED_MAX: usize = 4000;
+
 /// Webhooks that are named in a [`Load`].
 pub const FULLEST: usize = 20;
 
@@ -104,6 +107,8 @@ struct State {
     idle: Vec<Thread>,
     // Memory of the calls that have ended and are not committed yet.
     result_bytes: usize,
+    // Rows that have gone out and are not committed yet.
+    ended: usize,
     paused_until: Option<Instant>,
     shortages: u64,
     // No call starts later than this.
@@ -126,6 +131,7 @@ impl Pool {
             threads: 0,
             idle: Vec::new(),
             result_bytes: 0,
+            ended: 0,
             paused_until: None,
             shortages: 0,
             start_until: None,
@@ -146,7 +152,9 @@ impl Pool {
     pub fn try_offer(&self) -> Option<Offer> {
         let mut state = self.shared.lock();
         let offer = state.places.offer(Instant::now());
-        let held = state.result_bytes > self.shared.result_bytes_max / 2 || state.paused();
+        let held = state.result_bytes > self.shared.result_bytes_max / 2
+            || state.ended >= ENDED_MAX
+            || state.paused();
         let taken = offer.limit >= offer.worth && !held;
         state.notify_at = (!taken).then(|| state.places.in_hand().saturating_sub(offer.worth));
         self.shared.wake_one(state);
@@ -191,6 +199,7 @@ impl Pool {
                 abandoned: AtomicBool::new(false),
             });
             if claimed.webhooks.is_empty() {
+                state.ended += 1;
                 self.shared.send(row.finished(Vec::new()));
             }
             for webhook in claimed.webhooks {
@@ -200,10 +209,20 @@ impl Pool {
         self.shared.wake_one(state);
     }
 
-    /// Says that results of this size are committed, or given up.
-    pub fn release(&self, bytes: usize) {
+    /// Sends a row out whose calls are not made.
+    pub fn skip(&self, row: Finished) {
+        let mut state = self.shared.lock();
+        state.ended += 1;
+        state.result_bytes += row.size();
+        drop(state);
+        self.shared.send(row);
+    }
+
+    /// Says that so many rows that went out, with results of this size, are committed, or given up.
+    pub fn release(&self, rows: usize, bytes: usize) {
         let mut state = self.shared.lock();
         let was_held = state.result_bytes > self.shared.result_bytes_max;
+        state.ended = state.ended.saturating_sub(rows);
         state.result_bytes = state.result_bytes.saturating_sub(bytes);
         if was_held {
             self.shared.wake_one(state);
@@ -262,7 +281,7 @@ impl Pool {
             keep
         });
         drop(state);
-        self.release(bytes);
+        self.release(0, bytes);
         abandoned
     }
 
@@ -304,6 +323,7 @@ impl State {
         let mut calls = row.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.push(call);
         let is_last = calls.len() == row.webhooks;
+        self.ended += usize::from(is_last);
         is_last.then(|| row.finished(std::mem::take(&mut calls)))
     }
 
@@ -567,7 +587,7 @@ mod tests {
         let first = out.recv().await.expect("a row");
         pool.hand_in(vec![claimed(3, &[10])]);
         assert!(out.try_recv().is_err(), "one result waits, and that is too many");
-        pool.release(first.calls[0].size());
+        pool.release(1, first.calls[0].size());
         assert!(out.recv().await.is_some());
     }
 }

@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{Mutex, Notify};
 
 use crate::call::{Call, ErrorKind};
@@ -31,8 +31,6 @@ use crate::{retention, systemd};
 
 /// Most rows in one finish.
 const FINISH_MAX: usize = 1000;
-/// Rows in hand beyond those that the threads can work on: while so many wait to be recorded, none is claimed.
-const UNRECORDED_MAX: usize = 4 * FINISH_MAX;
 /// Most bytes of records in one finish, but for one row that has more: it is in memory twice while it is written.
 const FINISH_BYTES_MAX: usize = 1024 * 1024;
 /// How often the other instances are looked at while we have rows in hand, or something is going on: with [`SURE`], the time
@@ -112,8 +110,6 @@ struct Relay<'a> {
     pool: Pool,
     caller: Arc<Caller>,
     ended_rows: Mutex<EndedRows>,
-    // The way to them for rows that never went to the threads.
-    to_results: UnboundedSender<Finished>,
     // Rows in hand. Entered by the claim, taken out by the finish, or when they turn out to be lost.
     in_hand: RefCell<HashMap<i64, Held>>,
     // Rows to give back because we were told to stop, each with whether its calls are repeated ones. Only the claiming loop uses it.
@@ -188,10 +184,9 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
     let relay = Relay {
         config,
         stop,
-        pool: Pool::new(config.limits, RESULT_BYTES_MAX, post, to_results.clone()),
+        pool: Pool::new(config.limits, RESULT_BYTES_MAX, post, to_results),
         caller,
         ended_rows: Mutex::new(EndedRows { results, uncommitted: Vec::new() }),
-        to_results,
         in_hand: RefCell::default(),
         unstarted: RefCell::default(),
         claimed_last: Cell::new(false),
@@ -297,7 +292,7 @@ impl Relay<'_> {
                     () = self.stop.wait() => break,
                 }
             }
-            let Some(offer) = self.try_offer() else {
+            let Some(offer) = self.pool.try_offer() else {
                 // Nobody shall notify us while we could not act upon it; those who slept because we did hear of it.
                 wake.rouse().await?;
                 if wake.freed() > Some(self.peers_called.get()) {
@@ -371,12 +366,6 @@ impl Relay<'_> {
         Ok(looked)
     }
 
-    /// How much may be claimed now, and nothing while too much waits to be recorded.
-    fn try_offer(&self) -> Option<Offer> {
-        let is_full = self.in_hand.borrow().len() >= self.config.limits.workers + UNRECORDED_MAX;
-        if is_full { None } else { self.pool.try_offer() }
-    }
-
     /// Wakes the other instances, if that was not done within `pause`.
     async fn call_peers(&self, session: &Store, pause: Duration) -> Result<()> {
         if self.peers_called.get().elapsed() >= pause && self.peers.borrow().alive() > 0 {
@@ -418,8 +407,7 @@ impl Relay<'_> {
                 .iter()
                 .map(|webhook| Call::unanswered(webhook, &body, ErrorKind::Interrupted, text))
                 .collect();
-            let finished = Finished { id: row.id, epoch: row.epoch, repeated: true, calls };
-            self.to_results.send(finished).expect("the receiver lives as long as the relay");
+            self.pool.skip(Finished { id: row.id, epoch: row.epoch, repeated: true, calls });
         }
     }
 
@@ -466,7 +454,7 @@ impl Relay<'_> {
                 uncommitted.extract_if(.., |row| self.epoch_of(row).is_none()).collect();
             if !lost.is_empty() {
                 self.note_fenced(lost.len());
-                self.pool.release(lost.iter().map(Finished::size).sum());
+                self.pool.release(lost.len(), lost.iter().map(Finished::size).sum());
             }
             // One epoch, but for those that were in hand when a session was lost.
             let Some(epoch) = uncommitted.first().and_then(|first| self.epoch_of(first)) else {
@@ -493,7 +481,7 @@ impl Relay<'_> {
                     self.failures.borrow_mut().note(row.id, call);
                 }
             }
-            self.pool.release(bytes);
+            self.pool.release(same, bytes);
         }
     }
 

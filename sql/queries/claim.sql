@@ -3,7 +3,8 @@
 -- Rows of projects whose webhooks are full ($5) are parked instead, once, so that they cost nothing while they wait.
 -- The subquery is materialized: a plain IN (SELECT … LIMIT) may be run again and claim more than $3. Statistics may be
 -- of another hour: id + 0 is the expression of outbox_pending and of no other index, and OFFSET 0 keeps the webhooks
--- apart, to be found by project for each row.
+-- apart, to be found by project for each row. Their columns are cast: relay.webhooks may be a view over columns of other
+-- types, and become one while the statement is prepared.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED: nobody is waited for. Meant for synchronous_commit = off: when the
 --             server crashes our session dies too, and a claim that was lost was not acted upon.
@@ -42,7 +43,7 @@ SELECT c.id, c.park, c.previous, c.event, c.project_id, c.prompt_id, c.user_id, 
        c.provider_id, c.provider_default_model, w.id AS webhook_id, w.url, w.signing_secret
   FROM claimed c
   LEFT JOIN LATERAL (
-        SELECT w.id, w.url, w.signing_secret
+        SELECT w.id::bigint AS id, w.url::text AS url, w.signing_secret::text AS signing_secret
           FROM relay.webhooks w
          WHERE w.project_id = c.project_id
            AND w.event = c.event

@@ -1,5 +1,5 @@
--- Claim from the slow lane: the oldest parked rows of each given project, as many as it has room for. id + 0 and
--- OFFSET 0 as in claim.sql.
+-- Claim from the slow lane: the oldest parked rows of each given project, as many as it has room for. id + 0, OFFSET 0
+-- and the casts as in claim.sql.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED. synchronous_commit = off, as for claim.sql.
 -- Index:      outbox_parked, a range for each project; outbox_pkey for the update; webhooks_project.
@@ -36,7 +36,7 @@ SELECT c.id, false AS park, c.previous, c.event, c.project_id, c.prompt_id, c.us
        c.provider_id, c.provider_default_model, w.id AS webhook_id, w.url, w.signing_secret
   FROM claimed c
   LEFT JOIN LATERAL (
-        SELECT w.id, w.url, w.signing_secret
+        SELECT w.id::bigint AS id, w.url::text AS url, w.signing_secret::text AS signing_secret
           FROM relay.webhooks w
          WHERE w.project_id = c.project_id
            AND w.event = c.event

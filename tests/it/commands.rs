@@ -40,11 +40,15 @@ fn bad_flags_are_usage() {
         &["run", "--max-response-body", "64 bananas"],
         &["run", "--allow-net", "10.0.0.0/33"],
         &["run", "--user-agent-version", "1\r\nX: y"],
+        &["run", "--wrokers", "1"],
+        &["replay"],
         &["fly"],
         &[],
     ] {
         let (code, _, stderr) = outcome(program(arguments, ""));
         assert_eq!(code, 2, "{arguments:?}: {stderr}");
+        let one_line = stderr.lines().count() == 1 && stderr.starts_with("promptpal-relay: ");
+        assert!(one_line && stderr.ends_with("see --help\n"), "{arguments:?}: {stderr}");
     }
 }
 

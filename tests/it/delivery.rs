@@ -6,7 +6,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use promptpal_relay::config::RESULT_BYTES_MAX;
 
-use crate::support::{Database, Gate, Receiver, Relay, Reply, closed_port, connect, repository_file};
+use crate::support::{
+    Database, Gate, Receiver, Relay, Reply, closed_port, connect, outcome, repository_file,
+};
 
 /// The JSON example of the guide, as it goes over the wire: without the white space that makes it readable.
 fn guide_example() -> String {
@@ -125,6 +127,47 @@ async fn a_row_for_one_webhook_goes_to_that_one_only() {
     assert_eq!((requests[1].path(), requests[1].text()), ("/b", requests[0].text()));
     database.all_done().await;
     assert_eq!(database.number("SELECT replay_of FROM relay.outbox").await, call);
+}
+
+/// Puts a view over a table of other types in the place of relay.webhooks, with a webhook of project 1.
+async fn webhooks_of_other_types(database: &Database, url: &str) {
+    let sql = format!(
+        "CREATE TABLE hooks (id serial, project integer, event varchar(50), enabled boolean, url varchar(400), secret varchar(9));
+         INSERT INTO hooks (project, event, enabled, url) VALUES (1, 'onPromptFinished', true, '{url}');
+         ALTER TABLE relay.webhooks RENAME TO webhooks_before;
+         CREATE VIEW relay.webhooks AS
+             SELECT id, project AS project_id, ''::varchar AS name, ''::varchar AS description, url, event, enabled,
+                    secret AS signing_secret, now() AS created_at, now() AS updated_at
+               FROM hooks"
+    );
+    database.client.batch_execute(&sql).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_view_over_columns_of_other_types_serves_as_webhooks() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    webhooks_of_other_types(&database, &receiver.url("/")).await;
+    let (code, stdout, stderr) = outcome(database.command(&["check"]));
+    assert!(code == 0 && stdout.contains("webhooks       1 "), "{stdout}{stderr}");
+    let _relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_view_that_takes_the_place_of_the_webhooks_is_used_without_a_restart() {
+    let database = Database::new().await;
+    let (old, new) = (Receiver::good(), Receiver::good());
+    database.webhook(1, &old.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    database.all_done().await;
+    webhooks_of_other_types(&database, &new.url("/")).await;
+    database.events(1, 1).await;
+    database.all_done().await;
+    assert_eq!((old.requests().len(), new.requests().len()), (1, 1), "{}", relay.log());
 }
 
 #[tokio::test]
