@@ -527,6 +527,13 @@ impl Store {
         Ok(self.one("looking at the trigger", sql, &[]).await?.get(0))
     }
 
+    /// Names of tables whose rows policies filter for us.
+    pub async fn row_security(&self) -> Result<Vec<String>> {
+        let sql = include_str!("../sql/queries/row_security.sql");
+        let rows = self.rows("looking at row security", sql, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Makes the partition of the call log for the day so many days ahead, if it is missing; whether it did.
     pub async fn make_partition(&self, days_ahead: i32) -> Result<bool> {
         let sql = include_str!("../sql/queries/make_partition.sql");

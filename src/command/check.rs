@@ -50,7 +50,12 @@ async fn privileges(report: &Report, store: &Store) -> Result<()> {
             missing.join("; ")
         ))),
     };
-    report.outcome("privileges", result, |()| "all that run needs".into())
+    report.outcome("privileges", result, |()| "all that run needs".into())?;
+    for table in report.unless_failed("row security", store.row_security().await)? {
+        let text = format!("{table} has policies for this user: rows that they hide are never delivered");
+        report.line("warning", "row security", &text)?;
+    }
+    Ok(())
 }
 
 async fn trigger(report: &Report, store: &Store) -> Result<()> {

@@ -46,6 +46,7 @@ const SMALL: &[&str] = &[
     "record_migration",
     "register",
     "retire",
+    "row_security",
     "server",
     "snapshot",
     "try_migrate",

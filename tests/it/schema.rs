@@ -180,6 +180,10 @@ async fn check_as_a_member_of_relay_daemon_finds_all_it_needs_and_names_what_is_
     database.client.batch_execute(&format!("GRANT relay_daemon TO {user}")).await.unwrap();
     let (code, stdout, stderr) = outcome(program(&["check"], &url));
     assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(!stdout.contains("row security"), "{stdout}");
+    database.client.batch_execute("ALTER TABLE relay.outbox ENABLE ROW LEVEL SECURITY").await.unwrap();
+    let (code, stdout, stderr) = outcome(program(&["check"], &url));
+    assert!(code == 0 && stdout.contains("warning  row security   relay.outbox"), "{stdout}{stderr}");
     database.client.batch_execute("REVOKE UPDATE (parked) ON relay.outbox FROM relay_daemon").await.unwrap();
     let (code, stdout, _) = outcome(program(&["check"], &url));
     assert_eq!(code, 78);
