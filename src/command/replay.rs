@@ -45,6 +45,9 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
             "more than {CALLS_MAX} calls: give a shorter span (--since, --until)"
         )));
     }
+    if replay.dry_run {
+        rehearse(&store, &ids).await?;
+    }
     if replay.dry_run || count == 0 {
         return screen.line(&format!("{count} calls would be repeated"));
     }
@@ -56,6 +59,14 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
         [row] => screen.line(&format!("outbox row {row} repeats the call")),
         rows => screen.line(&format!("{} calls are repeated", rows.len())),
     }
+}
+
+/// Fails as the replay itself would: repeats the first of the calls, and takes it back.
+async fn rehearse(store: &Store, ids: &[i64]) -> Result<()> {
+    let doing = "trying the replay";
+    store.batch_execute("BEGIN").await.map_err(Error::postgres(doing))?;
+    store.replay(&ids[..ids.len().min(1)]).await?;
+    store.batch_execute("ROLLBACK").await.map_err(Error::postgres(doing))
 }
 
 /// Asks the person at the terminal.

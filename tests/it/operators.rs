@@ -211,7 +211,8 @@ async fn replay_refuses_what_would_not_be_called() {
     let refused = async |says: &str| {
         let call =
             database.number("SELECT min(id) FROM relay.webhook_calls WHERE webhook_id = 1").await.to_string();
-        for which in [&["--webhook", "1", "--since", "1h", "--yes"][..], &["--call", &call]] {
+        let dry = ["--webhook", "1", "--since", "1h", "--dry-run"];
+        for which in [&dry[..], &["--webhook", "1", "--since", "1h", "--yes"], &["--call", &call]] {
             let (code, out, err) = outcome(database.command(&[&["replay"], which].concat()));
             assert!(code == 1 && err.contains(says) && out.is_empty(), "{code} {out}{err}");
         }
