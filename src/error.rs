@@ -111,6 +111,9 @@ fn refused_for_good(code: &SqlState) -> bool {
         SqlState::UNDEFINED_TABLE,
         SqlState::UNDEFINED_COLUMN,
         SqlState::UNDEFINED_FUNCTION,
+        // A view in the place of relay.webhooks whose columns cannot be what ours are.
+        SqlState::DATATYPE_MISMATCH,
+        SqlState::CANNOT_COERCE,
         SqlState::INVALID_SCHEMA_NAME,
     ]
     .contains(code)

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::time::{Duration, SystemTime};
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
@@ -245,7 +246,8 @@ impl Store {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>> {
         let statement = self.statement(doing, sql).await?;
-        self.session.query(&statement, parameters).await.map_err(Error::postgres(doing))
+        let rows = self.session.query(&statement, parameters).await;
+        rows.inspect_err(|error| self.forget_stale(sql, error)).map_err(Error::postgres(doing))
     }
 
     async fn one(
@@ -255,7 +257,16 @@ impl Store {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Row> {
         let statement = self.statement(doing, sql).await?;
-        self.session.query_one(&statement, parameters).await.map_err(Error::postgres(doing))
+        let row = self.session.query_one(&statement, parameters).await;
+        row.inspect_err(|error| self.forget_stale(sql, error)).map_err(Error::postgres(doing))
+    }
+
+    /// Somebody has given a table or view other types since the statement was prepared ("cached plan must not change
+    /// result type"): the next try prepares it anew. A table that was dropped and made again is found without that.
+    fn forget_stale(&self, sql: &'static str, error: &tokio_postgres::Error) {
+        if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) {
+            self.prepared.borrow_mut().remove(sql);
+        }
     }
 
     /// Claims up to `limit` rows with ids above `cursor`, in order of id; rows of the projects in `park` are parked

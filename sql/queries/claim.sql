@@ -3,7 +3,7 @@
 -- Rows of projects whose webhooks are full ($5) are parked instead, once, so that they cost nothing while they wait.
 -- The subquery is materialized: a plain IN (SELECT … LIMIT) may be run again and claim more than $3. Statistics may be
 -- of another hour: id + 0 is the expression of outbox_pending and of no other index, and OFFSET 0 keeps the webhooks
--- apart, to be found by project for each row.
+-- apart, to be found by project for each row. A view in the place of relay.webhooks may have integers and varchars.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED: nobody is waited for. Meant for synchronous_commit = off: when the
 --             server crashes our session dies too, and a claim that was lost was not acted upon.
@@ -39,7 +39,8 @@ WITH next AS MATERIALIZED (
 )
 SELECT c.id, c.park, c.previous, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at,
        c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent,
-       c.provider_id, c.provider_default_model, w.id AS webhook_id, w.url, w.signing_secret
+       c.provider_id, c.provider_default_model, w.id::bigint AS webhook_id, w.url::text,
+       w.signing_secret::text
   FROM claimed c
   LEFT JOIN LATERAL (
         SELECT w.id, w.url, w.signing_secret

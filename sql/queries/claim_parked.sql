@@ -1,5 +1,5 @@
 -- Claim from the slow lane: the oldest parked rows of each given project, as many as it has room for. id + 0 and
--- OFFSET 0 as in claim.sql.
+-- OFFSET 0 and the webhooks' types as in claim.sql.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED. synchronous_commit = off, as for claim.sql.
 -- Index:      outbox_parked, a range for each project; outbox_pkey for the update; webhooks_project.
@@ -33,7 +33,8 @@ WITH next AS MATERIALIZED (
 )
 SELECT c.id, false AS park, c.previous, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at,
        c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent,
-       c.provider_id, c.provider_default_model, w.id AS webhook_id, w.url, w.signing_secret
+       c.provider_id, c.provider_default_model, w.id::bigint AS webhook_id, w.url::text,
+       w.signing_secret::text
   FROM claimed c
   LEFT JOIN LATERAL (
         SELECT w.id, w.url, w.signing_secret

@@ -27,7 +27,7 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     })?;
     let store = Store::connect(&config.database, Role::Command).await;
     let store = report.outcome("connection", store, |_| config.database.describe())?;
-    let server = store.server().await?;
+    let server = report.failure("server", store.server().await)?;
     report.outcome("server", schema::check_server(&server), |()| {
         format!("PostgreSQL {}, {}", server.version / 10_000, server.encoding)
     })?;
@@ -40,8 +40,9 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
 }
 
 async fn privileges(report: &Report, store: &Store) -> Result<()> {
+    let needs = report.failure("privileges", store.privileges().await)?;
     let missing: Vec<String> =
-        store.privileges().await?.into_iter().filter(|(_, granted)| !granted).map(|(need, _)| need).collect();
+        needs.into_iter().filter(|(_, granted)| !granted).map(|(need, _)| need).collect();
     let result = match missing.as_slice() {
         [] => Ok(()),
         missing => Err(Error::Config(format!(
@@ -53,7 +54,7 @@ async fn privileges(report: &Report, store: &Store) -> Result<()> {
 }
 
 async fn trigger(report: &Report, store: &Store) -> Result<()> {
-    if store.wake_trigger().await? {
+    if report.failure("wake-up", store.wake_trigger().await)? {
         report.line("ok", "wake-up", "trigger outbox_wake is in place")
     } else {
         report.line(
@@ -68,7 +69,7 @@ async fn trigger(report: &Report, store: &Store) -> Result<()> {
 async fn webhooks(report: &Report, store: &Store, caller: &Caller) -> Result<()> {
     let (mut after, mut all, mut bad) = (0, 0, 0);
     loop {
-        let page = store.enabled_webhooks(after, PAGE).await?;
+        let page = report.failure("webhooks", store.enabled_webhooks(after, PAGE).await)?;
         let Some(last) = page.last() else { break };
         after = last.id;
         all += page.len();
@@ -96,9 +97,16 @@ impl Report {
 
     /// A line for something that must be right to go on.
     fn outcome<T>(&self, what: &str, result: Result<T>, text: impl FnOnce(&T) -> String) -> Result<T> {
-        match &result {
-            Ok(value) => self.line("ok", what, &text(value))?,
-            Err(error) => self.line("FAILED", what, &one_line(error))?,
+        if let Ok(value) = &result {
+            self.line("ok", what, &text(value))?;
+        }
+        self.failure(what, result)
+    }
+
+    /// A line for something that must be right to go on, if it is not.
+    fn failure<T>(&self, what: &str, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.line("FAILED", what, &one_line(error))?;
         }
         result
     }

@@ -2,6 +2,8 @@
 
 use std::process::Stdio;
 
+use promptpal_relay::store::Role;
+
 use crate::support::{Database, outcome, program};
 
 #[tokio::test]
@@ -151,4 +153,23 @@ async fn check_as_a_member_of_relay_daemon_finds_all_it_needs_and_names_what_is_
         .batch_execute(&format!("REVOKE relay_daemon FROM {user}; DROP ROLE {user}"))
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_statement_is_prepared_anew_after_the_types_of_its_columns_were_changed() {
+    let database = Database::new().await;
+    let session = database.session(Role::Command).await;
+    session.migrations().await.unwrap();
+    let change = "ALTER TABLE relay.migrations ALTER COLUMN name TYPE varchar(100)";
+    database.client.batch_execute(change).await.unwrap();
+    let error = session.migrations().await.unwrap_err();
+    assert_eq!(error.sqlstate().map(|code| code.code()), Some("0A000"), "{error:?}");
+    session.migrations().await.unwrap();
+    // One that is gone and comes back needs nothing.
+    let change = "ALTER TABLE relay.migrations RENAME TO gone";
+    database.client.batch_execute(change).await.unwrap();
+    assert_eq!(session.migrations().await.unwrap_err().exit_code(), 78);
+    let change = "CREATE TABLE relay.migrations AS SELECT * FROM relay.gone";
+    database.client.batch_execute(change).await.unwrap();
+    session.migrations().await.unwrap();
 }
