@@ -228,9 +228,14 @@ impl Settings {
     /// Sorts what tokio-postgres says into what helps: by SQLSTATE and by the type of the cause.
     fn refusal(&self, host: &Host, error: tokio_postgres::Error, no_password: Option<String>) -> Error {
         let doing = self.doing(host);
-        // Startup refuses what is wrong in `options` this way.
-        let bad_options = [SqlState::UNDEFINED_OBJECT, SqlState::INVALID_PARAMETER_VALUE];
-        if error.code().is_some_and(|code| bad_options.contains(code)) {
+        // Startup refuses what is wrong in `options` this way, and who may not connect to this database at all.
+        let for_good = [
+            SqlState::UNDEFINED_OBJECT,
+            SqlState::INVALID_PARAMETER_VALUE,
+            SqlState::SYNTAX_ERROR,
+            SqlState::INSUFFICIENT_PRIVILEGE,
+        ];
+        if error.code().is_some_and(|code| for_good.contains(code)) {
             return Error::Config(format!("{doing}: {}", one_line(&error)));
         }
         if let Some(cause) = tls::cause(&error) {

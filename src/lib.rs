@@ -28,7 +28,8 @@
 //!   which call is next.
 //! - Data that both sides share: [`event`] and [`call`].
 //! - What the user typed is [`cli`], what it means [`config`]; [`command`] has the commands, [`error`] the exit codes,
-//!   [`logging`] the journal, [`failures`] the failed calls in it; [`metrics`] what is counted.
+//!   [`logging`] the journal, [`failures`] the failed calls in it, [`terminal`] its colours; [`metrics`] what is
+//!   counted.
 
 pub mod address;
 pub mod call;
@@ -58,6 +59,7 @@ pub mod socket;
 pub mod stop;
 pub mod store;
 pub mod systemd;
+pub mod terminal;
 pub mod trust;
 pub mod wake;
 pub mod wire;

@@ -2,52 +2,51 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
-use promptpal_relay::cli::{Cli, Command};
+use promptpal_relay::cli::{self, Cli, Command};
 use promptpal_relay::command::{calls, check, demo, migrate, replay, run, send_test, status};
 use promptpal_relay::error::{Error, Result, one_line};
 use promptpal_relay::logging;
 
 fn main() -> ExitCode {
-    match parse().and_then(|cli| cli.map_or(Ok(()), |cli| dispatch(&cli))) {
+    let cli = match Cli::from_environment() {
+        Ok(cli) => cli,
+        Err(error) => return told(&error),
+    };
+    match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         // As `head` does it: who does not want to read on is not told so.
         Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
         Err(error) => {
-            let priority = if logging::is_journal() { "<3>" } else { "" };
-            eprintln!("{priority}promptpal-relay: {}", one_line(&error));
+            let roles = cli.command.roles().filter(|_| error.is_privilege());
+            let hint = roles.map(|roles| format!("; this needs a member of {roles}")).unwrap_or_default();
+            fails(&format!("{}{hint}", one_line(&error)));
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-/// What the user typed; none when help was asked for and given.
-fn parse() -> Result<Option<Cli>> {
-    let error = match Cli::try_parse() {
-        Ok(cli) => return Ok(Some(cli)),
-        Err(error) => error,
+/// Help and the version as clap prints them; what cannot be meant as one line, like every error.
+fn told(error: &clap::Error) -> ExitCode {
+    let told = match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
+        _ => {
+            fails(&cli::one_line(error));
+            Ok(())
+        }
     };
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            error.print().map_err(Error::io("writing to standard output"))?;
-            Ok(None)
-        }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            Err(Error::Usage("a command is missing, such as run, check or status; see --help".into()))
-        }
-        _ => Err(Error::Usage(usage(&error.to_string()))),
+    match told {
+        Ok(()) => ExitCode::from(u8::try_from(error.exit_code()).expect("clap has 0 and 2")),
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
-/// A message of clap's on one line, without the summary of the flags.
-fn usage(message: &str) -> String {
-    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
-    let told: Vec<&str> = lines
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
-        .map(|line| line.strip_prefix("error: ").unwrap_or(line))
-        .collect();
-    format!("{}; see --help", told.join(" ").replace(" tip: ", "; "))
+/// The last line; in the journal it is an error.
+fn fails(why: &str) {
+    let priority = if logging::is_journal() { logging::ERROR } else { "" };
+    eprintln!("{priority}promptpal-relay: {why}");
 }
 
 fn dispatch(cli: &Cli) -> Result<()> {

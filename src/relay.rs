@@ -307,7 +307,7 @@ impl Relay<'_> {
                 Ok(found) => found,
                 Err(error) if link.claim.is_closed() => return Err(error),
                 Err(error) => {
-                    tracing::error!(error = %one_line(&error), retry_ms = pause.as_millis(), "trying again");
+                    tracing::error!(error = %one_line(&error), retry_ms = pause.as_millis() as u64, "trying again");
                     self.metrics.trouble(Some(format!("rows cannot be claimed: {}", one_line(&error))));
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
@@ -524,7 +524,7 @@ impl Relay<'_> {
                 }
             }
             self.records.set(false);
-            tracing::error!(error = %one_line(&error), rows = rows.len(), retry_ms = pause.as_millis(), "trying again");
+            tracing::error!(error = %one_line(&error), rows = rows.len(), retry_ms = pause.as_millis() as u64, "trying again");
             self.metrics.trouble(Some(format!("calls cannot be recorded: {}", one_line(&error))));
             tokio::time::sleep(pause).await;
             pause = longer(pause);
@@ -688,7 +688,7 @@ impl Relay<'_> {
                 Ok(link) => return Ok(link),
                 Err(error @ Error::Schema(_)) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(error = %one_line(&error), retry_ms = pause.as_millis(), "waiting for Postgres");
+                    tracing::warn!(error = %one_line(&error), retry_ms = pause.as_millis() as u64, "waiting for Postgres");
                     let text = format!(
                         "waiting for Postgres: {}, retry in {:.1} s",
                         one_line(&error),

@@ -205,6 +205,7 @@ async fn a_missing_database_or_role_is_configuration() {
         ("dbname=nowhere", "database \"nowhere\" does not exist"),
         ("user=nobody", "password authentication failed for user \"nobody\""),
         ("options='-c nonsense=1'", "unrecognized configuration parameter"),
+        ("options='-c foo bar'", "-c foo requires a value"),
     ] {
         let error = connect(&relay(&server, more)).await.expect_err(more);
         assert!(one_line(&error).contains(part), "{}", one_line(&error));

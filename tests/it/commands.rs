@@ -32,24 +32,46 @@ async fn what_a_restart_does_not_change_is_told_by_78() {
 
 #[test]
 fn bad_flags_are_usage() {
-    for arguments in [
-        &["run", "--workers", "0"][..],
-        &["run", "--workers", "many"],
-        &["run", "--timeout", "ten"],
-        &["run", "--timeout", "0s"],
-        &["run", "--max-response-body", "64 bananas"],
-        &["run", "--allow-net", "10.0.0.0/33"],
-        &["run", "--user-agent-version", "1\r\nX: y"],
-        &["run", "--wrokers", "1"],
-        &["replay"],
-        &["fly"],
-        &[],
+    for (arguments, says) in [
+        (&["run", "--workers", "0"][..], "--workers"),
+        (&["run", "--workers", "many"], "--workers"),
+        (&["run", "--timeout", "ten"], "500ms"),
+        (&["run", "--timeout", "0s"], "more than zero"),
+        (&["run", "--max-response-body", "64 bananas"], "64KiB"),
+        (&["run", "--allow-net", "10.0.0.0/33"], "10.0.0.0/8"),
+        (&["run", "--user-agent-version", "1\r\nX: y"], "visible ASCII"),
+        (&["run", "--after-crash", "panic"], "resend, record"),
+        (&["run", "--no-such-flag"], "--no-such-flag"),
+        (&["send-test"], "--webhook <N>"),
+        (&["replay", "--call", "1", "--webhook", "2"], "cannot be used with"),
+        (&["fly"], "fly"),
     ] {
-        let (code, _, stderr) = outcome(program(arguments, ""));
-        assert_eq!(code, 2, "{arguments:?}: {stderr}");
-        let one_line = stderr.lines().count() == 1 && stderr.starts_with("promptpal-relay: ");
-        assert!(one_line && stderr.ends_with("see --help\n"), "{arguments:?}: {stderr}");
+        fails_with_one_line(arguments, "", 2, says);
     }
+    let (code, _, stderr) = outcome(program(&[], ""));
+    assert!(code == 2 && stderr.contains("Usage:"), "{stderr}");
+}
+
+#[tokio::test]
+async fn an_empty_variable_is_one_that_is_not_set() {
+    let database = Database::new().await;
+    let mut command = database.command(&["check"]);
+    for flag in [
+        "ALLOW_NET",
+        "LOG_DIR",
+        "TIMEOUT",
+        "HTTPS_ONLY",
+        "CA_FILE",
+        "METRICS_LISTEN",
+        "LOG_LEVEL",
+        "DATABASE_URL",
+        "DATABASE_URL_FILE",
+        "USER_AGENT_VERSION",
+    ] {
+        command.env(format!("PROMPTPAL_RELAY_{flag}"), "");
+    }
+    let (code, stdout, stderr) = outcome(command);
+    assert!(code == 0 && stdout.contains("timeout 10s"), "{stdout}{stderr}");
 }
 
 #[test]

@@ -270,6 +270,14 @@ async fn send_test_waits_for_the_result_and_tells_it() {
     assert!(code == 1 && err.contains("failed (http_status)"), "{err}");
     let (code, _, err) = send(&["--webhook", "77"]).await;
     assert!(code == 1 && err.contains("there is no webhook 77"), "{err}");
+    // Who could not see the result sends nothing.
+    let rows = database.number("SELECT count(*) FROM relay.outbox").await;
+    let (code, _, err) = outcome(as_member(&database, "relay_app", &["send-test", "--webhook", "1"]).await);
+    assert!(code == 78 && err.contains("a member of relay_reader and of relay_app"), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox").await, rows);
+    let (code, _, err) = outcome(as_member(&database, "relay_app", &["calls"]).await);
+    assert!(code == 78 && err.contains("a member of relay_reader"), "{err}");
     relay.kill();
     let (code, _, err) = send(&["--webhook", "1", "--wait", "100ms"]).await;
     assert!(code == 1 && err.contains("not delivered after 100ms"), "{err}");
