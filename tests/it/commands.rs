@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, Uid};
 use tempfile::TempDir;
 
-use crate::support::{Database, closed_port, outcome, program};
+use crate::support::{Database, as_user, closed_port, outcome, program};
 
 fn fails_with_one_line(arguments: &[&str], url: &str, code: i32, says: &str) {
     let (got, _, stderr) = outcome(program(arguments, url));
@@ -33,8 +33,9 @@ async fn what_a_restart_does_not_change_is_told_by_78() {
     let database = Database::new().await;
     let nowhere = database.url.replace("promptpal_relay_test", "no_such_database");
     fails_with_one_line(&["run"], &nowhere, 78, "does not exist");
-    let nobody = database.url.replacen("postgres@", "no_such_role@", 1);
-    fails_with_one_line(&["run"], &nobody, 78, "does not exist");
+    // Where a password is wanted it is the password that is wrong.
+    let nobody = as_user(&database.url, "no_such_role", "x");
+    fails_with_one_line(&["run"], &nobody, 78, "\"no_such_role\"");
     fails_with_one_line(&["run"], "postgres://a?sslmode=sometimes", 78, "sslmode");
     fails_with_one_line(&["run", "--ca-file", "/no/such/file"], &database.url, 78, "/no/such/file");
     fails_with_one_line(&["run", "--retain-calls", "1h"], &database.url, 78, "--retain-calls");
