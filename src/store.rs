@@ -463,12 +463,29 @@ impl Store {
         Ok(rows.iter().map(|row| webhook(row.get(0), row, 1)).collect())
     }
 
-    /// Calls with ids above `after`, newest first, at most `limit`; with all their columns as JSON when `json`.
-    pub async fn calls(&self, wanted: &Wanted, after: i64, limit: i64, json: bool) -> Result<Vec<Logged>> {
+    /// Calls, newest first, at most `limit`; with all their columns as JSON when `json`.
+    pub async fn calls(&self, wanted: &Wanted, limit: i64, json: bool) -> Result<Vec<Logged>> {
         let sql = include_str!("../sql/queries/calls.sql");
         let Wanted { webhook_id, failed, since, until } = wanted;
+        let rows =
+            self.rows("reading calls", sql, &[webhook_id, failed, since, until, &limit, &json]).await?;
+        Ok(rows.iter().map(Logged::of).collect())
+    }
+
+    /// Calls with ids above `after` and not among the `known`, in order of id, at most `limit`; with all their columns
+    /// as JSON when `json`.
+    pub async fn calls_after(
+        &self,
+        wanted: &Wanted,
+        after: i64,
+        known: &[i64],
+        limit: i64,
+        json: bool,
+    ) -> Result<Vec<Logged>> {
+        let sql = include_str!("../sql/queries/calls_after.sql");
+        let Wanted { webhook_id, failed, since, until } = wanted;
         let rows = self
-            .rows("reading calls", sql, &[webhook_id, failed, since, until, &after, &limit, &json])
+            .rows("reading calls", sql, &[webhook_id, failed, since, until, &after, &known, &limit, &json])
             .await?;
         Ok(rows.iter().map(Logged::of).collect())
     }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
-use crate::support::{Database, Receiver, Relay, Reply, outcome, program};
+use crate::support::{Database, Receiver, Relay, Reply, as_user, outcome, program};
 
 #[tokio::test]
 async fn nobody_reads_the_log_and_rows_are_delivered_all_the_same() {
@@ -42,8 +42,11 @@ async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
         .batch_execute("UPDATE relay.webhooks SET signing_secret = 'whsec_dG9wc2VjcmV0Nw=='")
         .await
         .unwrap();
+    let user = format!("logger_{}", std::process::id());
+    let role = format!("CREATE ROLE {user} LOGIN PASSWORD 'topsecret1' IN ROLE relay_daemon");
+    database.client.batch_execute(&role).await.unwrap();
+    let url = as_user(&database.url, &user, "topsecret1");
     for format in ["text", "json"] {
-        let url = database.url.replacen("postgres@", "postgres:topsecret1@", 1);
         let relay = Relay::spawn(&url, &["--log-level", "trace", "--log-format", format]);
         let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
                    VALUES (1, 1, 'topsecret8', 0, 1, 1, 1)";
@@ -57,6 +60,7 @@ async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
             assert!(!log.contains(secret), "{log}");
         }
     }
+    database.client.batch_execute(&format!("DROP ROLE {user}")).await.unwrap();
     let calls =
         "SELECT count(*) FROM relay.webhook_calls WHERE url LIKE '%topsecret4%' OR url LIKE '%topsecret5%'
                  OR request_headers::text LIKE '%topsecret%' OR error_message LIKE '%topsecret%'";

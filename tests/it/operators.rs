@@ -1,13 +1,15 @@
 //! What operators type: status, calls, replay, send-test, each as a user of the roles it is meant for.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Database, Receiver, Relay, Reply, connect, outcome};
+use crate::support::{Database, Receiver, Relay, Reply, as_user, connect, outcome};
 
 /// The program as a new login that is a member of these roles, and no superuser.
 async fn as_member(database: &Database, roles: &str, arguments: &[&str]) -> Command {
@@ -23,10 +25,14 @@ async fn as_member(database: &Database, roles: &str, arguments: &[&str]) -> Comm
     let name = format!("{name}_{}", roles.replace([',', ' '], ""));
     let exists = format!("SELECT count(*) FROM pg_roles WHERE rolname = '{name}'");
     if database.number(&exists).await == 0 {
-        database.client.batch_execute(&format!("CREATE ROLE {name} LOGIN IN ROLE {roles}")).await.unwrap();
+        database
+            .client
+            .batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD 'x' IN ROLE {roles}"))
+            .await
+            .unwrap();
     }
     let mut command = database.command(arguments);
-    command.env("DATABASE_URL", database.url.replacen("postgres@", &format!("{name}@"), 1));
+    command.env("DATABASE_URL", as_user(&database.url, &name, "x"));
     command
 }
 
@@ -147,6 +153,39 @@ async fn calls_follows_the_log_and_comes_back_after_a_lost_connection() {
     assert_eq!(next()["webhook_id"], 1);
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
     assert!(child.wait().unwrap().success());
+}
+
+#[tokio::test]
+async fn calls_follows_the_log_without_a_gap_however_many_calls_come_at_once() {
+    let (database, _receiver, _relay) = lively().await;
+    // The slow ones began long before the others that are recorded with them.
+    let record = async |first: i64, last: i64| {
+        let sql = format!(
+            "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
+                 response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip)
+             SELECT n, 9, 9, '', '', '{{}}', '', 0, false, now() - CASE WHEN n % 100 = 0 THEN 60 ELSE 0 END * interval '1 s',
+                 now(), false, true, false, '', ''
+               FROM generate_series({first}, {last}) AS n"
+        );
+        database.client.batch_execute(&sql).await.unwrap();
+    };
+    record(0, 0).await;
+    let mut command = database.command(&["calls", "--follow", "--json", "--webhook", "9"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut rows = lines
+        .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()["outbox_id"].as_i64().unwrap());
+    // It follows.
+    assert_eq!(rows.next(), Some(0));
+    record(1, 25_000).await;
+    let reader = std::thread::spawn(move || rows.take(25_000).collect::<BTreeSet<_>>());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !reader.is_finished() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    child.wait().unwrap();
+    assert_eq!(reader.join().unwrap().len(), 25_000);
 }
 
 #[tokio::test]

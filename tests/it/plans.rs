@@ -63,6 +63,7 @@ const SMALL: &[&str] = &[
     "enabled_webhooks",
     // For people; on the call log, which is looked at in a test of its own.
     "calls",
+    "calls_after",
     "calls_of_row",
     "call_ids",
     "replay",

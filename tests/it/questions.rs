@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use promptpal_relay::cluster::Cluster;
 
-use crate::support::{Database, connect, repository_file};
+use crate::support::{Database, as_user, connect, repository_file};
 
 fn questions(readme: &str) -> Vec<&str> {
     let (_, questions) = readme.split_once("## Ten questions").unwrap();
@@ -40,8 +40,8 @@ async fn the_questions_of_the_readme_are_answered_without_reading_whole_tables()
     let questions = questions(&readme);
     assert_eq!(questions.len(), 10);
     let role = format!("asker_{}", std::process::id());
-    run(&format!("CREATE ROLE {role} LOGIN IN ROLE relay_reader, relay_app")).await;
-    let asker = connect(&database.url.replacen("postgres@", &format!("{role}@"), 1)).await;
+    run(&format!("CREATE ROLE {role} LOGIN PASSWORD 'x' IN ROLE relay_reader, relay_app")).await;
+    let asker = connect(&as_user(&database.url, &role, "x")).await;
     for question in questions {
         asker.batch_execute("BEGIN").await.unwrap();
         let plan = asker.query(&format!("EXPLAIN (ANALYZE) {question}"), &[]).await;

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::support::{Database, connect, outcome, program};
+use crate::support::{Database, as_user, connect, outcome, program};
 
 #[tokio::test]
 async fn migrate_can_be_repeated() {
@@ -174,7 +174,7 @@ async fn check_as_a_member_of_relay_daemon_finds_all_it_needs_and_names_what_is_
         database.client.query_one("SELECT current_database()::text", &[]).await.unwrap().get::<_, String>(0)
     );
     database.client.batch_execute(&format!("CREATE ROLE {user} LOGIN PASSWORD 'x'")).await.unwrap();
-    let url = database.url.replacen("postgres@", &format!("{user}:x@"), 1);
+    let url = as_user(&database.url, &user, "x");
     let (code, stdout, stderr) = outcome(program(&["check"], &url));
     assert_eq!(code, 78, "{stdout}{stderr}");
     database.client.batch_execute(&format!("GRANT relay_daemon TO {user}")).await.unwrap();
