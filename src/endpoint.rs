@@ -84,6 +84,9 @@ pub enum Outcome {
     Called(Call),
     /// It was not made for a shortage of ours (file descriptors, memory, ports): nothing was sent, try again later.
     Shortage(String),
+    /// It was not made because looking up other names takes all the threads for that: nothing was sent, and its turn
+    /// comes again. It has waited a while already, and calls to other names are not concerned.
+    Crowded,
 }
 
 /// Makes calls; shared by all threads.
@@ -204,8 +207,11 @@ impl Caller {
         let mut call = Call::unanswered(webhook, body, ErrorKind::Internal, "not made");
         match self.make(webhook, outbox_id, body, &mut call) {
             Ok(()) => (call.error_kind, call.error_message) = (None, call.error_message.take()),
-            Err(Failure { kind: None, message }) => return Outcome::Shortage(message),
-            Err(Failure { kind, message }) => (call.error_kind, call.error_message) = (kind, Some(message)),
+            Err(Failure::Shortage(reason)) => return Outcome::Shortage(reason),
+            Err(Failure::Crowded) => return Outcome::Crowded,
+            Err(Failure::Call(kind, message)) => {
+                (call.error_kind, call.error_message) = (Some(kind), Some(message));
+            }
         }
         call.end_time = SystemTime::now();
         Outcome::Called(call)
@@ -434,7 +440,10 @@ impl Caller {
             return Failure::of(ErrorKind::BlockedAddress, problem.clone());
         }
         if let Some(shortage) = &seen.shortage {
-            return Failure { kind: None, message: shortage.clone() };
+            return Failure::Shortage(shortage.clone());
+        }
+        if seen.crowded {
+            return Failure::Crowded;
         }
         if seen.flooded {
             let text = format!("more than {BEFORE_BODY_MAX} bytes came, and no answer among them");
@@ -478,17 +487,17 @@ impl fmt::Debug for Caller {
     }
 }
 
-/// Why a call failed; without a kind it is our own shortage.
-struct Failure {
-    kind: Option<ErrorKind>,
-    message: String,
+/// Why a call failed, or was not made.
+enum Failure {
+    Call(ErrorKind, String),
+    Shortage(String),
+    Crowded,
 }
 
 impl Failure {
     fn of(kind: ErrorKind, message: impl Into<String>) -> Failure {
         // Foreign text may be in it.
-        let message = message.into().replace('\0', "\u{FFFD}");
-        Failure { kind: Some(kind), message }
+        Failure::Call(kind, message.into().replace('\0', "\u{FFFD}"))
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Seen {
     pub unresolved: Option<String>,
     /// What we ran short of, before anything was sent.
     pub shortage: Option<String>,
+    /// Lookups of other names left no thread for this one's.
+    pub crowded: bool,
     /// TLS was being agreed on when it ended.
     pub handshake: bool,
     /// The answer was longer than what was agreed to read.
@@ -151,6 +153,10 @@ impl UreqResolver for Names {
             Err(_) => match self.resolver.addresses(bare, Instant::now() + *timeout.after) {
                 Answer::Addresses(addresses) => addresses,
                 Answer::Late => return Err(Error::Timeout(Timeout::Resolve)),
+                Answer::Crowded => {
+                    see(|seen| seen.crowded = true);
+                    return Err(Error::HostNotFound);
+                }
                 Answer::Shortage(reason) => {
                     see(|seen| seen.shortage = Some(reason));
                     return Err(Error::HostNotFound);

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use promptpal_relay::address::problem;
+use promptpal_relay::endpoint::Outcome;
 use promptpal_relay::resolver::{Answer, Resolver};
 use proptest::prelude::*;
 
 use crate::support::{
-    Dead, OK, PATIENT, Receiver, caller, caller_to, caller_with, eventually, kind, message, post, settings,
-    webhook,
+    Dead, Gate, OK, PATIENT, Receiver, caller, caller_to, caller_with, eventually, kind, message, post,
+    settings, webhook,
 };
 
 fn may(address: &str) -> bool {
@@ -519,7 +520,7 @@ fn slow_names_have_half_of_the_threads() {
     let soon = || Instant::now() + Duration::from_millis(1);
     let names: Vec<String> = (0..60).map(|n| format!("slow{n}")).collect();
     for name in &names {
-        assert_eq!(resolver.addresses(name, soon()), Answer::Late);
+        assert!(matches!(resolver.addresses(name, soon()), Answer::Late | Answer::Crowded));
     }
     // They fail, late; that is what is remembered.
     slow_ones.1.store(false, Ordering::SeqCst);
@@ -527,12 +528,13 @@ fn slow_names_have_half_of_the_threads() {
     slow_ones.1.store(true, Ordering::SeqCst);
     // A failure is kept for a second; then they are asked for again, all of them, again and again.
     eventually("more of them", || {
-        for name in &names {
+        // New ones apart: the last four found no thread before.
+        for name in &names[..56] {
             resolver.addresses(name, soon());
         }
         running() >= 32
     });
-    for name in &names {
+    for name in &names[..56] {
         resolver.addresses(name, soon());
     }
     assert_eq!(running(), 32, "and no more");
@@ -541,6 +543,53 @@ fn slow_names_have_half_of_the_threads() {
         assert!(matches!(answer, Answer::Addresses(_)), "{answer:?}");
     }
     slow_ones.1.store(false, Ordering::SeqCst);
+}
+
+#[test]
+fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_for_want_of_one() {
+    let (gate, hanging, asked) =
+        (Gate::default(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (door, count, times) = (gate.clone(), hanging.clone(), asked.clone());
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let caller = Arc::new(caller_to(settings(Duration::from_secs(5)), move |name| {
+        if name.starts_with("hang") {
+            count.fetch_add(1, Ordering::SeqCst);
+            door.pass();
+        }
+        // No address at first: the call after that asks again.
+        if name == "known.example" && times.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Ok(Vec::new());
+        }
+        Ok(vec![Ipv4Addr::LOCALHOST.into()])
+    }));
+    let port = receiver.address.port();
+    let url = |name: &str| format!("http://{name}.example:{port}/");
+    assert_eq!(kind(&post(&caller, &url("known"))), "dns");
+    let crowded = Arc::new(AtomicUsize::new(0));
+    let strangers: Vec<_> = (0..100)
+        .map(|n| {
+            let (caller, crowded, webhook) =
+                (caller.clone(), crowded.clone(), webhook(&url(&format!("hang{n}"))));
+            thread::spawn(move || match caller.call(&webhook, 1, &"{}".into()) {
+                Outcome::Crowded => _ = crowded.fetch_add(1, Ordering::SeqCst),
+                called => assert_eq!(kind(&crate::support::made(called)), "timeout"),
+            })
+        })
+        .collect();
+    eventually("all that may hang at once", || {
+        hanging.load(Ordering::SeqCst) + crowded.load(Ordering::SeqCst) == 100
+    });
+    let new = webhook(&url("new"));
+    assert!(matches!(caller.call(&new, 1, &"{}".into()), Outcome::Crowded), "a lack of ours, not a failure");
+    // A failure is kept for a second.
+    eventually("another look at a name that is known", || kind(&post(&caller, &url("known"))) == "success");
+    strangers.into_iter().for_each(|stranger| stranger.join().unwrap());
+    assert_eq!(hanging.load(Ordering::SeqCst), 56);
+    gate.open();
+    eventually("a thread for the new one", || match caller.call(&new, 1, &"{}".into()) {
+        Outcome::Crowded => false,
+        called => kind(&crate::support::made(called)) == "success",
+    });
 }
 
 #[test]

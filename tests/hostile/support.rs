@@ -67,6 +67,7 @@ pub fn made(outcome: Outcome) -> Call {
     match outcome {
         Outcome::Called(call) => call,
         Outcome::Shortage(why) => panic!("a shortage of ours: {why}"),
+        Outcome::Crowded => panic!("no thread to look the name up"),
     }
 }
 
