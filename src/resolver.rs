@@ -62,6 +62,13 @@ pub enum Answer {
     Shortage(String),
 }
 
+impl Answer {
+    /// An address needs no question.
+    pub fn of(address: IpAddr) -> Answer {
+        Answer::Addresses(vec![address])
+    }
+}
+
 /// The resolver of the process; cheap to clone.
 #[derive(Clone)]
 pub struct Resolver(Arc<Shared>);

@@ -406,13 +406,15 @@ fn user_and_password_become_basic_authentication_and_are_shown_nowhere() {
     for text in [
         "http://us3r:s3cret@",
         "us3r:s3cret@host",
+        "us3r:s3cret@127.0.0.1/x",
         "http://us3r:s3cret@ho st/",
         "http://us3r:s3cret%40host/",
         "http://us3r:s3cret＠host/",
     ] {
         let call = post(&caller, text);
         assert_eq!(kind(&call), "bad_url");
-        assert!(!format!("{call:?}").contains("s3cret"), "{call:?}");
+        let shown = format!("{call:?} {:?}", caller.problem(&webhook(text)));
+        assert!(!shown.contains("s3cret") && !shown.contains("us3r"), "{shown}");
     }
 }
 
@@ -675,6 +677,36 @@ fn our_own_postgres_is_refused_under_each_of_its_addresses() {
         assert_eq!(kind(&post(&caller, &beside.url())), "success");
     }
     assert_eq!(receiver.connections(), 0);
+}
+
+#[test]
+fn a_name_of_our_own_postgres_is_looked_up_when_its_port_is_called_and_until_it_has_an_answer_nobody_is() {
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let beside = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let answer = Arc::new(Mutex::new(None));
+    let now = answer.clone();
+    let mut settings = settings(PATIENT);
+    settings.refused = vec![("10.0.0.9".into(), 5499), ("db2.example".into(), receiver.address.port())];
+    settings.reached.add([127, 0, 0, 3].into(), beside.address.port());
+    let caller = caller_to(settings, move |name| match name {
+        "db2.example" => now.lock().unwrap().map(|ip| vec![ip]).ok_or(io::Error::other("no such name")),
+        _ => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
+    });
+    // Not this machine's, so that it is told apart from the receiver's.
+    let elsewhere = IpAddr::from([192, 0, 2, 1]);
+    let outcome = |url: &str| message(&post(&caller, url)).to_owned();
+    assert!(outcome(&receiver.url()).contains("may be the database: db2.example is not resolved"));
+    assert!(
+        caller.problem(&webhook(&receiver.url())).is_some_and(|told| told.contains("may be the database"))
+    );
+    for (ip, refused) in
+        [(Ipv4Addr::LOCALHOST.into(), true), (elsewhere, false), ([127, 0, 0, 4].into(), true)]
+    {
+        *answer.lock().unwrap() = Some(ip);
+        // An answer is kept for some seconds.
+        eventually("the next answer", || outcome(&receiver.url()).ends_with("is the database") == refused);
+    }
+    assert!(outcome(&beside.url()).ends_with("is the database"), "where it was reached");
 }
 
 /// The address that this machine has in its network, if it is in one.
