@@ -112,7 +112,12 @@ impl Settings {
         for address in addresses {
             match self.in_time(host, self.connect_address(host, address, role, tls.clone())).await {
                 Err(error) if error.may_pass() => failure = error,
-                decided => return decided,
+                decided => {
+                    if let (Ok(_), Some(address)) = (&decided, address) {
+                        self.reached.add(address, host.port);
+                    }
+                    return decided;
+                }
             }
         }
         Err(failure)

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -51,8 +51,8 @@ struct Row {
     webhooks: usize,
     // Written under the pool's lock as the calls end; the last one takes them all along.
     calls: Mutex<Vec<Call>>,
-    // Set under the pool's lock when the first of its calls starts.
-    started: AtomicBool,
+    // Calls that have started and were not put back. Written under the pool's lock.
+    started: AtomicUsize,
     // Set under the pool's lock when it is not ours any more: it never goes out.
     abandoned: AtomicBool,
 }
@@ -195,7 +195,7 @@ impl Pool {
                 body: claimed.event.payload().into(),
                 webhooks: claimed.webhooks.len(),
                 calls: Mutex::new(Vec::with_capacity(claimed.webhooks.len())),
-                started: AtomicBool::new(false),
+                started: AtomicUsize::new(0),
                 abandoned: AtomicBool::new(false),
             });
             if claimed.webhooks.is_empty() {
@@ -246,7 +246,7 @@ impl Pool {
         let now = Instant::now();
         let mut unstarted = HashMap::new();
         for job in state.places.take_waiting() {
-            if job.row.started.load(Ordering::Relaxed) {
+            if job.row.started.load(Ordering::Relaxed) > 0 {
                 state.places.push(job.webhook.id, job.row.project_id, job, now);
             } else {
                 unstarted.insert(job.row.id, job.row.repeated);
@@ -314,6 +314,12 @@ impl State {
         self.paused_until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// A call was not made: its turn comes again.
+    fn put_back(&mut self, ticket: Ticket, job: Job) {
+        job.row.started.fetch_sub(1, Ordering::Relaxed);
+        self.places.put_back(ticket, job, Instant::now());
+    }
+
     /// Adds a call to its row; with the last one the row goes out.
     fn record(&mut self, row: &Row, call: Call) -> Option<Finished> {
         if row.abandoned.load(Ordering::Relaxed) {
@@ -376,6 +382,8 @@ impl Shared {
             match outcome {
                 Outcome::Called(call) => ended = Some((ticket, job, call)),
                 Outcome::Shortage(reason) => self.pause(ticket, job, &reason),
+                // It has waited already, and the others are not concerned: no pause.
+                Outcome::Crowded => self.lock().put_back(ticket, job),
             }
         }
     }
@@ -404,7 +412,7 @@ impl Shared {
         loop {
             let may = state.may_start(self.result_bytes_max);
             if let Some((ticket, job)) = may.then(|| state.places.start(Instant::now())).flatten() {
-                job.row.started.store(true, Ordering::Relaxed);
+                job.row.started.fetch_add(1, Ordering::Relaxed);
                 self.wake_one(state);
                 tell();
                 return Some((ticket, job));
@@ -447,15 +455,13 @@ impl Shared {
             state.shortages += 1;
             tracing::warn!(reason, running = state.places.running(), "short of resources, calls wait");
         }
-        let now = Instant::now();
-        state.paused_until = Some(now + SHORTAGE_PAUSE);
-        state.places.put_back(ticket, job, now);
+        state.paused_until = Some(Instant::now() + SHORTAGE_PAUSE);
+        state.put_back(ticket, job);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc;
     use std::time::SystemTime;
 
@@ -540,6 +546,39 @@ mod tests {
         let pool = Pool::new(LIMITS, usize::MAX, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10])]);
         assert!(out.recv().await.expect("a row").calls[0].succeeded());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_found_no_thread_for_its_name_is_made_later_and_nobody_pauses() {
+        let (results, mut out) = unbounded_channel();
+        let (open, gate) = mpsc::channel::<()>();
+        let (gate, tries) = (Mutex::new(gate), AtomicUsize::new(0));
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>| {
+            if w.id == 10 && tries.fetch_add(1, Ordering::SeqCst) < 3 {
+                gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+                return Outcome::Crowded;
+            }
+            success(w, body)
+        };
+        let pool = Pool::new(Limits { workers: 1, per_webhook: 1 }, usize::MAX, Box::new(post), results);
+        pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[11])]);
+        open.send(()).expect("the thread waits");
+        assert_eq!(out.recv().await.expect("the other's").id, 2, "it comes behind the others");
+        open.send(()).and_then(|()| open.send(())).expect("the thread waits");
+        assert!(out.recv().await.expect("a row").calls[0].succeeded());
+        assert_eq!(pool.load().shortages, 0);
+    }
+
+    #[tokio::test]
+    async fn a_row_whose_only_call_was_put_back_has_not_begun() {
+        let (results, _out) = unbounded_channel();
+        let pool =
+            Pool::new(LIMITS, usize::MAX, Box::new(|_, _, _| Outcome::Shortage("none".into())), results);
+        pool.hand_in(vec![claimed(1, &[10])]);
+        while pool.load().shortages == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pool.stop(), HashMap::from([(1, false)]), "the pause is long enough");
     }
 
     #[tokio::test]

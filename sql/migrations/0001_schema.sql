@@ -358,7 +358,7 @@ COMMENT ON FUNCTION relay.send_test(bigint) IS
 -- slashes, user and password, and every spelling of an IPv4 address (0x7f.1, 2130706433). Where it cannot know, it
 -- differs: it does not know --allow-net (an address that only the operator lets through is told as a problem),
 -- --https-only, nor the database's own address, and of names in other scripts than ASCII it knows only that they
--- may be written in wide forms.
+-- may be written in wide forms, and what in them is left out.
 
 CREATE FUNCTION relay.url_problem(url text) RETURNS text
     LANGUAGE plpgsql
@@ -373,6 +373,7 @@ DECLARE
                                 E'\t\n\r', '');
     scheme    text := lower(substring(bare FROM '^([A-Za-z][A-Za-z0-9+.-]*):'));
     authority text;
+    rest      text;
     host      text;
     port      text;
     parts     text[];
@@ -393,11 +394,17 @@ BEGIN
     ELSIF scheme IS NULL THEN
         RETURN 'not a URL: it does not begin with https://';
     ELSIF scheme NOT IN ('http', 'https') THEN
+        -- Without scheme, what looks like one may be a user, and what follows a password.
+        IF url ~ '@|%40|[^\x01-\x7f]' THEN
+            RETURN 'the scheme is not http or https';
+        END IF;
         RETURN format('the scheme is %s, not http or https', scheme);
     END IF;
 
     -- Up to the path, and after user and password.
-    authority := substring(substr(bare, length(scheme) + 2) FROM '^[/\\]*([^/\\?#]*)');
+    rest := regexp_replace(substr(bare, length(scheme) + 2), '^[/\\]*', '');
+    authority := substring(rest FROM '^[^/\\?#]*');
+    rest := regexp_replace(substr(rest, length(authority) + 1), '#.*$', '');
     authority := regexp_replace(authority, '^.*@', '');
     IF authority LIKE '[%' THEN
         host := substring(authority FROM '^\[([^]]*)\]');
@@ -442,7 +449,16 @@ BEGIN
             END;
         END IF;
         IF host ~ '[^\x01-\x7f]' AND getdatabaseencoding() = 'UTF8' THEN
+            -- What is not seen is left out (UTS 46): soft hyphens, spaces without width, selectors of variants.
+            host := regexp_replace(
+                host, '[\u00AD\u034F\u115F\u1160\u17B4\u17B5\u180B-\u180F\u200B\u2060-\u2064\u206A-\u206F\u3164'
+                      '\uFE00-\uFE0F\uFEFF\uFFA0\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0100-\U000E01EF]',
+                '', 'g');
             host := translate(normalize(host, NFKC), U&'\3002', '.');
+            -- Joiners and marks of direction belong to other scripts, if to any.
+            IF host ~ '[\u200C-\u200F\u2028-\u202E]' AND host ~ '^[\u0001-\u007F\u200C-\u200F\u2028-\u202E]*$' THEN
+                RETURN 'not a URL: the host has a character that no host has';
+            END IF;
         END IF;
         host := lower(host);
         IF host ~ '[\x01-\x20"#%/:<>?@\\^`{|}\x7f]' OR host ~ '[][]' THEN
@@ -469,7 +485,22 @@ BEGIN
                 value := value + number * CASE WHEN i < cardinality(parts) THEN 256 ^ (4 - i) ELSE 1 END;
             END LOOP;
             address := '0.0.0.0'::inet + value::bigint;
+        ELSIF parts[cardinality(parts)] = 'localhost' THEN
+            -- Loopback everywhere (RFC 6761).
+            address := '127.0.0.1';
         END IF;
+    END IF;
+
+    -- Path and query go out encoded, each byte of what no URL has as three. (A host in other scripts does so in its own
+    -- way, which is not looked at.)
+    port := ltrim(port, ':0');
+    IF (length(scheme) + length('://') + octet_length(host)
+        + CASE WHEN port IN ('', CASE scheme WHEN 'https' THEN '443' ELSE '80' END) THEN 0 ELSE length(port) + 1 END
+        + CASE WHEN rest ~ '^[/\\]' THEN 0 ELSE 1 END
+        + 3 * octet_length(convert_to(rest, 'UTF8'))
+        - 2 * length(regexp_replace(substring(rest FROM '^[^?]*'), '[^\x21-\x7e]|["<>`{}]', '', 'g'))
+        - 2 * length(regexp_replace(coalesce(substring(rest FROM '\?.*$'), ''), '[^\x21-\x7e]|["<>'']', '', 'g'))) > 8192 THEN
+        RETURN 'the URL is longer than 8192 bytes when it is encoded';
     END IF;
 
     -- An IPv6 address that carries an IPv4 address counts as that: mapped, translated, NAT64, 6to4.
