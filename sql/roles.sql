@@ -4,12 +4,18 @@
 
 DO $$
 DECLARE
-    role text;
+    role    text;
+    purpose text;
 BEGIN
-    FOREACH role IN ARRAY ARRAY['relay_app', 'relay_daemon', 'relay_reader'] LOOP
+    FOR role, purpose IN VALUES
+        ('relay_app',    'promptpal-relay: inserts events, owns the webhooks'' rows.'),
+        ('relay_daemon', 'promptpal-relay: what the daemon needs and no more.'),
+        ('relay_reader', 'promptpal-relay: reads everything but signing secrets.')
+    LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = role);
         BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', role);
+            EXECUTE format('COMMENT ON ROLE %I IS %L', role, purpose);
         EXCEPTION
             -- Another migrate, on another database of this cluster, was faster.
             WHEN duplicate_object OR unique_violation THEN NULL;
@@ -42,7 +48,7 @@ BEGIN
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
         GRANT SELECT, INSERT, DELETE ON relay.instances_since_crash TO relay_daemon;
         GRANT EXECUTE ON FUNCTION relay.make_call_partition(date), relay.drop_call_partition(text, timestamptz),
-                                  relay.delete_stray_calls(timestamptz, integer)
+                                  relay.delete_stray_calls(timestamptz, integer), relay.call_partitions()
             TO relay_daemon;
     END IF;
 

@@ -1,10 +1,11 @@
-//! Which addresses may be called: pure rules, no I/O.
+//! Which addresses may be called: pure rules, no I/O. And where our Postgres was reached, which both sides need.
 //!
 //! The daemon runs on the database's host and calls URLs that customers typed. So only globally reachable addresses
 //! are called, by IANA's registries of special-purpose addresses (RFC 6890 and its updates), unless the operator
 //! allows a network. An IPv6 address that embeds an IPv4 address counts as what it embeds, too.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -41,6 +42,41 @@ const V6_GLOBAL: &str = "2000::/3";
 /// IPv6 networks whose addresses carry an IPv4 address, each with the byte where it begins.
 const EMBEDDING: &[(&str, usize)] =
     &[("::ffff:0:0/96", 12), ("::ffff:0:0:0/96", 12), ("64:ff9b::/96", 12), ("2002::/16", 2)];
+
+/// Addresses of our Postgres that are remembered; beyond it the oldest goes.
+const REACHED_MAX: usize = 64;
+
+/// Where our Postgres was reached: the very addresses, whatever its names stand for by now. Cheap to clone; all clones
+/// are one. Written by who opens sessions, read by who makes calls.
+#[derive(Clone, Debug, Default)]
+pub struct Reached(Arc<Mutex<Vec<SocketAddr>>>);
+
+impl Reached {
+    /// A session was opened there.
+    pub fn add(&self, ip: IpAddr, port: u16) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = SocketAddr::new(ip, port);
+        if !known.contains(&address) {
+            let surplus = (known.len() + 1).saturating_sub(REACHED_MAX);
+            known.drain(..surplus);
+            known.push(address);
+        }
+    }
+
+    /// Where at this port.
+    pub fn at(&self, port: u16) -> Vec<IpAddr> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().filter(|address| address.port() == port).map(SocketAddr::ip).collect()
+    }
+}
+
+/// The address that packets to this one reach in the end: what it embeds, or itself.
+pub fn plain(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => embedded(v6).map_or(address, IpAddr::V4),
+        IpAddr::V4(_) => address,
+    }
+}
 
 /// Why an address may not be called; none when it may. `allow` names networks that may be called although they are
 /// not globally reachable; an address that embeds another is allowed when what it embeds is.

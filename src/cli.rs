@@ -1,11 +1,12 @@
 //! What the user typed: commands, flags and their environment variables. What it means is decided in
 //! [`crate::config`].
 
+use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 /// Outbox relay for Postgres: delivers PromptPal's webhooks and records every call.
@@ -18,6 +19,36 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What the arguments and the environment say. An empty variable counts as one that is not set, as with those of
+    /// the database.
+    ///
+    /// # Errors
+    ///
+    /// Help and the version, too; see [`one_line`] for what cannot be meant.
+    pub fn from_environment() -> Result<Cli, clap::Error> {
+        let mut command = without_empty_variables(Cli::command());
+        Cli::from_arg_matches(&command.try_get_matches_from_mut(std::env::args_os())?)
+            .map_err(|error| error.format(&mut command))
+    }
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(
+            |flag| if flag.get_env().is_some_and(is_empty) { flag.env(None::<&'static str>) } else { flag },
+        )
+        .mut_subcommands(without_empty_variables)
+}
+
+/// What is wrong with the arguments: clap's first paragraph, without the usage that it adds in further ones.
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let first = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error:");
+    format!("{}; see --help", first.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 finished, or drained after a signal; 1 failed, a restart may help; 2 usage; \
@@ -148,6 +179,19 @@ pub enum Command {
         #[arg(long)]
         keep: bool,
     },
+}
+
+impl Command {
+    /// The group roles whose privileges it needs in the database, where they suffice.
+    pub fn roles(&self) -> Option<&'static str> {
+        match self {
+            Command::Run(_) | Command::Check(_) => Some("relay_daemon"),
+            Command::Status { .. } | Command::Calls(_) => Some("relay_reader"),
+            Command::Replay(Replay { call: Some(_), .. }) => Some("relay_app"),
+            Command::Replay(_) | Command::SendTest { .. } => Some("relay_reader and of relay_app"),
+            Command::Migrate { .. } | Command::Demo { .. } => None,
+        }
+    }
 }
 
 /// Flags of `calls`.
@@ -323,7 +367,6 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

@@ -5,13 +5,15 @@
 //! process, however that ends. Never touches another cluster.
 
 use std::env;
+use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -116,7 +118,7 @@ impl Cluster {
 
     /// A URL for a database, over the Unix socket.
     pub fn url(&self, database: &str) -> String {
-        let dir = self.dir.path().display().to_string().replace('/', "%2F");
+        let dir = percent_encoded(self.dir.path());
         format!("postgres://postgres@{dir}:{}/{database}", self.port)
     }
 
@@ -232,7 +234,19 @@ impl Cluster {
     fn initdb(&self) -> Result<()> {
         let data = self.data().display().to_string();
         let options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D", &data];
-        let output = self.run("initdb", &options)?;
+        let mut command = self.command("initdb");
+        command.args(options).stderr(Stdio::piped());
+        let output = spawn_for_life(command).and_then(Child::wait_with_output).map_err(|error| {
+            match (&self.owner, error.kind()) {
+                (Some(owner), io::ErrorKind::PermissionDenied) => Error::Failed(format!(
+                    "Postgres runs as the user {}, who may not enter {}: set TMPDIR to a folder that everybody may \
+                     enter, such as /tmp",
+                    owner.name,
+                    self.dir.path().display()
+                )),
+                _ => Error::io("running initdb")(error),
+            }
+        })?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr).replace('\n', " ");
             return Err(Error::Failed(format!("initdb failed: {text}")));
@@ -251,6 +265,8 @@ impl Cluster {
 
     fn as_owner(&self, program: PathBuf) -> Command {
         let mut command = Command::new(program);
+        // A group of its own: Ctrl-C is for us, who end it in order.
+        command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).current_dir(self.dir.path());
         for (variable, _) in env::vars_os() {
             if variable.to_string_lossy().starts_with("PG") {
@@ -261,10 +277,6 @@ impl Cluster {
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
         }
         command
-    }
-
-    fn run(&self, name: &str, arguments: &[&str]) -> Result<Output> {
-        self.command(name).args(arguments).output().map_err(Error::io(format!("running {name}")))
     }
 
     fn log_tail(&self) -> String {
@@ -283,6 +295,19 @@ impl Drop for Cluster {
 
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("process ids are positive integers"))
+}
+
+/// A path as the host of a URL (RFC 3986, section 2.3 names what stays as it is).
+fn percent_encoded(path: &Path) -> String {
+    path.as_os_str().as_bytes().iter().fold(String::new(), |mut text, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                text.push(char::from(*byte))
+            }
+            _ => write!(text, "%{byte:02X}").expect("writing to a string cannot fail"),
+        }
+        text
+    })
 }
 
 fn give(path: &Path, user: &User) -> io::Result<()> {

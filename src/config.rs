@@ -101,6 +101,7 @@ impl Config {
             ca_file: run.ca_file.clone(),
             user_agent_version: run.user_agent_version.clone(),
             refused: database.tcp_hosts(),
+            reached: database.reached.clone(),
         };
         Ok(Config {
             database,

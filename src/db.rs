@@ -57,8 +57,9 @@ const SESSION_SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// Settings that the code relies on, whatever the user's `options` say: `SKIP LOCKED` and guarded updates are made
-/// for read committed, days begin in UTC.
-const RELIED_ON: &str = "SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'; ";
+/// for read committed, days begin in UTC, and a backslash in a string is a backslash.
+const RELIED_ON: &str = "SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'; \
+                         SET standard_conforming_strings = on; ";
 
 /// Ends a statement whose client is gone, which keepalives alone do not (the server looks at its socket only between
 /// statements). Not to be had on every platform of the server, so it may fail, alone.
@@ -111,7 +112,12 @@ impl Settings {
         for address in addresses {
             match self.in_time(host, self.connect_address(host, address, role, tls.clone())).await {
                 Err(error) if error.may_pass() => failure = error,
-                decided => return decided,
+                decided => {
+                    if let (Ok(_), Some(address)) = (&decided, address) {
+                        self.reached.add(address, host.port);
+                    }
+                    return decided;
+                }
             }
         }
         Err(failure)
@@ -227,9 +233,14 @@ impl Settings {
     /// Sorts what tokio-postgres says into what helps: by SQLSTATE and by the type of the cause.
     fn refusal(&self, host: &Host, error: tokio_postgres::Error, no_password: Option<String>) -> Error {
         let doing = self.doing(host);
-        // Startup refuses what is wrong in `options` this way.
-        let bad_options = [SqlState::UNDEFINED_OBJECT, SqlState::INVALID_PARAMETER_VALUE];
-        if error.code().is_some_and(|code| bad_options.contains(code)) {
+        // Startup refuses what is wrong in `options` this way, and who may not connect to this database at all.
+        let for_good = [
+            SqlState::UNDEFINED_OBJECT,
+            SqlState::INVALID_PARAMETER_VALUE,
+            SqlState::SYNTAX_ERROR,
+            SqlState::INSUFFICIENT_PRIVILEGE,
+        ];
+        if error.code().is_some_and(|code| for_good.contains(code)) {
             return Error::Config(format!("{doing}: {}", one_line(&error)));
         }
         if let Some(cause) = tls::cause(&error) {

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +23,7 @@ use ureq::unversioned::transport::Connector;
 use ureq::{Agent, Body};
 use url::Url;
 
+use crate::address::Reached;
 use crate::call::{Call, ErrorKind, storable};
 use crate::error::{Result, one_line};
 use crate::event::Webhook;
@@ -75,6 +76,8 @@ pub struct Settings {
     pub user_agent_version: String,
     /// Hosts and ports that are never called: our Postgres.
     pub refused: Vec<(String, u16)>,
+    /// Where it was reached: never called either.
+    pub reached: Reached,
 }
 
 /// What came of a call.
@@ -84,13 +87,15 @@ pub enum Outcome {
     Called(Call),
     /// It was not made for a shortage of ours (file descriptors, memory, ports): nothing was sent, try again later.
     Shortage(String),
+    /// It was not made because looking up other names takes all the threads for that: nothing was sent, and its turn
+    /// comes again. It has waited a while already, and calls to other names are not concerned.
+    Crowded,
 }
 
 /// Makes calls; shared by all threads.
 pub struct Caller {
     settings: Settings,
     config: ureq::config::Config,
-    names: Resolver,
     tls: Tls,
     rules: Arc<Rules>,
     // By origin. Written by all threads.
@@ -148,18 +153,15 @@ impl Caller {
             .max_idle_connections(IDLE_CONNECTIONS)
             .max_idle_connections_per_host(IDLE_CONNECTIONS)
             .build();
-        // Looked up once: the address that we are connected to does not change without a restart of ours mattering.
-        let never = settings
-            .refused
-            .iter()
-            .filter_map(|(host, port)| (host.as_str(), *port).to_socket_addrs().ok())
-            .flatten()
-            .collect();
-        let rules = Arc::new(Rules { allow: settings.allow_net.clone(), never });
+        let rules = Arc::new(Rules {
+            allow: settings.allow_net.clone(),
+            never: settings.refused.clone(),
+            reached: settings.reached.clone(),
+            names,
+        });
         Ok(Caller {
             settings,
             config,
-            names,
             tls,
             rules,
             agents: Mutex::default(),
@@ -182,9 +184,11 @@ impl Caller {
         let address: IpAddr = match target.url.host()? {
             url::Host::Ipv4(address) => address.into(),
             url::Host::Ipv6(address) => address.into(),
+            url::Host::Domain(name) if is_localhost(name) => Ipv4Addr::LOCALHOST.into(),
             url::Host::Domain(_) => return None,
         };
-        self.rules.problem(SocketAddr::new(address, target.url.port_or_known_default()?))
+        let address = SocketAddr::new(address, target.url.port_or_known_default()?);
+        self.rules.problem(address, Instant::now() + self.settings.timeout)
     }
 
     /// One POST. Blocks for the timeout at most. Never panics for anything that an endpoint does, and never errs:
@@ -204,8 +208,11 @@ impl Caller {
         let mut call = Call::unanswered(webhook, body, ErrorKind::Internal, "not made");
         match self.make(webhook, outbox_id, body, &mut call) {
             Ok(()) => (call.error_kind, call.error_message) = (None, call.error_message.take()),
-            Err(Failure { kind: None, message }) => return Outcome::Shortage(message),
-            Err(Failure { kind, message }) => (call.error_kind, call.error_message) = (kind, Some(message)),
+            Err(Failure::Shortage(reason)) => return Outcome::Shortage(reason),
+            Err(Failure::Crowded) => return Outcome::Crowded,
+            Err(Failure::Call(kind, message)) => {
+                (call.error_kind, call.error_message) = (Some(kind), Some(message));
+            }
         }
         call.end_time = SystemTime::now();
         Outcome::Called(call)
@@ -318,6 +325,8 @@ impl Caller {
             "https" => {}
             "http" if !self.settings.https_only => {}
             "http" => return Err("http is not allowed here, only https".into()),
+            // A user whose scheme was forgotten is one for the parser.
+            _ if may_have_password(text) => return Err("the scheme is not http or https".into()),
             other => return Err(format!("the scheme is {}, not http or https", other.escape_default())),
         }
         if url.host_str().is_none_or(str::is_empty) {
@@ -370,8 +379,7 @@ impl Caller {
         }
         let rules = &self.rules;
         let chain = ().chain(Dial { rules: rules.clone() }).chain(self.tls.clone()).chain(Tap);
-        let names = Names { resolver: self.names.clone(), rules: rules.clone() };
-        let agent = Agent::with_parts(self.config.clone(), chain, names);
+        let agent = Agent::with_parts(self.config.clone(), chain, Names { rules: rules.clone() });
         let pooled = Arc::new(Pooled { agent, used_ms: now.into() });
         agents.insert(origin.to_owned(), pooled.clone());
         pooled
@@ -434,7 +442,10 @@ impl Caller {
             return Failure::of(ErrorKind::BlockedAddress, problem.clone());
         }
         if let Some(shortage) = &seen.shortage {
-            return Failure { kind: None, message: shortage.clone() };
+            return Failure::Shortage(shortage.clone());
+        }
+        if seen.crowded {
+            return Failure::Crowded;
         }
         if seen.flooded {
             let text = format!("more than {BEFORE_BODY_MAX} bytes came, and no answer among them");
@@ -478,17 +489,17 @@ impl fmt::Debug for Caller {
     }
 }
 
-/// Why a call failed; without a kind it is our own shortage.
-struct Failure {
-    kind: Option<ErrorKind>,
-    message: String,
+/// Why a call failed, or was not made.
+enum Failure {
+    Call(ErrorKind, String),
+    Shortage(String),
+    Crowded,
 }
 
 impl Failure {
     fn of(kind: ErrorKind, message: impl Into<String>) -> Failure {
         // Foreign text may be in it.
-        let message = message.into().replace('\0', "\u{FFFD}");
-        Failure { kind: Some(kind), message }
+        Failure::Call(kind, message.into().replace('\0', "\u{FFFD}"))
     }
 }
 
@@ -504,10 +515,21 @@ pub fn without_credentials(text: &str) -> String {
             let bare = url.set_username("").and_then(|()| url.set_password(None));
             bare.map_or_else(|()| String::new(), |()| storable(url.as_str().as_bytes()))
         }
-        // Encoded and full-width ones, too: they separate a password as much as the right one does, for people.
-        _ if ["@", "%40", "\u{FF20}", "\u{FE6B}"].iter().any(|at| text.contains(at)) => "(not a URL)".into(),
+        _ if may_have_password(text) => "(not a URL)".into(),
         _ => storable(text.as_bytes()),
     }
+}
+
+/// Whether a text that is no URL may have a password in it. Encoded and full-width signs, too: they separate one as
+/// much as the right sign does, for people.
+fn may_have_password(text: &str) -> bool {
+    ["@", "%40", "\u{FF20}", "\u{FE6B}"].iter().any(|at| text.contains(at))
+}
+
+/// Names that are loopback everywhere (RFC 6761), so that can be told without DNS.
+fn is_localhost(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 fn authorization(url: &Url) -> Option<String> {

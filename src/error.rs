@@ -90,6 +90,11 @@ impl Error {
         }
     }
 
+    /// Whether Postgres refused a statement because we may not make it.
+    pub fn is_privilege(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+    }
+
     /// Whether the *data* of a statement is what Postgres refused (SQLSTATE classes 21, 22 and 23): the same
     /// statement fails again, with other data it succeeds. Not so a row for which there is no partition, or whose
     /// partition was made a moment ago: that has the code of a violated constraint, and no constraint's name.
@@ -111,6 +116,9 @@ fn refused_for_good(code: &SqlState) -> bool {
         SqlState::UNDEFINED_TABLE,
         SqlState::UNDEFINED_COLUMN,
         SqlState::UNDEFINED_FUNCTION,
+        // A view in the place of relay.webhooks whose columns cannot be what ours are.
+        SqlState::DATATYPE_MISMATCH,
+        SqlState::CANNOT_COERCE,
         SqlState::INVALID_SCHEMA_NAME,
     ]
     .contains(code)

@@ -44,7 +44,7 @@ impl Failures {
             outbox_id,
             error_kind = kind.as_str(),
             status = call.status_code,
-            duration_ms = duration.as_millis(),
+            duration_ms = duration.as_millis() as u64,
             "call failed"
         );
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::db::Settings;
 use crate::error::{Error, Result};
+use crate::schema;
 use crate::store::{Role, Store, Vital};
 
 /// The channel that sleeping relays listen to; `relay.wake()` notifies it.
@@ -33,10 +34,12 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Connects the session, listens, takes an epoch and lists it. Does not bury anybody: whoever had rows in hand
-    /// under an older epoch of its own takes those over first.
+    /// Connects the session, sees that the schema is ours, listens, takes an epoch and lists it. Does not bury anybody:
+    /// whoever had rows in hand under an older epoch of its own takes those over first, and before all else: its peers
+    /// do not wait for long.
     pub async fn register(settings: &Settings) -> Result<Instance> {
         let store = Store::connect(settings, Role::Listen).await?;
+        schema::require_current(&store).await?;
         // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
         store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;
         let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();

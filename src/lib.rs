@@ -17,7 +17,7 @@
 //!
 //! # Where things are
 //!
-//! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look, [`floor`] from where;
+//! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look, [`look`] and [`floor`] where;
 //!   [`instance`] knows who is alive; [`retention`] throws away; [`stop`] and [`systemd`] are the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
@@ -28,7 +28,8 @@
 //!   which call is next.
 //! - Data that both sides share: [`event`] and [`call`].
 //! - What the user typed is [`cli`], what it means [`config`]; [`command`] has the commands, [`error`] the exit codes,
-//!   [`logging`] the journal, [`failures`] the failed calls in it; [`metrics`] what is counted.
+//!   [`logging`] the journal, [`failures`] the failed calls in it, [`terminal`] its colours; [`metrics`] what is
+//!   counted.
 
 pub mod address;
 pub mod call;
@@ -45,6 +46,7 @@ pub mod failures;
 pub mod floor;
 pub mod instance;
 pub mod logging;
+pub mod look;
 pub mod metrics;
 pub mod places;
 pub mod pool;
@@ -57,6 +59,7 @@ pub mod socket;
 pub mod stop;
 pub mod store;
 pub mod systemd;
+pub mod terminal;
 pub mod trust;
 pub mod wake;
 pub mod wire;

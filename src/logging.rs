@@ -6,9 +6,10 @@
 //! What is never logged: bodies, header values, secrets, a URL's user, password and query.
 
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
@@ -20,9 +21,13 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::{Global, LogFormat, LogLevel};
 use crate::error::{Error, Result};
+use crate::terminal;
 
 /// Lines that wait to be written; more are lost.
 const LINES_MAX: usize = 10_000;
+/// The daily files are `promptpal-relay.2024-01-15.log` (UTC).
+const PREFIX: &str = "promptpal-relay";
+const SUFFIX: &str = "log";
 
 impl From<LogLevel> for LevelFilter {
     fn from(level: LogLevel) -> LevelFilter {
@@ -50,15 +55,21 @@ struct File {
     dir: PathBuf,
     days: usize,
     // Written by whoever logs, replaced on SIGHUP.
-    appender: Arc<Mutex<RollingFileAppender>>,
+    open: Arc<Mutex<Open>>,
+}
+
+struct Open {
+    appender: RollingFileAppender,
+    // Old files were thrown away on this day, counted from 1970.
+    pruned: u64,
 }
 
 impl Files {
     /// Opens the current file anew, after something moved it away.
     pub fn reopen(&self) {
         let Some(file) = &self.0 else { return };
-        match open(&file.dir, file.days) {
-            Ok(appender) => *file.appender.lock().unwrap_or_else(PoisonError::into_inner) = appender,
+        match open(&file.dir) {
+            Ok(open) => *file.open.lock().unwrap_or_else(PoisonError::into_inner) = open,
             Err(error) => {
                 tracing::error!(error = %crate::error::one_line(&error), "cannot reopen the log file")
             }
@@ -68,26 +79,50 @@ impl Files {
 
 impl Write for File {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.appender.lock().unwrap_or_else(PoisonError::into_inner).write(line)
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = open.appender.write(line)?;
+        let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 86400;
+        if open.pruned != today {
+            open.pruned = today;
+            if let Err(error) = prune(&self.dir, self.days) {
+                // Not a line of the log: this is the thread that writes them.
+                eprintln!("promptpal-relay: throwing old log files away: {error}");
+            }
+        }
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.appender.lock().unwrap_or_else(PoisonError::into_inner).flush()
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).appender.flush()
     }
 }
 
-fn open(dir: &Path, days: usize) -> Result<RollingFileAppender> {
+/// Keeps the newest files, of those with exactly the appender's names: others begin and end as ours do.
+fn prune(dir: &Path, days: usize) -> io::Result<()> {
+    let is_ours = |name: &String| {
+        let day = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('.'));
+        let day = day.and_then(|rest| rest.strip_suffix(SUFFIX)).and_then(|rest| rest.strip_suffix('.'));
+        day.is_some_and(|day| humantime::parse_rfc3339(&format!("{day}T00:00:00Z")).is_ok())
+    };
+    let names = std::fs::read_dir(dir)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(is_ours).collect();
+    // In the order of the days, too.
+    names.sort();
+    names.iter().rev().skip(days).try_for_each(|name| std::fs::remove_file(dir.join(name)))
+}
+
+fn open(dir: &Path) -> Result<Open> {
     let refused = |error: &dyn std::fmt::Display| {
         Error::Config(format!("cannot write log files into {} (--log-dir): {error}", dir.display()))
     };
     std::fs::create_dir_all(dir).map_err(|error| refused(&error))?;
-    RollingFileAppender::builder()
+    let appender = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
-        .filename_prefix("promptpal-relay")
-        .filename_suffix("log")
-        .max_log_files(days)
+        .filename_prefix(PREFIX)
+        .filename_suffix(SUFFIX)
         .build(dir)
-        .map_err(|error| refused(&error))
+        .map_err(|error| refused(&error))?;
+    Ok(Open { appender, pruned: 0 })
 }
 
 /// Sets logging up, once for the process. What waits is written when the [`Flush`] is dropped.
@@ -99,7 +134,7 @@ pub fn install(global: &Global) -> Result<(Files, Flush)> {
     let level: LevelFilter = global.log_level.into();
     let days = usize::try_from(global.log_days).expect("at most 3650");
     let file = match &global.log_dir {
-        Some(dir) => Some(File { dir: dir.clone(), days, appender: Arc::new(Mutex::new(open(dir, days)?)) }),
+        Some(dir) => Some(File { dir: dir.clone(), days, open: Arc::new(Mutex::new(open(dir)?)) }),
         None => None,
     };
     let lines = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
@@ -107,15 +142,19 @@ pub fn install(global: &Global) -> Result<(Files, Flush)> {
         Some(file) => lines.finish(file),
         None => lines.finish(io::stderr()),
     };
-    let to_terminal = file.is_none() && io::stderr().is_terminal();
+    let has_colours = file.is_none() && terminal::has_colours(&io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_target(false)
-        .with_ansi(to_terminal)
+        .with_ansi(has_colours)
         .with_writer(writer);
+    let to_journal = file.is_none() && is_journal();
     match global.log_format {
+        LogFormat::Json if to_journal => {
+            builder.json().flatten_event(true).map_event_format(Prioritised).init();
+        }
         LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text if file.is_none() && is_journal() => {
+        LogFormat::Text if to_journal => {
             // journald stamps each line itself.
             let format = Format::default().with_target(false).with_ansi(false).without_time();
             builder.event_format(Prioritised(format)).init();
@@ -127,12 +166,15 @@ pub fn install(global: &Global) -> Result<(Files, Flush)> {
 
 /// Whether standard error is the journal's: `JOURNAL_STREAM` names its device and inode, and may be left over from
 /// whoever started us (systemd.exec(5)).
-fn is_journal() -> bool {
+pub fn is_journal() -> bool {
     let stderr = nix::sys::stat::fstat(io::stderr()).map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
     stderr.is_ok_and(|stderr| std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == stderr))
 }
 
-/// Lines with the priority in front that sd-daemon(3) defines.
+/// The priority of an error, as sd-daemon(3) has it in front of a line.
+pub const ERROR: &str = "<3>";
+
+/// Lines with their priority in front.
 struct Prioritised<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for Prioritised<F>
@@ -148,12 +190,12 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let priority = match *event.metadata().level() {
-            Level::ERROR => 3,
-            Level::WARN => 4,
-            Level::INFO => 6,
-            Level::DEBUG | Level::TRACE => 7,
+            Level::ERROR => ERROR,
+            Level::WARN => "<4>",
+            Level::INFO => "<6>",
+            Level::DEBUG | Level::TRACE => "<7>",
         };
-        write!(writer, "<{priority}>")?;
+        writer.write_str(priority)?;
         self.0.format_event(context, writer, event)
     }
 }

@@ -2,23 +2,51 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use promptpal_relay::cli::{Cli, Command};
+use clap::error::ErrorKind;
+use promptpal_relay::cli::{self, Cli, Command};
 use promptpal_relay::command::{calls, check, demo, migrate, replay, run, send_test, status};
 use promptpal_relay::error::{Error, Result, one_line};
 use promptpal_relay::logging;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::from_environment() {
+        Ok(cli) => cli,
+        Err(error) => return told(&error),
+    };
     match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         // As `head` does it: who does not want to read on is not told so.
         Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("promptpal-relay: {}", one_line(&error));
+            let roles = cli.command.roles().filter(|_| error.is_privilege());
+            let hint = roles.map(|roles| format!("; this needs a member of {roles}")).unwrap_or_default();
+            fails(&format!("{}{hint}", one_line(&error)));
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Help and the version as clap prints them; what cannot be meant as one line, like every error.
+fn told(error: &clap::Error) -> ExitCode {
+    let told = match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
+        _ => {
+            fails(&cli::one_line(error));
+            Ok(())
+        }
+    };
+    match told {
+        Ok(()) => ExitCode::from(u8::try_from(error.exit_code()).expect("clap has 0 and 2")),
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// The last line; in the journal it is an error.
+fn fails(why: &str) {
+    let priority = if logging::is_journal() { logging::ERROR } else { "" };
+    eprintln!("{priority}promptpal-relay: {why}");
 }
 
 fn dispatch(cli: &Cli) -> Result<()> {

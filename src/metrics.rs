@@ -214,6 +214,17 @@ impl Metrics {
         self.trouble.replace(why);
     }
 
+    /// Why the daemon does not work; none: it does.
+    pub fn why(&self) -> Option<String> {
+        self.trouble.borrow().clone()
+    }
+
+    /// How old the oldest row is that is not done, in seconds; none when it is not known.
+    pub fn oldest_age(&self) -> Option<f64> {
+        let age = self.oldest_pending.get().max(self.oldest_parked.get());
+        (!age.is_nan()).then_some(age)
+    }
+
     fn text(&self, load: &Load, in_hand: usize) -> String {
         let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.in_hand.set(number(in_hand));

@@ -148,7 +148,8 @@ pub struct Places<J> {
     waiting: usize,
     /// Counts the calls; also says which queue is asked first, so that they take turns.
     started: u64,
-    /// Places per webhook and the shares no longer count: we are stopping, and what is left shall start.
+    /// The limits no longer count: we are stopping, and what is left of the rows that have begun shall start, so that
+    /// the last call begins now.
     unlimited: bool,
     /// Projects that have parked rows.
     parked: HashSet<i64>,
@@ -236,7 +237,12 @@ impl<J> Places<J> {
             Class::Unproven => unproven < self.limits.unproven() && unproven + slow < self.limits.not_fast(),
             Class::Slow => slow < self.limits.slow(),
         };
-        self.running() < self.limits.workers && (share || self.unlimited)
+        self.unlimited || (self.running() < self.limits.workers && share)
+    }
+
+    /// Most threads that can be busy.
+    pub fn threads_max(&self) -> usize {
+        if self.unlimited { self.in_hand() } else { self.limits.workers }
     }
 
     /// Whether newcomers have no place, and none in a moment: the slow have them all, or none of those who are being
@@ -449,7 +455,7 @@ impl<J> Places<J> {
         }
     }
 
-    /// Takes all waiting calls out, for stopping; what is pushed again starts without regard to the places.
+    /// Takes all waiting calls out, for stopping; what is pushed again starts without regard to the limits.
     pub fn take_waiting(&mut self) -> Vec<J> {
         self.unlimited = true;
         self.waiting = 0;

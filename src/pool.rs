@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -31,6 +31,9 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(200);
 /// not to be quick.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
+/// Ended rows that may wait to be committed, a few commits' worth; more rows are not claimed then.
+const ENDED_MAX: usize = 4000;
+
 /// Webhooks that are named in a [`Load`].
 pub const FULLEST: usize = 20;
 
@@ -40,21 +43,23 @@ pub type Post = dyn Fn(&Webhook, i64, &Arc<str>) -> Outcome + Send + Sync;
 /// A row in hand.
 struct Row {
     id: i64,
+    // That it was claimed under.
+    epoch: i64,
     project_id: i64,
     repeated: bool,
     body: Arc<str>,
     webhooks: usize,
     // Written under the pool's lock as the calls end; the last one takes them all along.
     calls: Mutex<Vec<Call>>,
-    // Set under the pool's lock when the first of its calls starts.
-    started: AtomicBool,
+    // Calls that have started and were not put back. Written under the pool's lock.
+    started: AtomicUsize,
     // Set under the pool's lock when it is not ours any more: it never goes out.
     abandoned: AtomicBool,
 }
 
 impl Row {
     fn finished(&self, calls: Vec<Call>) -> Finished {
-        Finished { id: self.id, repeated: self.repeated, calls }
+        Finished { id: self.id, epoch: self.epoch, repeated: self.repeated, calls }
     }
 }
 
@@ -72,10 +77,9 @@ pub struct Pool {
 struct Shared {
     post: Box<Post>,
     results: UnboundedSender<Finished>,
-    limits: Limits,
     result_bytes_max: usize,
     state: Mutex<State>,
-    // For whoever waits in Pool::offer or Pool::freed.
+    // For whoever waits in Pool::room or Pool::freed.
     freed: Notify,
 }
 
@@ -103,6 +107,8 @@ struct State {
     idle: Vec<Thread>,
     // Memory of the calls that have ended and are not committed yet.
     result_bytes: usize,
+    // Rows that have gone out and are not committed yet.
+    ended: usize,
     paused_until: Option<Instant>,
     shortages: u64,
     // No call starts later than this.
@@ -125,6 +131,7 @@ impl Pool {
             threads: 0,
             idle: Vec::new(),
             result_bytes: 0,
+            ended: 0,
             paused_until: None,
             shortages: 0,
             start_until: None,
@@ -134,7 +141,6 @@ impl Pool {
             shared: Arc::new(Shared {
                 post,
                 results,
-                limits,
                 result_bytes_max,
                 state: Mutex::new(state),
                 freed: Notify::new(),
@@ -146,7 +152,9 @@ impl Pool {
     pub fn try_offer(&self) -> Option<Offer> {
         let mut state = self.shared.lock();
         let offer = state.places.offer(Instant::now());
-        let held = state.result_bytes > self.shared.result_bytes_max / 2 || state.paused();
+        let held = state.result_bytes > self.shared.result_bytes_max / 2
+            || state.ended >= ENDED_MAX
+            || state.paused();
         let taken = offer.limit >= offer.worth && !held;
         state.notify_at = (!taken).then(|| state.places.in_hand().saturating_sub(offer.worth));
         self.shared.wake_one(state);
@@ -161,16 +169,11 @@ impl Pool {
         self.shared.wake_one(state);
     }
 
-    /// Waits for [`Pool::try_offer`]. Cancel-safe.
-    pub async fn offer(&self) -> Offer {
-        loop {
-            if let Some(offer) = self.try_offer() {
-                return offer;
-            }
-            tokio::select! {
-                () = self.shared.freed.notified() => {}
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
-            }
+    /// Waits until [`Pool::try_offer`] may have something. Cancel-safe.
+    pub async fn room(&self) {
+        tokio::select! {
+            () = self.shared.freed.notified() => {}
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
         }
     }
 
@@ -186,15 +189,17 @@ impl Pool {
         for claimed in rows {
             let row = Arc::new(Row {
                 id: claimed.id,
+                epoch: claimed.epoch,
                 project_id: claimed.event.project_id,
-                repeated: claimed.repeated,
+                repeated: claimed.repeated(),
                 body: claimed.event.payload().into(),
                 webhooks: claimed.webhooks.len(),
                 calls: Mutex::new(Vec::with_capacity(claimed.webhooks.len())),
-                started: AtomicBool::new(false),
+                started: AtomicUsize::new(0),
                 abandoned: AtomicBool::new(false),
             });
             if claimed.webhooks.is_empty() {
+                state.ended += 1;
                 self.shared.send(row.finished(Vec::new()));
             }
             for webhook in claimed.webhooks {
@@ -204,10 +209,20 @@ impl Pool {
         self.shared.wake_one(state);
     }
 
-    /// Says that results of this size are committed, or given up.
-    pub fn release(&self, bytes: usize) {
+    /// Sends a row out whose calls are not made.
+    pub fn skip(&self, row: Finished) {
+        let mut state = self.shared.lock();
+        state.ended += 1;
+        state.result_bytes += row.size();
+        drop(state);
+        self.shared.send(row);
+    }
+
+    /// Says that so many rows that went out, with results of this size, are committed, or given up.
+    pub fn release(&self, rows: usize, bytes: usize) {
         let mut state = self.shared.lock();
         let was_held = state.result_bytes > self.shared.result_bytes_max;
+        state.ended = state.ended.saturating_sub(rows);
         state.result_bytes = state.result_bytes.saturating_sub(bytes);
         if was_held {
             self.shared.wake_one(state);
@@ -231,7 +246,7 @@ impl Pool {
         let now = Instant::now();
         let mut unstarted = HashMap::new();
         for job in state.places.take_waiting() {
-            if job.row.started.load(Ordering::Relaxed) {
+            if job.row.started.load(Ordering::Relaxed) > 0 {
                 state.places.push(job.webhook.id, job.row.project_id, job, now);
             } else {
                 unstarted.insert(job.row.id, job.row.repeated);
@@ -266,7 +281,7 @@ impl Pool {
             keep
         });
         drop(state);
-        self.release(bytes);
+        self.release(0, bytes);
         abandoned
     }
 
@@ -299,6 +314,12 @@ impl State {
         self.paused_until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// A call was not made: its turn comes again.
+    fn put_back(&mut self, ticket: Ticket, job: Job) {
+        job.row.started.fetch_sub(1, Ordering::Relaxed);
+        self.places.put_back(ticket, job, Instant::now());
+    }
+
     /// Adds a call to its row; with the last one the row goes out.
     fn record(&mut self, row: &Row, call: Call) -> Option<Finished> {
         if row.abandoned.load(Ordering::Relaxed) {
@@ -308,6 +329,7 @@ impl State {
         let mut calls = row.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.push(call);
         let is_last = calls.len() == row.webhooks;
+        self.ended += usize::from(is_last);
         is_last.then(|| row.finished(std::mem::take(&mut calls)))
     }
 
@@ -334,7 +356,7 @@ impl Shared {
         if let Some(thread) = state.idle.pop() {
             drop(state);
             thread.unpark();
-        } else if state.threads < self.limits.workers {
+        } else if state.threads < state.places.threads_max() {
             let shared = self.clone();
             let thread = thread::Builder::new().name("call".into()).stack_size(STACK_BYTES);
             match thread.spawn(move || shared.work()) {
@@ -360,6 +382,8 @@ impl Shared {
             match outcome {
                 Outcome::Called(call) => ended = Some((ticket, job, call)),
                 Outcome::Shortage(reason) => self.pause(ticket, job, &reason),
+                // It has waited already, and the others are not concerned: no pause.
+                Outcome::Crowded => self.lock().put_back(ticket, job),
             }
         }
     }
@@ -388,7 +412,7 @@ impl Shared {
         loop {
             let may = state.may_start(self.result_bytes_max);
             if let Some((ticket, job)) = may.then(|| state.places.start(Instant::now())).flatten() {
-                job.row.started.store(true, Ordering::Relaxed);
+                job.row.started.fetch_add(1, Ordering::Relaxed);
                 self.wake_one(state);
                 tell();
                 return Some((ticket, job));
@@ -431,15 +455,13 @@ impl Shared {
             state.shortages += 1;
             tracing::warn!(reason, running = state.places.running(), "short of resources, calls wait");
         }
-        let now = Instant::now();
-        state.paused_until = Some(now + SHORTAGE_PAUSE);
-        state.places.put_back(ticket, job, now);
+        state.paused_until = Some(Instant::now() + SHORTAGE_PAUSE);
+        state.put_back(ticket, job);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc;
     use std::time::SystemTime;
 
@@ -469,8 +491,9 @@ mod tests {
         let webhook = |id: &i64| Webhook { id: *id, url: "http://a/".into(), signing_secret: None };
         Claimed {
             id,
+            epoch: 1,
             parked: false,
-            repeated: false,
+            previous: None,
             event,
             webhooks: webhooks.iter().map(webhook).collect(),
         }
@@ -526,6 +549,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_call_that_found_no_thread_for_its_name_is_made_later_and_nobody_pauses() {
+        let (results, mut out) = unbounded_channel();
+        let (open, gate) = mpsc::channel::<()>();
+        let (gate, tries) = (Mutex::new(gate), AtomicUsize::new(0));
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>| {
+            if w.id == 10 && tries.fetch_add(1, Ordering::SeqCst) < 3 {
+                gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+                return Outcome::Crowded;
+            }
+            success(w, body)
+        };
+        let pool = Pool::new(Limits { workers: 1, per_webhook: 1 }, usize::MAX, Box::new(post), results);
+        pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[11])]);
+        open.send(()).expect("the thread waits");
+        assert_eq!(out.recv().await.expect("the other's").id, 2, "it comes behind the others");
+        open.send(()).and_then(|()| open.send(())).expect("the thread waits");
+        assert!(out.recv().await.expect("a row").calls[0].succeeded());
+        assert_eq!(pool.load().shortages, 0);
+    }
+
+    #[tokio::test]
+    async fn a_row_whose_only_call_was_put_back_has_not_begun() {
+        let (results, _out) = unbounded_channel();
+        let pool =
+            Pool::new(LIMITS, usize::MAX, Box::new(|_, _, _| Outcome::Shortage("none".into())), results);
+        pool.hand_in(vec![claimed(1, &[10])]);
+        while pool.load().shortages == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pool.stop(), HashMap::from([(1, false)]), "the pause is long enough");
+    }
+
+    #[tokio::test]
     async fn stopping_gives_back_the_rows_that_have_not_begun_and_finishes_the_others() {
         let (results, mut out) = unbounded_channel();
         let (open, gate) = mpsc::channel::<()>();
@@ -570,7 +626,7 @@ mod tests {
         let first = out.recv().await.expect("a row");
         pool.hand_in(vec![claimed(3, &[10])]);
         assert!(out.try_recv().is_err(), "one result waits, and that is too many");
-        pool.release(first.calls[0].size());
+        pool.release(1, first.calls[0].size());
         assert!(out.recv().await.is_some());
     }
 }

@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{Mutex, Notify};
 
 use crate::call::{Call, ErrorKind};
@@ -19,36 +19,20 @@ use crate::config::{Config, RESULT_BYTES_MAX};
 use crate::endpoint::Caller;
 use crate::error::{Error, Result, one_line};
 use crate::failures::Failures;
-use crate::floor::Floor;
 use crate::instance::{Instance, Peers, SURE};
+use crate::look::Look;
 use crate::metrics::{self, Metrics};
+use crate::places::Offer;
 use crate::pool::Pool;
-use crate::schema;
 use crate::stop::Stop;
 use crate::store::{Claimed, Finished, Role, Store};
 use crate::wake::{Cause, Wake};
 use crate::{retention, systemd};
 
-/// Most rows in one claim: a few milliseconds of a transaction.
-const CLAIM_MAX: usize = 500;
 /// Most rows in one finish.
 const FINISH_MAX: usize = 1000;
 /// Most bytes of records in one finish, but for one row that has more: it is in memory twice while it is written.
 const FINISH_BYTES_MAX: usize = 1024 * 1024;
-/// A rescan takes at most this share of the time: it is not repeated before its own duration times this. Its cost is
-/// the dead index entries before the first live row, and somebody's report can keep many.
-const RESCAN_SHARE: u32 = 20;
-/// A rescan of the whole queue that takes longer than this is costly: then most begin at the floor.
-const WHOLE_CHEAP: Duration = Duration::from_millis(1);
-/// And the whole ones take at most this share of the time.
-const WHOLE_SHARE: u32 = 1000;
-/// Nor before this, while there is other work.
-const RESCAN_MIN: Duration = Duration::from_millis(20);
-/// But after this at the latest: what took long may have been a server that stood still.
-const RESCAN_MAX: Duration = Duration::from_secs(10);
-/// How often we learn which projects have parked rows while there is work: a peer may have parked them. When one is
-/// gone we learn it at once.
-const LEARN_PARKED: Duration = Duration::from_secs(5);
 /// How often the other instances are looked at while we have rows in hand, or something is going on: with [`SURE`], the time
 /// to a takeover.
 const WATCH: Duration = Duration::from_millis(50);
@@ -64,6 +48,12 @@ const LATE: Duration = Duration::from_millis(250);
 const SILENCE: Duration = Duration::from_secs(5);
 /// How long all that a reconnection does may take before it begins anew.
 const CONNECT_MAX: Duration = Duration::from_secs(60);
+/// How long a stop may take beyond the time limit of the calls in flight. Then whoever waits for a Postgres that is
+/// away gives up.
+const DRAIN: Duration = Duration::from_millis(900);
+/// And whoever waits for a commit that is under way gives up after this time besides: what it records is not posted
+/// again.
+const DRAIN_COMMIT: Duration = Duration::from_secs(10);
 /// How often we wake the other instances while there is more than we can do.
 const CALL_PEERS: Duration = Duration::from_secs(1);
 /// How often we wake them while we have anything in hand, so that none takes the quiet of its own for ours.
@@ -72,14 +62,11 @@ const STIR_PEERS: Duration = Duration::from_secs(5);
 const STUCK: Duration = Duration::from_secs(30);
 /// How often systemd is told what we do.
 const STATUS: Duration = Duration::from_secs(1);
-/// How often the age of the queue is asked for, for the metrics.
+/// How often the age of the queue is asked for, for the metrics and the status.
 const MEASURE: Duration = Duration::from_secs(5);
 /// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(3);
-/// Projects with parked rows that are read at once.
-const PARKED_PROJECTS_MAX: i64 = 10_000;
-
 /// The sessions of one registration.
 struct Link {
     instance: Instance,
@@ -95,10 +82,9 @@ impl Link {
         peers: &RefCell<Peers>,
         adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
     ) -> Result<Link> {
-        let claim = Store::connect(&config.database, Role::Claim).await?;
-        schema::require_current(&claim).await?;
         let instance = Instance::register(&config.database).await?;
         adopt(&instance).await?;
+        let claim = Store::connect(&config.database, Role::Claim).await?;
         instance.share(&claim).await?;
         let finish = Store::connect(&config.database, Role::Finish).await?;
         instance.share(&finish).await?;
@@ -124,10 +110,8 @@ struct Relay<'a> {
     pool: Pool,
     caller: Arc<Caller>,
     ended_rows: Mutex<EndedRows>,
-    // The way to them for rows that never went to the threads.
-    to_results: UnboundedSender<Finished>,
-    // Rows in hand, each with the epoch it is claimed by. Entered by the claim, taken out by the finish.
-    in_hand: RefCell<HashMap<i64, i64>>,
+    // Rows in hand. Entered by the claim, taken out by the finish, or when they turn out to be lost.
+    in_hand: RefCell<HashMap<i64, Held>>,
     // Rows to give back because we were told to stop, each with whether its calls are repeated ones. Only the claiming loop uses it.
     unstarted: RefCell<HashMap<i64, bool>>,
     // Set when we were told to stop and the claiming loop has claimed its last.
@@ -146,6 +130,29 @@ struct Relay<'a> {
     stirred: Notify,
     // Ours that may have rows: of the link that serves, or served last, and of tries to make another one.
     epochs: RefCell<Vec<i64>>,
+    // When we last woke the other instances.
+    peers_called: Cell<Instant>,
+    // Whether the last commit was made, as far as is known. Written by the finishing loop and when a session is lost.
+    records: Cell<bool>,
+}
+
+/// A row that is ours.
+#[derive(Clone, Copy)]
+struct Held {
+    /// The epoch that it was claimed under. A row that was taken from us and came back was claimed twice: what the
+    /// calls of the first claim give is not the second one's.
+    claimed: i64,
+    /// The epoch that it is claimed by: a later one of ours when it was adopted.
+    epoch: i64,
+    /// What had it before us.
+    previous: Option<i64>,
+}
+
+/// What came of a look at both lanes.
+struct Looked {
+    any: bool,
+    /// There may be more.
+    more: bool,
 }
 
 /// What systemd was told last.
@@ -177,10 +184,9 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
     let relay = Relay {
         config,
         stop,
-        pool: Pool::new(config.limits, RESULT_BYTES_MAX, post, to_results.clone()),
+        pool: Pool::new(config.limits, RESULT_BYTES_MAX, post, to_results),
         caller,
         ended_rows: Mutex::new(EndedRows { results, uncommitted: Vec::new() }),
-        to_results,
         in_hand: RefCell::default(),
         unstarted: RefCell::default(),
         claimed_last: Cell::new(false),
@@ -192,38 +198,56 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         active: Cell::new(Instant::now()),
         stirred: Notify::new(),
         epochs: RefCell::default(),
+        peers_called: Cell::new(Instant::now()),
+        records: Cell::new(true),
     };
-    match config.metrics_listen {
-        None => relay.live().await,
-        Some(address) => {
-            let server = metrics::Server::bind(address).await?;
-            let load = || (relay.pool.load(), relay.in_hand.borrow().len());
-            tokio::select! {
-                result = relay.live() => result,
-                never = server.serve(&relay.metrics, load) => match never {},
-            }
-        }
+    tokio::select! {
+        result = relay.live_and_tell() => result,
+        error = relay.overdue() => Err(error),
     }
 }
 
 impl Relay<'_> {
+    /// Lives, with metrics if they are wanted.
+    async fn live_and_tell(&self) -> Result<()> {
+        match self.config.metrics_listen {
+            None => self.live().await,
+            Some(address) => {
+                let server = metrics::Server::bind(address).await?;
+                let load = || (self.pool.load(), self.in_hand.borrow().len());
+                tokio::select! {
+                    result = self.live() => result,
+                    never = server.serve(&self.metrics, load) => match never {},
+                }
+            }
+        }
+    }
+
     /// From the first connection to the last commit.
     async fn live(&self) -> Result<()> {
-        let mut link = Link::connect(self.config, &self.peers, async |_| Ok(())).await?;
+        let mut link = tokio::select! {
+            link = Link::connect(self.config, &self.peers, async |_| Ok(())) => link?,
+            () = self.stop.wait() => return Ok(()),
+        };
         self.epochs.replace(vec![link.instance.epoch()]);
         self.metrics.trouble(None);
         systemd::ready();
         tracing::info!(epoch = link.instance.epoch(), database = %self.config.database.describe(), "relaying");
         while let Err(error) = self.serve(&link).await {
             self.pool.may_start_until(Instant::now());
+            self.records.set(false);
             self.metrics.trouble(Some(format!("lost Postgres: {}", one_line(&error))));
             self.metrics.oldest((f64::NAN, f64::NAN));
             tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
             // A session that ends says why a moment before it is closed. If none ends, a statement failed for another
             // reason: do not turn that into a storm of connections.
             let refused = matches!(error, Error::Postgres { .. });
-            if refused && tokio::time::timeout(RETRY_MAX, link.lost()).await.is_err() {
-                tracing::debug!("all sessions are there still");
+            if refused {
+                tokio::select! {
+                    _ = link.lost() => {}
+                    () = tokio::time::sleep(RETRY_MAX) => tracing::debug!("all sessions are there still"),
+                    () = self.stop.wait() => {}
+                }
             }
             // The sessions that are left keep our epoch alive until our rows in hand are the new one's.
             let Some(again) = self.reconnect().await? else { return Ok(()) };
@@ -256,7 +280,8 @@ impl Relay<'_> {
     /// Claims what can start soon and hands it to the threads, until told to stop. Ends only with an error.
     async fn claiming(&self, link: &Link) -> Result<()> {
         let mut wake = Wake::new(&link.claim, link.instance.session(), self.config.poll_interval);
-        let mut look = Look::new(self, link);
+        let epoch = link.instance.epoch();
+        let mut look = Look::new(&link.claim, epoch, &self.pool, &self.peers, &self.takeover, &self.metrics);
         let mut pause = RETRY_MIN;
         while !self.stop.asked() {
             if self.peers.borrow().is_gathering() {
@@ -267,24 +292,27 @@ impl Relay<'_> {
                     () = self.stop.wait() => break,
                 }
             }
-            let offer = match self.pool.try_offer() {
-                Some(offer) => offer,
-                None => {
-                    // Nobody shall notify us while we could not act upon it.
-                    wake.rouse().await?;
-                    tokio::select! {
-                        offer = self.pool.offer() => offer,
-                        () = self.stop.wait() => break,
-                    }
+            let Some(offer) = self.pool.try_offer() else {
+                // Nobody shall notify us while we could not act upon it; those who slept because we did hear of it.
+                wake.rouse().await?;
+                if wake.freed() > Some(self.peers_called.get()) {
+                    self.call_peers(&link.claim, Duration::ZERO).await?;
+                }
+                tokio::select! {
+                    () = self.pool.room() => continue,
+                    () = self.stop.wait() => break,
                 }
             };
-            let found = match look.look(offer.limit.min(CLAIM_MAX), &offer.park).await {
+            let found = match self.look(&mut look, &offer).await {
                 Ok(found) => found,
                 Err(error) if link.claim.is_closed() => return Err(error),
                 Err(error) => {
-                    tracing::error!(error = %one_line(&error), retry_ms = pause.as_millis(), "trying again");
+                    tracing::error!(error = %one_line(&error), retry_ms = pause.as_millis() as u64, "trying again");
                     self.metrics.trouble(Some(format!("rows cannot be claimed: {}", one_line(&error))));
-                    tokio::time::sleep(pause).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.stop.wait() => break,
+                    }
                     pause = longer(pause);
                     continue;
                 }
@@ -295,7 +323,12 @@ impl Relay<'_> {
             if found.any {
                 self.stir();
                 wake.rouse().await?;
-                look.call_peers(if found.more { CALL_PEERS } else { STIR_PEERS }).await?;
+                let pause = match found.more {
+                    true if wake.freed() > Some(self.peers_called.get()) => Duration::ZERO,
+                    true => CALL_PEERS,
+                    false => STIR_PEERS,
+                };
+                self.call_peers(&link.claim, pause).await?;
             }
             if found.more {
                 continue;
@@ -322,6 +355,26 @@ impl Relay<'_> {
         std::future::pending().await
     }
 
+    /// Claims from both lanes, and hands out what is found.
+    async fn look(&self, look: &mut Look<'_>, offer: &Offer) -> Result<Looked> {
+        let pending = look.pending(offer.limit, &offer.park).await?;
+        let any = !pending.rows.is_empty();
+        self.hand_out(pending.rows);
+        let parked = look.parked().await?;
+        let looked = Looked { any: any || !parked.rows.is_empty(), more: pending.more || parked.more };
+        self.hand_out(parked.rows);
+        Ok(looked)
+    }
+
+    /// Wakes the other instances, if that was not done within `pause`.
+    async fn call_peers(&self, session: &Store, pause: Duration) -> Result<()> {
+        if self.peers_called.get().elapsed() >= pause && self.peers.borrow().alive() > 0 {
+            self.peers_called.set(Instant::now());
+            session.notify_peers().await?;
+        }
+        Ok(())
+    }
+
     /// The quiet is over.
     fn stir(&self) {
         let now = Instant::now();
@@ -332,14 +385,19 @@ impl Relay<'_> {
 
     /// Hands claimed rows to the threads. With `--after-crash record` rows that a dead instance had in hand are
     /// recorded as interrupted instead.
-    fn hand_out(&self, rows: Vec<Claimed>, epoch: i64) {
+    fn hand_out(&self, rows: Vec<Claimed>) {
+        if rows.is_empty() {
+            return;
+        }
         if self.in_hand.borrow().is_empty() {
             self.stirred.notify_one();
         }
-        self.in_hand.borrow_mut().extend(rows.iter().map(|row| (row.id, epoch)));
+        let held = |row: &Claimed| Held { claimed: row.epoch, epoch: row.epoch, previous: row.previous };
+        self.in_hand.borrow_mut().extend(rows.iter().map(|row| (row.id, held(row))));
         self.metrics.claimed.inc_by(rows.len() as u64);
         let record = self.config.after_crash == AfterCrash::Record;
-        let (interrupted, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| record && row.repeated);
+        let (interrupted, rows): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|row| record && row.repeated());
         self.pool.hand_in(rows);
         for row in interrupted {
             let body = row.event.payload().into();
@@ -349,14 +407,12 @@ impl Relay<'_> {
                 .iter()
                 .map(|webhook| Call::unanswered(webhook, &body, ErrorKind::Interrupted, text))
                 .collect();
-            let finished = Finished { id: row.id, repeated: true, calls };
-            self.to_results.send(finished).expect("the receiver lives as long as the relay");
+            self.pool.skip(Finished { id: row.id, epoch: row.epoch, repeated: true, calls });
         }
     }
 
     /// We are stopping: what has not begun goes back, for a peer or the next start.
     async fn give_back(&self, link: &Link) -> Result<()> {
-        systemd::stopping();
         self.metrics.trouble(Some("stopping".into()));
         self.unstarted.borrow_mut().extend(self.pool.stop());
         let ids: Vec<i64> = self.unstarted.borrow().keys().copied().collect();
@@ -393,26 +449,28 @@ impl Relay<'_> {
 
     /// Commits these rows, whatever it takes short of a lost session. What is committed is taken out.
     async fn commit(&self, link: &Link, uncommitted: &mut Vec<Finished>) -> Result<()> {
-        while let Some(first) = uncommitted.first() {
+        loop {
+            let lost: Vec<Finished> =
+                uncommitted.extract_if(.., |row| self.epoch_of(row).is_none()).collect();
+            if !lost.is_empty() {
+                self.note_fenced(lost.len());
+                self.pool.release(lost.len(), lost.iter().map(Finished::size).sum());
+            }
             // One epoch, but for those that were in hand when a session was lost.
-            let epoch = self.epoch_of(first);
+            let Some(epoch) = uncommitted.first().and_then(|first| self.epoch_of(first)) else {
+                return Ok(());
+            };
             let mut bytes = 0;
             let fits = |row: &&Finished| {
                 let first = bytes == 0;
                 bytes += row.size();
-                self.epoch_of(row) == epoch && (first || bytes <= FINISH_BYTES_MAX)
+                self.epoch_of(row) == Some(epoch) && (first || bytes <= FINISH_BYTES_MAX)
             };
             let same = uncommitted.iter().take_while(fits).count();
-            let ours = record(&link.finish, epoch, &uncommitted[..same], &self.metrics).await?;
+            let ours = self.record(&link.finish, epoch, &uncommitted[..same]).await?;
             self.metrics.finish(ours);
             if ours < same {
-                let fenced = same - ours;
-                self.metrics.fenced.inc_by(fenced as u64);
-                tracing::warn!(
-                    fenced,
-                    epoch,
-                    "rows were done or taken over already: nothing recorded for them"
-                );
+                self.note_fenced(same - ours);
             }
             let mut bytes = 0;
             for row in uncommitted.drain(..same) {
@@ -423,15 +481,59 @@ impl Relay<'_> {
                     self.failures.borrow_mut().note(row.id, call);
                 }
             }
-            self.pool.release(bytes);
+            self.pool.release(same, bytes);
         }
-        Ok(())
     }
 
-    /// The epoch that a row is claimed by, as far as we know. One that was taken from us, came back to us and is done
-    /// is not in hand any more when its second result arrives: epoch 0 is nobody's, and the guard lets nothing pass.
-    fn epoch_of(&self, row: &Finished) -> i64 {
-        self.in_hand.borrow().get(&row.id).copied().unwrap_or(0)
+    /// The epoch that a row is claimed by, as far as we know; none when its claim is lost, whether or not we have
+    /// claimed the row again since.
+    fn epoch_of(&self, row: &Finished) -> Option<i64> {
+        let in_hand = self.in_hand.borrow();
+        in_hand.get(&row.id).filter(|held| held.claimed == row.epoch).map(|held| held.epoch)
+    }
+
+    /// Writes the records of some rows, and returns how many of the rows were ours. A record that Postgres refuses is
+    /// found by halving, and replaced; what has nothing to do with the data is tried again until it works: the calls
+    /// were made, and are never made again for it.
+    ///
+    /// # Errors
+    ///
+    /// Only when the session is lost.
+    async fn record(&self, finish: &Store, epoch: i64, rows: &[Finished]) -> Result<usize> {
+        let mut pause = RETRY_MIN;
+        loop {
+            let error = match finish.finish(epoch, rows).await {
+                Ok(ours) => {
+                    self.records.set(true);
+                    if pause > RETRY_MIN {
+                        self.metrics.trouble(None);
+                    }
+                    return Ok(ours.len());
+                }
+                Err(error) if finish.is_closed() => return Err(error),
+                Err(error) => error,
+            };
+            if error.is_data() {
+                if rows.len() > 1 {
+                    let (left, right) = rows.split_at(rows.len() / 2);
+                    let left = Box::pin(self.record(finish, epoch, left)).await?;
+                    return Ok(left + Box::pin(self.record(finish, epoch, right)).await?);
+                }
+                if let Some(replaced) = rows.first().and_then(|row| unstorable(row, &error)) {
+                    return Box::pin(self.record(finish, epoch, &[replaced])).await;
+                }
+            }
+            self.records.set(false);
+            tracing::error!(error = %one_line(&error), rows = rows.len(), retry_ms = pause.as_millis() as u64, "trying again");
+            self.metrics.trouble(Some(format!("calls cannot be recorded: {}", one_line(&error))));
+            tokio::time::sleep(pause).await;
+            pause = longer(pause);
+        }
+    }
+
+    fn note_fenced(&self, rows: usize) {
+        self.metrics.fenced.inc_by(rows as u64);
+        tracing::warn!(fenced = rows, "rows were done or taken over already: nothing recorded for them");
     }
 
     // ---- watch ------------------------------------------------------------------------------------------------
@@ -455,7 +557,7 @@ impl Relay<'_> {
                     self.failures.borrow_mut().flush();
                     self.tell_status(&mut status);
                     let start = Instant::now();
-                    let look = tokio::time::timeout(SILENCE, link.instance.look_around(&self.peers, start)).await;
+                    let look = tokio::time::timeout(SILENCE, self.look_around(link, start)).await;
                     if look.unwrap_or_else(|_| Err(silence(SILENCE)))? {
                         self.takeover.notify_one();
                     }
@@ -463,6 +565,14 @@ impl Relay<'_> {
                 }
             }
         }
+    }
+
+    /// Looks at the other instances; while we have anything in hand, sees to it that they look at us.
+    async fn look_around(&self, link: &Link, now: Instant) -> Result<bool> {
+        if !self.in_hand.borrow().is_empty() {
+            self.call_peers(link.instance.session(), STIR_PEERS).await?;
+        }
+        link.instance.look_around(&self.peers, now).await
     }
 
     /// We make progress: this thread runs, or nobody would be here, and no call has outlived its time limit by much. A
@@ -490,10 +600,13 @@ impl Relay<'_> {
         let rate = (calls - status.calls) as f64 / pause.as_secs_f64();
         (status.told, status.calls) = (now, calls);
         let in_hand = self.in_hand.borrow().len();
-        let text = match (self.stop.asked(), in_hand) {
-            (true, _) => format!("stopping: {} calls in flight", self.pool.running()),
-            (false, 0) => "idle, nothing in hand".into(),
-            (false, _) => format!("{rate:.0} calls/s, {in_hand} rows in hand"),
+        let oldest = self.metrics.oldest_age().filter(|age| *age > 0.0);
+        let text = match (self.metrics.why(), in_hand, oldest) {
+            _ if self.stop.asked() => format!("stopping: {} calls in flight", self.pool.running()),
+            (Some(why), ..) => why,
+            (None, 0, None) => "idle, nothing waits".into(),
+            (None, _, None) => format!("{rate:.0} calls/s, {in_hand} rows in hand"),
+            (None, _, Some(age)) => format!("{rate:.0} calls/s, {in_hand} rows in hand, oldest {age:.1} s"),
         };
         if text != status.text {
             systemd::status(&text);
@@ -503,7 +616,7 @@ impl Relay<'_> {
 
     /// Asks now and then how old the queue is, if anybody wants to know. A session of its own: it is never in the way.
     async fn measuring(&self) -> Infallible {
-        if self.config.metrics_listen.is_none() {
+        if self.config.metrics_listen.is_none() && !systemd::listens() {
             std::future::pending::<()>().await;
         }
         loop {
@@ -534,33 +647,48 @@ impl Relay<'_> {
         }
     }
 
+    /// Ends when we were told to stop and it takes too long: Postgres is away, or does not let us commit.
+    async fn overdue(&self) -> Error {
+        self.stop.wait().await;
+        let patience = self.config.endpoint.timeout + DRAIN;
+        systemd::stopping(patience + DRAIN_COMMIT);
+        tokio::time::sleep(patience).await;
+        if self.records.get() && !self.in_hand.borrow().is_empty() {
+            tokio::time::sleep(DRAIN_COMMIT).await;
+        }
+        let left = self.in_hand.borrow().len();
+        Error::Failed(format!(
+            "told to stop, and Postgres is away or holds us up; rows that are not recorded and will be posted again: {left}"
+        ))
+    }
+
     /// Connects anew, for as long as it takes, and takes our own rows in hand over to the new epoch. None when we
     /// were told to stop and have nothing to commit.
     ///
     /// # Errors
     ///
-    /// When a restart is needed: the schema has changed under us, or we were told to stop and cannot commit.
+    /// When a restart is needed: the schema has changed under us.
     async fn reconnect(&self) -> Result<Option<Link>> {
-        let mut pause = RETRY_MIN;
-        let patience = self.config.endpoint.timeout + Duration::from_secs(1);
-        let mut asked: Option<Instant> = None;
-        loop {
-            if self.stop.asked() {
-                if self.in_hand.borrow().is_empty() {
-                    return Ok(None);
-                }
-                if asked.get_or_insert_with(Instant::now).elapsed() > patience {
-                    let left = self.in_hand.borrow().len();
-                    return Err(Error::Failed(format!(
-                        "told to stop while Postgres is away; rows that are not recorded and will be posted again: {left}"
-                    )));
-                }
+        let nothing_to_commit = async {
+            self.stop.wait().await;
+            if !self.in_hand.borrow().is_empty() {
+                std::future::pending::<()>().await;
             }
+        };
+        tokio::select! {
+            link = self.connect_again() => link.map(Some),
+            () = nothing_to_commit => Ok(None),
+        }
+    }
+
+    async fn connect_again(&self) -> Result<Link> {
+        let mut pause = RETRY_MIN;
+        loop {
             match self.telling_watchdog(self.connect_and_adopt()).await {
-                Ok(link) => return Ok(Some(link)),
+                Ok(link) => return Ok(link),
                 Err(error @ Error::Schema(_)) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(error = %one_line(&error), retry_ms = pause.as_millis(), "waiting for Postgres");
+                    tracing::warn!(error = %one_line(&error), retry_ms = pause.as_millis() as u64, "waiting for Postgres");
                     let text = format!(
                         "waiting for Postgres: {}, retry in {:.1} s",
                         one_line(&error),
@@ -597,18 +725,19 @@ impl Relay<'_> {
         // A try whose answer was lost may have taken the rows over to its epoch.
         let older = self.epochs.borrow().clone();
         self.epochs.borrow_mut().push(new);
-        let ids: Vec<i64> = self.in_hand.borrow().keys().copied().collect();
-        let adopted = instance.session().adopt(&ids, &older, new).await?;
-        let mut lost: HashSet<i64> = ids.into_iter().collect();
+        let held: Vec<_> = self.in_hand.borrow().iter().map(|(id, held)| (*id, held.previous)).collect();
+        let adopted = instance.session().adopt(&held, &older, new).await?;
+        let mut lost: HashSet<i64> = held.into_iter().map(|(id, _)| id).collect();
         adopted.iter().for_each(|id| _ = lost.remove(id));
         let abandoned = self.pool.abandon(&lost);
         if !abandoned.is_empty() {
             tracing::warn!(rows = abandoned.len(), "rows were taken over: their calls are not begun");
         }
         {
+            // Those of the lost that have calls in flight give a result that is nobody's.
             let mut in_hand = self.in_hand.borrow_mut();
-            in_hand.extend(adopted.into_iter().map(|id| (id, new)));
-            in_hand.retain(|id, _| !abandoned.contains(id));
+            in_hand.retain(|id, _| !lost.contains(id));
+            in_hand.values_mut().for_each(|held| held.epoch = new);
         }
         // What they had claimed beyond that, in a claim whose answer was lost, is anybody's now.
         instance.session().retire(&older, false).await?;
@@ -619,43 +748,6 @@ impl Relay<'_> {
 
 fn silence(limit: Duration) -> Error {
     Error::Failed(format!("Postgres has not answered for {} s", limit.as_secs()))
-}
-
-/// Writes the records of some rows, and returns how many of the rows were ours. A record that Postgres refuses is
-/// found by halving, and replaced; what has nothing to do with the data is tried again until it works: the calls were
-/// made, and are never made again for it.
-///
-/// # Errors
-///
-/// Only when the session is lost.
-async fn record(finish: &Store, epoch: i64, rows: &[Finished], metrics: &Metrics) -> Result<usize> {
-    let mut pause = RETRY_MIN;
-    loop {
-        let error = match finish.finish(epoch, rows).await {
-            Ok(ours) => {
-                if pause > RETRY_MIN {
-                    metrics.trouble(None);
-                }
-                return Ok(ours.len());
-            }
-            Err(error) if finish.is_closed() => return Err(error),
-            Err(error) => error,
-        };
-        if error.is_data() {
-            if rows.len() > 1 {
-                let (left, right) = rows.split_at(rows.len() / 2);
-                let left = Box::pin(record(finish, epoch, left, metrics)).await?;
-                return Ok(left + Box::pin(record(finish, epoch, right, metrics)).await?);
-            }
-            if let Some(replaced) = rows.first().and_then(|row| unstorable(row, &error)) {
-                return Box::pin(record(finish, epoch, &[replaced], metrics)).await;
-            }
-        }
-        tracing::error!(error = %one_line(&error), rows = rows.len(), retry_ms = pause.as_millis(), "trying again");
-        metrics.trouble(Some(format!("calls cannot be recorded: {}", one_line(&error))));
-        tokio::time::sleep(pause).await;
-        pause = longer(pause);
-    }
 }
 
 /// The row with records that Postgres can hold, instead of those that it refused; none if they were such already.
@@ -685,221 +777,4 @@ fn longer(pause: Duration) -> Duration {
     use std::hash::{BuildHasher, RandomState};
     let jitter = RandomState::new().hash_one(()) % 500;
     (pause * 2).min(RETRY_MAX) * (750 + u32::try_from(jitter).expect("below 500")) / 1000
-}
-
-/// What a look found.
-struct Found {
-    any: bool,
-    more: bool,
-}
-
-/// A walk from the oldest row, or from the floor, to where the cursor was.
-struct Rescan {
-    until: i64,
-    taken: Duration,
-    whole: bool,
-}
-
-/// Looking for rows: the cursor, the rescans, the slow lane.
-struct Look<'a> {
-    relay: &'a Relay<'a>,
-    link: &'a Link,
-    /// Only rows above it are looked at.
-    cursor: i64,
-    /// Not before this the next rescan, because of what the last one cost.
-    rescan_at: Instant,
-    /// The rescan that is going on.
-    rescan: Option<Rescan>,
-    /// A rescan is wanted as soon as it may be.
-    wanted: bool,
-    /// And it shall be of the whole queue.
-    whole: bool,
-    /// Where the others begin.
-    floor: Floor,
-    /// What the last one of the whole queue took.
-    whole_took: Duration,
-    /// Not before this the next one of the whole queue, unless there is a reason for it.
-    whole_at: Instant,
-    /// But the next look is above the cursor.
-    above_first: bool,
-    /// Projects with parked rows.
-    parked: HashSet<i64>,
-    /// Not before this we learn anew which those are.
-    learn_parked_at: Instant,
-    /// Epochs whose rows may be taken over, at the last look.
-    dead: Vec<i64>,
-    /// Other instances at the last look.
-    peers_alive: usize,
-    /// When we last woke the other instances.
-    peers_called: Instant,
-}
-
-impl<'a> Look<'a> {
-    fn new(relay: &'a Relay<'a>, link: &'a Link) -> Self {
-        Look {
-            relay,
-            link,
-            cursor: 0,
-            rescan_at: Instant::now(),
-            rescan: None,
-            wanted: true,
-            whole: true,
-            floor: Floor::default(),
-            whole_took: Duration::ZERO,
-            whole_at: Instant::now(),
-            above_first: false,
-            parked: HashSet::new(),
-            learn_parked_at: Instant::now(),
-            dead: Vec::new(),
-            peers_alive: 0,
-            peers_called: Instant::now(),
-        }
-    }
-
-    /// Asks for a look from the oldest row on: ids are drawn before commit, so a lower one can appear later.
-    fn want_the_oldest(&mut self) {
-        self.wanted = true;
-    }
-
-    /// The same, but the next look is above the cursor: a row there shall not wait for a rescan.
-    fn want_the_oldest_after_the_new(&mut self) {
-        self.want_the_oldest();
-        self.above_first = true;
-    }
-
-    /// Asks for a look at the whole queue, and for parked rows that we do not know of.
-    fn want_all(&mut self) {
-        self.want_the_oldest();
-        self.whole = true;
-        self.learn_parked_at = Instant::now();
-    }
-
-    /// Resolves when there is a reason of our own to look: a place for a parked row, dead rows, a rescan that had to
-    /// wait. Cancel-safe.
-    fn reason(&self) -> impl Future<Output = ()> + use<'a> {
-        let (relay, wanted, rescan_at) = (self.relay, self.wanted, self.rescan_at);
-        async move {
-            tokio::select! {
-                () = relay.pool.freed() => {}
-                () = relay.takeover.notified() => {}
-                () = tokio::time::sleep_until(rescan_at.into()), if wanted => {}
-            }
-        }
-    }
-
-    /// One look: claims up to `limit` rows, and parked rows that have a place; hands them out.
-    async fn look(&mut self, limit: usize, park: &[i64]) -> Result<Found> {
-        let Look { relay, link, .. } = *self;
-        let epoch = link.instance.epoch();
-        let (dead, alive) = (relay.peers.borrow().dead().to_vec(), relay.peers.borrow().alive());
-        let one_less = alive < std::mem::replace(&mut self.peers_alive, alive);
-        if one_less || dead != self.dead {
-            self.dead = dead;
-            self.want_all();
-        }
-        let start = Instant::now();
-        let due = !std::mem::take(&mut self.above_first)
-            && start >= self.rescan_at
-            && (self.wanted || start >= self.rescan_at + RESCAN_MIN);
-        if due && self.rescan.is_none() {
-            self.begin_rescan(start).await?;
-        }
-        let rows = link.claim.claim(self.cursor, &self.dead, limit, epoch, park).await?;
-        let more = rows.len() == limit;
-        self.cursor = rows.last().map_or(self.cursor, |row| row.id);
-        self.go_on_with_rescan(start.elapsed(), more);
-        let any = !rows.is_empty();
-        relay.metrics.claims.inc();
-        let (parked, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.parked);
-        relay.metrics.parked.inc_by(parked.len() as u64);
-        relay.hand_out(rows, epoch);
-        if !parked.is_empty() {
-            self.parked.extend(parked.iter().map(|row| row.event.project_id));
-            relay.pool.set_parked(self.parked.clone());
-        }
-        if start >= self.learn_parked_at {
-            self.learn_parked().await?;
-        }
-        let lane = self.look_at_parked(epoch).await?;
-        Ok(Found { any: any || lane.any, more: more || lane.more })
-    }
-
-    /// Sets the cursor back: to the floor, or to zero when that is cheap, due, or asked for.
-    async fn begin_rescan(&mut self, now: Instant) -> Result<()> {
-        let is_cheap = self.whole_took < WHOLE_CHEAP;
-        if !is_cheap {
-            self.floor.rescan(self.cursor, self.link.claim.snapshot().await?);
-        }
-        let whole = is_cheap || self.whole || now >= self.whole_at || self.floor.id() == 0;
-        self.rescan = Some(Rescan { until: self.cursor, taken: Duration::ZERO, whole });
-        self.cursor = if whole { 0 } else { self.floor.id() };
-        (self.wanted, self.whole) = (false, false);
-        Ok(())
-    }
-
-    /// Notes what a claim took, and whether there may be more; ends the rescan that is going on when it is through.
-    fn go_on_with_rescan(&mut self, took: Duration, more: bool) {
-        let Some(rescan) = &mut self.rescan else { return };
-        rescan.taken += took;
-        if more && self.cursor < rescan.until {
-            return;
-        }
-        let Rescan { until, taken, whole } = *rescan;
-        self.rescan = None;
-        self.cursor = self.cursor.max(until);
-        self.floor.rescanned();
-        let now = Instant::now();
-        if whole {
-            self.whole_took = taken;
-            self.whole_at = now + (taken * WHOLE_SHARE).min(RESCAN_MAX);
-        }
-        // What a costly one of the whole queue took says nothing of the next one, which begins at the floor.
-        let next_is_another = whole && taken >= WHOLE_CHEAP && self.floor.id() > 0;
-        self.rescan_at = if next_is_another { now } else { now + (taken * RESCAN_SHARE).min(RESCAN_MAX) };
-    }
-
-    /// Claims parked rows of projects that have room.
-    async fn look_at_parked(&mut self, epoch: i64) -> Result<Found> {
-        let rooms = self.relay.pool.parked_room(CLAIM_MAX);
-        if rooms.is_empty() {
-            return Ok(Found { any: false, more: false });
-        }
-        let (projects, places): (Vec<i64>, Vec<i64>) = rooms.into_iter().unzip();
-        let rows = self.link.claim.claim_parked(&projects, &places, &self.dead, epoch).await?;
-        let mut got: HashMap<i64, i64> = HashMap::new();
-        for row in &rows {
-            *got.entry(row.event.project_id).or_default() += 1;
-        }
-        // A project that gave less than it has room for has no more.
-        let mut more = false;
-        for (project, room) in projects.iter().zip(places) {
-            if got.get(project).copied().unwrap_or_default() < room {
-                self.parked.remove(project);
-            } else {
-                more = true;
-            }
-        }
-        self.relay.pool.set_parked(self.parked.clone());
-        let any = !rows.is_empty();
-        self.relay.hand_out(rows, epoch);
-        Ok(Found { any, more })
-    }
-
-    /// Wakes the other instances, if that was not done within `pause`.
-    async fn call_peers(&mut self, pause: Duration) -> Result<()> {
-        if self.peers_called.elapsed() > pause && self.relay.peers.borrow().alive() > 0 {
-            self.peers_called = Instant::now();
-            self.link.claim.notify_peers().await?;
-        }
-        Ok(())
-    }
-
-    /// Learns which projects have parked rows: after a start, and those that a peer parked.
-    async fn learn_parked(&mut self) -> Result<()> {
-        let start = Instant::now();
-        self.parked.extend(self.link.claim.parked_projects(PARKED_PROJECTS_MAX).await?);
-        self.learn_parked_at = Instant::now() + LEARN_PARKED.max(start.elapsed() * RESCAN_SHARE);
-        self.relay.pool.set_parked(self.parked.clone());
-        Ok(())
-    }
 }

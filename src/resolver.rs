@@ -1,9 +1,12 @@
 //! Names to addresses, bounded in time and in threads.
 //!
 //! `getaddrinfo` cannot be given a limit, so it runs on threads of its own, a bounded number of them and one for
-//! each name at a time; a caller waits no longer than its own deadline. Names that are slow to look up have half of
-//! the threads at most, so that they leave some to the others. Answers are kept for a few seconds, and an older one
-//! is used while it is asked for anew. What may be called is not decided here.
+//! each name at a time; a caller waits no longer than its own deadline. A name is *quick* when its last lookup was,
+//! *slow* when not, and *new* when none has ended; a lookup that has been running for [`SLOW`] counts as slow whatever
+//! its name was. The slow start on half of the threads at most, and they and the new on seven eighths: so a zone that
+//! does not answer leaves room for names that are known, and a new name that finds no thread is told so, which is no
+//! fault of the name's. Answers are kept for a few seconds, and an older one is used while it is asked for anew. What
+//! may be called is not decided here.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,10 +21,15 @@ use crate::descriptors::{self, Share};
 
 /// Names that are asked for at once.
 const THREADS_MAX: usize = 64;
-/// Those of them that are slow.
+/// Those of them on which slow ones may start.
 const SLOW_THREADS_MAX: usize = THREADS_MAX / 2;
+/// And slow or new ones: of the new some turn out to be slow, and the quick shall still have a thread.
+const NOT_QUICK_THREADS_MAX: usize = THREADS_MAX - THREADS_MAX / 8;
 /// A lookup that takes longer is slow: a resolver asks its server again after 5 s, a cache answers in milliseconds.
 const SLOW: Duration = Duration::from_secs(1);
+/// How long a caller waits for a thread, if a quarter of its time is not less: the lookup, and the call after it, shall
+/// have the rest. Long enough that trying again and again costs nothing.
+const THREAD_WAIT: Duration = Duration::from_millis(250);
 /// How long an answer is used without asking.
 const KEEP: Duration = Duration::from_secs(5);
 /// How long addresses are used while they are asked for anew, so that a resolver that hangs for a moment fails no
@@ -48,8 +56,17 @@ pub enum Answer {
     Failed(String),
     /// No answer before the deadline.
     Late,
+    /// The threads are taken by other names, and this one was not asked for: try again.
+    Crowded,
     /// It could not be asked for a lack of ours, with the reason.
     Shortage(String),
+}
+
+impl Answer {
+    /// An address needs no question.
+    pub fn of(address: IpAddr) -> Answer {
+        Answer::Addresses(vec![address])
+    }
 }
 
 /// The resolver of the process; cheap to clone.
@@ -76,15 +93,28 @@ struct Name {
     answer: Option<(Answer, Instant)>,
     /// A thread is asking.
     asked: bool,
-    /// The last lookup was slow.
-    slow: bool,
+    pace: Pace,
 }
 
 struct Running {
     name: String,
     since: Instant,
-    /// The name's lookups are known to be slow.
-    slow: bool,
+    pace: Pace,
+}
+
+/// What is known of a name's lookups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Pace {
+    Quick,
+    #[default]
+    New,
+    Slow,
+}
+
+impl Running {
+    fn pace(&self, now: Instant) -> Pace {
+        if now.duration_since(self.since) > SLOW { Pace::Slow } else { self.pace }
+    }
 }
 
 impl fmt::Debug for Resolver {
@@ -108,11 +138,13 @@ impl Name {
 }
 
 impl State {
-    /// Whether another lookup may start. Those that have become slow while they run count as slow.
-    fn has_room(&self, slow: bool, now: Instant) -> bool {
-        let is_slow = |running: &&Running| running.slow || now.duration_since(running.since) > SLOW;
+    /// Whether another lookup may start.
+    fn has_room(&self, pace: Pace, now: Instant) -> bool {
+        let taken =
+            |by: &[Pace]| self.running.iter().filter(|running| by.contains(&running.pace(now))).count();
         self.running.len() < THREADS_MAX
-            && (!slow || self.running.iter().filter(is_slow).count() < SLOW_THREADS_MAX)
+            && (pace == Pace::Quick || taken(&[Pace::New, Pace::Slow]) < NOT_QUICK_THREADS_MAX)
+            && (pace != Pace::Slow || taken(&[Pace::Slow]) < SLOW_THREADS_MAX)
     }
 }
 
@@ -130,6 +162,8 @@ impl Resolver {
 
     /// The addresses of a name. Blocks until `deadline` at most.
     pub fn addresses(&self, name: &str, deadline: Instant) -> Answer {
+        let start = Instant::now();
+        let thread_by = start + (deadline.saturating_duration_since(start) / 4).min(THREAD_WAIT);
         let mut state = self.0.lock();
         loop {
             let now = Instant::now();
@@ -139,26 +173,28 @@ impl Resolver {
             }
             let stale = known.and_then(|known| known.stale(now)).cloned();
             let asked = match known {
-                Some(known) if known.asked => Ok(()),
+                Some(known) if known.asked => Ok(true),
                 _ => self.ask(&mut state, name, now),
             };
-            match (stale, asked) {
+            let until = match (stale, asked) {
                 (Some(answer), _) => return answer,
                 (None, Err(reason)) => return Answer::Shortage(reason),
-                (None, Ok(())) if now >= deadline => return Answer::Late,
-                (None, Ok(())) => {}
-            }
-            let waited = self.0.answered.wait_timeout(state, deadline - now);
+                (None, Ok(true)) if now >= deadline => return Answer::Late,
+                (None, Ok(true)) => deadline,
+                (None, Ok(false)) if now >= thread_by => return Answer::Crowded,
+                (None, Ok(false)) => thread_by,
+            };
+            let waited = self.0.answered.wait_timeout(state, until - now);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Starts a thread for this name if there is room for one; if not, whoever waits asks again when an answer has
-    /// come.
-    fn ask(&self, state: &mut State, name: &str, now: Instant) -> Result<(), String> {
-        let slow = state.names.get(name).is_some_and(|known| known.slow);
-        if !state.has_room(slow, now) {
-            return Ok(());
+    /// Starts a thread for this name; false when there is no room for one. Then whoever waits asks again when an
+    /// answer has come.
+    fn ask(&self, state: &mut State, name: &str, now: Instant) -> Result<bool, String> {
+        let pace = state.names.get(name).map(|known| known.pace).unwrap_or_default();
+        if !state.has_room(pace, now) {
+            return Ok(false);
         }
         let descriptors =
             descriptors::take(DESCRIPTORS).ok_or("all file descriptors for calls are in use")?;
@@ -167,9 +203,9 @@ impl Resolver {
         thread
             .spawn(move || shared.answer(&asked, descriptors))
             .map_err(|error| format!("no thread to look up a name: {error}"))?;
-        state.running.push(Running { name: name.to_owned(), since: now, slow });
+        state.running.push(Running { name: name.to_owned(), since: now, pace });
         state.names.entry(name.to_owned()).or_default().asked = true;
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -194,11 +230,13 @@ impl Shared {
         if state.names.len() >= NAMES_MAX {
             state.names.retain(|_, known| known.asked);
         }
-        let mut slow = false;
-        if let Some(at) = state.running.iter().position(|running| running.name == name) {
-            slow = now.duration_since(state.running.swap_remove(at).since) > SLOW;
+        let mut pace = Pace::Quick;
+        if let Some(at) = state.running.iter().position(|running| running.name == name)
+            && now.duration_since(state.running.swap_remove(at).since) > SLOW
+        {
+            pace = Pace::Slow;
         }
-        state.names.insert(name.to_owned(), Name { answer: Some((answer, now)), asked: false, slow });
+        state.names.insert(name.to_owned(), Name { answer: Some((answer, now)), asked: false, pace });
         drop(state);
         self.answered.notify_all();
     }
@@ -245,10 +283,11 @@ mod tests {
         }));
         for n in 0..2 * THREADS_MAX {
             let deadline = Instant::now() + Duration::from_millis(1);
-            assert_eq!(resolver.addresses(&n.to_string(), deadline), Answer::Late);
+            let expected = if n < NOT_QUICK_THREADS_MAX { Answer::Late } else { Answer::Crowded };
+            assert_eq!(resolver.addresses(&n.to_string(), deadline), expected);
         }
-        assert!(asked.load(Ordering::SeqCst) <= THREADS_MAX);
-        assert_eq!(resolver.0.lock().running.len(), THREADS_MAX);
+        assert!(asked.load(Ordering::SeqCst) <= NOT_QUICK_THREADS_MAX);
+        assert_eq!(resolver.0.lock().running.len(), NOT_QUICK_THREADS_MAX);
         drop(open);
         assert_ne!(resolver.addresses("a", soon()), Answer::Late);
     }

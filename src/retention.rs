@@ -7,6 +7,8 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use tokio_postgres::error::SqlState;
+
 use crate::config::Config;
 use crate::db::Settings;
 use crate::error::{Error, Result, one_line};
@@ -52,13 +54,7 @@ pub async fn run(database: &Settings, retain_calls: Duration, retain_outbox: Dur
     for day in 0..=DAYS_AHEAD {
         done.made += usize::from(done.unless_failed(store.make_partition(day).await).unwrap_or_default());
     }
-    // One at a time: a clock that is wrong for an hour shall not cost the whole log.
-    if let Some(name) = store.expired_partitions(retain_calls).await?.first() {
-        let dropped = done.unless_failed(store.drop_partition(name, retain_calls).await);
-        if dropped.unwrap_or_default() {
-            tracing::info!(partition = %name, "dropped: older than --retain-calls");
-        }
-    }
+    done.unless_failed(drop_oldest(&store, retain_calls).await);
     let strays = done.unless_failed(delete_strays(&store, retain_calls).await).unwrap_or_default();
     let deleted = done.unless_failed(delete_done(&store, retain_outbox).await).unwrap_or_default();
     done.unless_failed(store.clear_dead().await);
@@ -78,6 +74,28 @@ impl Done {
     fn unless_failed<T>(&mut self, result: Result<T>) -> Option<T> {
         result.map_err(|error| self.failed.get_or_insert(error)).ok()
     }
+}
+
+/// Drops the oldest partition that can be. One at a time: a clock that is wrong for an hour shall not cost the whole
+/// log. One that cannot be (something of a DBA's depends on it) keeps none that follow it; one that somebody reads does:
+/// so many waits for a lock that inserts wait behind are too many.
+async fn drop_oldest(store: &Store, keep: Duration) -> Result<()> {
+    for name in store.expired_partitions(keep).await? {
+        match store.drop_partition(&name, keep).await {
+            Ok(true) => {
+                tracing::info!(partition = %name, "dropped: older than --retain-calls");
+                return Ok(());
+            }
+            Ok(false) => tracing::warn!(partition = %name, "not dropped: somebody has changed it meanwhile"),
+            Err(error) if matches!(error.sqlstate(), None | Some(&SqlState::LOCK_NOT_AVAILABLE)) => {
+                return Err(error);
+            }
+            Err(error) => {
+                tracing::warn!(partition = %name, error = %one_line(&error), "cannot be dropped, though older than --retain-calls");
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn delete_strays(store: &Store, keep: Duration) -> Result<i64> {

@@ -94,14 +94,23 @@ impl Deref for Store {
 pub struct Claimed {
     /// `relay.outbox.id`.
     pub id: i64,
+    /// The epoch that it is claimed under.
+    pub epoch: i64,
     /// Parked instead of claimed: its project is full.
     pub parked: bool,
-    /// An instance that died had it in hand.
-    pub repeated: bool,
+    /// The epoch of the dead instance that had it in hand before, 0 for one that is forgotten.
+    pub previous: Option<i64>,
     /// The event to deliver.
     pub event: Event,
     /// The enabled webhooks; none for a parked row.
     pub webhooks: Vec<Webhook>,
+}
+
+impl Claimed {
+    /// Whether an instance that died had it in hand: its calls may have been made.
+    pub fn repeated(&self) -> bool {
+        self.previous.is_some()
+    }
 }
 
 /// A row whose calls have ended, for [`Store::finish`].
@@ -109,6 +118,8 @@ pub struct Claimed {
 pub struct Finished {
     /// `relay.outbox.id`.
     pub id: i64,
+    /// The epoch that it was claimed under.
+    pub epoch: i64,
     /// Whether its calls may have been made before, by an instance that died.
     pub repeated: bool,
     /// One for each webhook that was enabled at the claim.
@@ -260,7 +271,7 @@ impl Store {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let sql = include_str!("../sql/queries/claim.sql");
         let rows = self.rows("claiming rows", sql, &[&cursor, &dead, &limit, &epoch, &park]).await?;
-        Ok(gather(&rows))
+        Ok(gather(&rows, epoch))
     }
 
     /// Which transactions are running.
@@ -279,7 +290,7 @@ impl Store {
     ) -> Result<Vec<Claimed>> {
         let sql = include_str!("../sql/queries/claim_parked.sql");
         let rows = self.rows("claiming parked rows", sql, &[&projects, &rooms, &dead, &epoch]).await?;
-        Ok(gather(&rows))
+        Ok(gather(&rows, epoch))
     }
 
     /// Projects that have parked rows, at most `limit`.
@@ -371,10 +382,12 @@ impl Store {
         Ok(())
     }
 
-    /// Takes rows that we had in hand under `older` epochs over to `new`; returns the ids of those that are still ours.
-    pub async fn adopt(&self, ids: &[i64], older: &[i64], new: i64) -> Result<Vec<i64>> {
+    /// Takes rows that we had in hand under `older` epochs, each with who had it before us, over to `new`; returns the
+    /// ids of those that are still ours.
+    pub async fn adopt(&self, held: &[(i64, Option<i64>)], older: &[i64], new: i64) -> Result<Vec<i64>> {
         let sql = include_str!("../sql/queries/adopt.sql");
-        let rows = self.rows("taking over our own rows", sql, &[&ids, &older, &new]).await?;
+        let (ids, previous): (Vec<i64>, Vec<Option<i64>>) = held.iter().copied().unzip();
+        let rows = self.rows("taking over our own rows", sql, &[&ids, &previous, &older, &new]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
@@ -450,12 +463,29 @@ impl Store {
         Ok(rows.iter().map(|row| webhook(row.get(0), row, 1)).collect())
     }
 
-    /// Calls with ids above `after`, newest first, at most `limit`; with all their columns as JSON when `json`.
-    pub async fn calls(&self, wanted: &Wanted, after: i64, limit: i64, json: bool) -> Result<Vec<Logged>> {
+    /// Calls, newest first, at most `limit`; with all their columns as JSON when `json`.
+    pub async fn calls(&self, wanted: &Wanted, limit: i64, json: bool) -> Result<Vec<Logged>> {
         let sql = include_str!("../sql/queries/calls.sql");
         let Wanted { webhook_id, failed, since, until } = wanted;
+        let rows =
+            self.rows("reading calls", sql, &[webhook_id, failed, since, until, &limit, &json]).await?;
+        Ok(rows.iter().map(Logged::of).collect())
+    }
+
+    /// Calls with ids above `after` and not among the `known`, in order of id, at most `limit`; with all their columns
+    /// as JSON when `json`.
+    pub async fn calls_after(
+        &self,
+        wanted: &Wanted,
+        after: i64,
+        known: &[i64],
+        limit: i64,
+        json: bool,
+    ) -> Result<Vec<Logged>> {
+        let sql = include_str!("../sql/queries/calls_after.sql");
+        let Wanted { webhook_id, failed, since, until } = wanted;
         let rows = self
-            .rows("reading calls", sql, &[webhook_id, failed, since, until, &after, &limit, &json])
+            .rows("reading calls", sql, &[webhook_id, failed, since, until, &after, &known, &limit, &json])
             .await?;
         Ok(rows.iter().map(Logged::of).collect())
     }
@@ -512,6 +542,13 @@ impl Store {
     pub async fn wake_trigger(&self) -> Result<bool> {
         let sql = include_str!("../sql/queries/wake_trigger.sql");
         Ok(self.one("looking at the trigger", sql, &[]).await?.get(0))
+    }
+
+    /// Names of tables whose rows policies filter for us.
+    pub async fn row_security(&self) -> Result<Vec<String>> {
+        let sql = include_str!("../sql/queries/row_security.sql");
+        let rows = self.rows("looking at row security", sql, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Makes the partition of the call log for the day so many days ahead, if it is missing; whether it did.
@@ -572,15 +609,16 @@ impl<'a> Column<'a> {
 /// Rows of a claim, one for each webhook, become one value for each outbox row. They come in order of id. Columns are
 /// taken by position, as claim.sql and claim_parked.sql have them: to look for them by name takes longer than to read
 /// them.
-fn gather(rows: &[Row]) -> Vec<Claimed> {
+fn gather(rows: &[Row], epoch: i64) -> Vec<Claimed> {
     let mut all: Vec<Claimed> = Vec::with_capacity(rows.len());
     for row in rows {
         let id: i64 = row.get(0);
         if all.last().is_none_or(|last| last.id != id) {
             all.push(Claimed {
                 id,
+                epoch,
                 parked: row.get(1),
-                repeated: row.get(2),
+                previous: row.get(2),
                 event: event(row),
                 webhooks: Vec::new(),
             });

@@ -28,6 +28,11 @@ fn try_tell(text: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether there is anybody to tell.
+pub fn listens() -> bool {
+    env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// The schema is right and we listen.
 pub fn ready() {
     tell("READY=1");
@@ -38,9 +43,9 @@ pub fn status(text: &str) {
     tell(&format!("STATUS={text}"));
 }
 
-/// We were told to stop and finish what is in hand.
-pub fn stopping() {
-    tell("STOPPING=1");
+/// We were told to stop and finish what is in hand, which takes so long at most: the unit's own limit may be shorter.
+pub fn stopping(limit: Duration) {
+    tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", limit.as_micros()));
 }
 
 /// We make progress.

@@ -6,7 +6,7 @@
 //! looks one last time and sleeps: whoever inserted before has committed before that look, whoever inserts after it
 //! notifies. If not, somebody has inserted and not committed: it looks again in a moment. Awake, it frees the lock.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::store::Store;
@@ -49,21 +49,29 @@ pub struct Wake<'a> {
     listen: &'a Store,
     poll_interval: Duration,
     state: State,
+    freed: Option<Instant>,
 }
 
 impl<'a> Wake<'a> {
     /// Awake. The sleep lock is taken on the session that claims, so that lock and look come one after the other;
     /// notifications come on the one that listens.
     pub fn new(claim: &'a Store, listen: &'a Store, poll_interval: Duration) -> Wake<'a> {
-        Wake { claim, listen, poll_interval, state: State::Awake }
+        Wake { claim, listen, poll_interval, state: State::Awake, freed: None }
     }
 
     /// To be called when a look found rows: frees the sleep lock.
     pub async fn rouse(&mut self) -> Result<()> {
         if std::mem::replace(&mut self.state, State::Awake) == State::Asleep {
             self.claim.wake_up().await?;
+            self.freed = Some(Instant::now());
         }
         Ok(())
+    }
+
+    /// When we last freed the sleep lock. A peer may sleep because we had it; nobody notifies it from then on, so whoever
+    /// has more than it can do must.
+    pub fn freed(&self) -> Option<Instant> {
+        self.freed
     }
 
     /// To be called when a look found nothing more: returns when it is time to look again. `other` is an event of

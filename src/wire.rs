@@ -18,7 +18,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver}
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, Either, NextTimeout, Transport};
 use ureq::{Error, Timeout, config::Config};
 
-use crate::address;
+use crate::address::{self, Reached};
 use crate::descriptors;
 use crate::resolver::{Answer, Resolver};
 use crate::socket::Socket;
@@ -48,6 +48,8 @@ pub struct Seen {
     pub unresolved: Option<String>,
     /// What we ran short of, before anything was sent.
     pub shortage: Option<String>,
+    /// Lookups of other names left no thread for this one's.
+    pub crowded: bool,
     /// TLS was being agreed on when it ended.
     pub handshake: bool,
     /// The answer was longer than what was agreed to read.
@@ -96,23 +98,33 @@ pub(crate) fn handshaking(now: bool) {
 pub struct Rules {
     /// Networks that may be called although they are not globally reachable.
     pub allow: Vec<IpNet>,
-    /// Never called: our Postgres.
-    pub never: Vec<SocketAddr>,
+    /// Hosts and ports that are never called: our Postgres. Names are looked up when somebody calls that port, so that
+    /// what they stand for is what they stand for then.
+    pub never: Vec<(String, u16)>,
+    /// Never called either: where it was reached.
+    pub reached: Reached,
+    /// Who is asked for names.
+    pub names: Resolver,
 }
 
 impl Rules {
-    /// Why an address may not be called; none when it may.
-    pub fn problem(&self, address: SocketAddr) -> Option<String> {
-        let ip = address.ip().to_canonical();
-        let is_database = |never: &SocketAddr| {
-            never.port() == address.port()
-                && (never.ip() == ip || (is_this_machine(never.ip()) && is_this_machine(ip)))
-        };
-        if self.never.iter().any(is_database) {
-            return Some(format!("{address} is the database"));
+    /// Why an address may not be called; none when it may. Blocks until `deadline` at most, for a name of our own
+    /// Postgres; while that has no answer, any address at its port may be the database, and is refused.
+    pub fn problem(&self, address: SocketAddr, deadline: Instant) -> Option<String> {
+        if let Some(why) = address::problem(address.ip(), &self.allow) {
+            return Some(format!("{} may not be called: {why}", address.ip()));
         }
-        address::problem(address.ip(), &self.allow)
-            .map(|why| format!("{} may not be called: {why}", address.ip()))
+        let mut database = self.reached.at(address.port());
+        for (host, _) in self.never.iter().filter(|(_, port)| *port == address.port()) {
+            match host.parse().map_or_else(|_| self.names.addresses(host, deadline), Answer::of) {
+                Answer::Addresses(addresses) => database.extend(addresses),
+                _ => return Some(format!("{address} may be the database: {host} is not resolved now")),
+            }
+        }
+        let ip = address::plain(address.ip());
+        let is_it = |known: IpAddr| known == ip || (is_this_machine(known) && is_this_machine(ip));
+        let refused = database.into_iter().map(address::plain).any(is_it);
+        refused.then(|| format!("{address} is the database"))
     }
 }
 
@@ -134,9 +146,7 @@ fn is_this_machine(ip: IpAddr) -> bool {
 /// Names to addresses, for ureq.
 #[derive(Debug)]
 pub struct Names {
-    /// Who is asked.
-    pub resolver: Resolver,
-    /// Looked at here for all answers, and in [`Dial`] for those that may be dialled.
+    /// Who is asked, and what may be called: looked at here for all answers, and in [`Dial`] for those that may be dialled.
     pub rules: Arc<Rules>,
 }
 
@@ -146,11 +156,16 @@ impl UreqResolver for Names {
         let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(default_port);
         let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let deadline = Instant::now() + *timeout.after;
         let addresses = match bare.parse::<IpAddr>() {
             Ok(address) => vec![address],
-            Err(_) => match self.resolver.addresses(bare, Instant::now() + *timeout.after) {
+            Err(_) => match self.rules.names.addresses(bare, deadline) {
                 Answer::Addresses(addresses) => addresses,
                 Answer::Late => return Err(Error::Timeout(Timeout::Resolve)),
+                Answer::Crowded => {
+                    see(|seen| seen.crowded = true);
+                    return Err(Error::HostNotFound);
+                }
                 Answer::Shortage(reason) => {
                     see(|seen| seen.shortage = Some(reason));
                     return Err(Error::HostNotFound);
@@ -164,7 +179,7 @@ impl UreqResolver for Names {
         let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, port));
         // One forbidden address among a name's answers refuses the call: which of them is tried is not for the owner
         // of the name to play with.
-        if let Some(problem) = addresses.clone().find_map(|address| self.rules.problem(address)) {
+        if let Some(problem) = addresses.clone().find_map(|address| self.rules.problem(address, deadline)) {
             see(|seen| seen.refused = Some(problem));
             return Err(Error::HostNotFound);
         }
@@ -192,7 +207,7 @@ impl<In: Transport> Connector<In> for Dial {
     fn connect(&self, details: &ConnectionDetails, _: Option<In>) -> Result<Option<Self::Out>, Error> {
         let mut failure = Error::HostNotFound;
         for (at, address) in details.addrs.iter().enumerate() {
-            if let Some(problem) = self.rules.problem(*address) {
+            if let Some(problem) = self.rules.problem(*address, Instant::now() + left(details)) {
                 see(|seen| seen.refused = Some(problem));
                 return Err(Error::ConnectionFailed);
             }
@@ -332,14 +347,54 @@ impl<T: Transport> Drop for Tapped<T> {
 mod tests {
     use super::*;
 
+    /// Every name is 127.0.0.1.
+    fn rules(allow: &[&str]) -> Rules {
+        let allow = allow.iter().map(|net| net.parse().expect("a network")).collect();
+        let names = Resolver::new(Box::new(|_| Ok(vec![Ipv4Addr::LOCALHOST.into()])));
+        Rules { allow, never: Vec::new(), reached: Reached::default(), names }
+    }
+
+    #[test]
+    fn the_database_is_refused_in_every_spelling_of_an_address_at_which_it_was_reached() {
+        let (rules, soon) =
+            (rules(&["0.0.0.0/0", "::/0"]), Instant::now() + std::time::Duration::from_secs(20));
+        for (reached, same, others) in [
+            (
+                "192.0.2.1",
+                &[
+                    "192.0.2.1",
+                    "::ffff:192.0.2.1",
+                    "::ffff:0:192.0.2.1",
+                    "64:ff9b::192.0.2.1",
+                    "2002:c000:201::1",
+                ][..],
+                &["192.0.2.2", "64:ff9b::192.0.2.2", "2002:c000:202::1", "2001:db8::c000:201"][..],
+            ),
+            ("64:ff9b::198.51.100.7", &["198.51.100.7", "64:ff9b::198.51.100.7"], &["198.51.100.8"]),
+            ("2001:db8::7", &["2001:db8::7"], &["2001:db8::8"]),
+            ("127.0.0.1", &["127.9.9.9", "::1", "64:ff9b::127.0.0.1", "2002:7f00:1::"], &["192.0.2.9"]),
+        ] {
+            rules.reached.add(reached.parse().expect("an address"), 5499);
+            let problem =
+                |ip: &str, port| rules.problem(SocketAddr::new(ip.parse().expect("an address"), port), soon);
+            for ip in same {
+                assert!(
+                    problem(ip, 5499).is_some_and(|why| why.ends_with("is the database")),
+                    "{ip} is {reached}"
+                );
+                assert_eq!(problem(ip, 5498), None, "{ip}: the port is another one's");
+            }
+            for ip in others {
+                assert_eq!(problem(ip, 5499), None, "{ip} is not {reached}");
+            }
+        }
+    }
+
     #[test]
     fn the_address_that_is_dialled_is_looked_at_whatever_was_before() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let open = Rules { allow: vec!["127.0.0.0/8".parse().expect("a network")], never: Vec::new() };
-        let strict = Rules { allow: Vec::new(), never: Vec::new() };
-        let resolver = Resolver::new(Box::new(|_| Ok(vec![Ipv4Addr::LOCALHOST.into()])));
-        let names = Names { resolver, rules: Arc::new(open) };
-        let chain = ().chain(Dial { rules: Arc::new(strict) }).chain(Tap);
+        let names = Names { rules: Arc::new(rules(&["127.0.0.0/8"])) };
+        let chain = ().chain(Dial { rules: Arc::new(rules(&[])) }).chain(Tap);
         let config = ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(5)));
         let agent = ureq::Agent::with_parts(config.build(), chain, names);
         let url = format!("http://a.example:{}/", listener.local_addr().expect("bound").port());

@@ -205,6 +205,7 @@ async fn a_missing_database_or_role_is_configuration() {
         ("dbname=nowhere", "database \"nowhere\" does not exist"),
         ("user=nobody", "password authentication failed for user \"nobody\""),
         ("options='-c nonsense=1'", "unrecognized configuration parameter"),
+        ("options='-c foo bar'", "-c foo requires a value"),
     ] {
         let error = connect(&relay(&server, more)).await.expect_err(more);
         assert!(one_line(&error).contains(part), "{}", one_line(&error));
@@ -242,6 +243,22 @@ async fn the_next_host_is_tried_when_one_is_dead_or_read_only() {
 }
 
 /// A port that notes that it was asked.
+#[tokio::test]
+async fn where_a_session_was_opened_is_remembered_whatever_its_name_stands_for_later() {
+    let server = PLAIN.server().await;
+    let closed = free_port();
+    let text = format!(
+        "host=127.0.0.2,localhost port={closed},{} user=relay dbname=app password={PASSWORD}",
+        server.port
+    );
+    let settings = settings(&text, &[]);
+    let callers = settings.clone().reached;
+    let session = settings.connect("test").await.expect("connected");
+    let address: std::net::IpAddr =
+        session.query_one("SELECT inet_server_addr()", &[]).await.expect("asked").get(0);
+    assert_eq!((callers.at(server.port), callers.at(closed)), (vec![address], vec![]));
+}
+
 fn counting_listener() -> (u16, Arc<std::sync::atomic::AtomicBool>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("its address").port();

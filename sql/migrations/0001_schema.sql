@@ -272,6 +272,7 @@ CREATE FUNCTION relay.replay(call_id bigint) RETURNS bigint
 AS $$
 DECLARE
     call    record;
+    webhook record;
     payload jsonb;
     new_id  bigint;
 BEGIN
@@ -282,6 +283,19 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no call % in relay.webhook_calls', call_id
             USING ERRCODE = 'no_data_found', HINT = 'Calls are kept for --retain-calls (30 days unless set).';
+    END IF;
+    -- Else the row would be done without a call, and nobody told.
+    SELECT w.enabled
+      INTO webhook
+      FROM relay.webhooks w
+     WHERE w.id = call.webhook_id
+       AND w.project_id = call.project_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'call % cannot be repeated: project % has no webhook % any more', call_id, call.project_id, call.webhook_id
+            USING ERRCODE = 'no_data_found', HINT = 'Make a new webhook; it gets the events to come.';
+    ELSIF NOT webhook.enabled THEN
+        RAISE EXCEPTION 'call % cannot be repeated: webhook % is disabled', call_id, call.webhook_id
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Only enabled webhooks are called. Enable it first.';
     END IF;
     -- The outbox row may be deleted by now; the payload has everything.
     payload := call.request_body::jsonb;
@@ -304,7 +318,7 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.replay(bigint) IS
-    'Inserts an outbox row that repeats one call, to its webhook only, and returns the row''s id. It is delivered after commit if that webhook is enabled then.';
+    'Inserts an outbox row that repeats one call, to its webhook only, and returns the row''s id. Fails when that webhook is gone or disabled. Repeated again when it is called again.';
 
 CREATE FUNCTION relay.send_test(webhook_id bigint) RETURNS bigint
     LANGUAGE plpgsql
@@ -344,13 +358,14 @@ COMMENT ON FUNCTION relay.send_test(bigint) IS
 -- slashes, user and password, and every spelling of an IPv4 address (0x7f.1, 2130706433). Where it cannot know, it
 -- differs: it does not know --allow-net (an address that only the operator lets through is told as a problem),
 -- --https-only, nor the database's own address, and of names in other scripts than ASCII it knows only that they
--- may be written in wide forms.
+-- may be written in wide forms, and what in them is left out.
 
 CREATE FUNCTION relay.url_problem(url text) RETURNS text
     LANGUAGE plpgsql
     IMMUTABLE
     PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
+    SET standard_conforming_strings = on
 AS $$
 DECLARE
     -- As the standard says: nothing below the space, nor spaces, around it, and no tabs and line breaks within.
@@ -358,6 +373,7 @@ DECLARE
                                 E'\t\n\r', '');
     scheme    text := lower(substring(bare FROM '^([A-Za-z][A-Za-z0-9+.-]*):'));
     authority text;
+    rest      text;
     host      text;
     port      text;
     parts     text[];
@@ -378,11 +394,17 @@ BEGIN
     ELSIF scheme IS NULL THEN
         RETURN 'not a URL: it does not begin with https://';
     ELSIF scheme NOT IN ('http', 'https') THEN
+        -- Without scheme, what looks like one may be a user, and what follows a password.
+        IF url ~ '@|%40|[^\x01-\x7f]' THEN
+            RETURN 'the scheme is not http or https';
+        END IF;
         RETURN format('the scheme is %s, not http or https', scheme);
     END IF;
 
     -- Up to the path, and after user and password.
-    authority := substring(substr(bare, length(scheme) + 2) FROM '^[/\\]*([^/\\?#]*)');
+    rest := regexp_replace(substr(bare, length(scheme) + 2), '^[/\\]*', '');
+    authority := substring(rest FROM '^[^/\\?#]*');
+    rest := regexp_replace(substr(rest, length(authority) + 1), '#.*$', '');
     authority := regexp_replace(authority, '^.*@', '');
     IF authority LIKE '[%' THEN
         host := substring(authority FROM '^\[([^]]*)\]');
@@ -427,7 +449,16 @@ BEGIN
             END;
         END IF;
         IF host ~ '[^\x01-\x7f]' AND getdatabaseencoding() = 'UTF8' THEN
+            -- What is not seen is left out (UTS 46): soft hyphens, spaces without width, selectors of variants.
+            host := regexp_replace(
+                host, '[\u00AD\u034F\u115F\u1160\u17B4\u17B5\u180B-\u180F\u200B\u2060-\u2064\u206A-\u206F\u3164'
+                      '\uFE00-\uFE0F\uFEFF\uFFA0\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0100-\U000E01EF]',
+                '', 'g');
             host := translate(normalize(host, NFKC), U&'\3002', '.');
+            -- Joiners and marks of direction belong to other scripts, if to any.
+            IF host ~ '[\u200C-\u200F\u2028-\u202E]' AND host ~ '^[\u0001-\u007F\u200C-\u200F\u2028-\u202E]*$' THEN
+                RETURN 'not a URL: the host has a character that no host has';
+            END IF;
         END IF;
         host := lower(host);
         IF host ~ '[\x01-\x20"#%/:<>?@\\^`{|}\x7f]' OR host ~ '[][]' THEN
@@ -454,7 +485,22 @@ BEGIN
                 value := value + number * CASE WHEN i < cardinality(parts) THEN 256 ^ (4 - i) ELSE 1 END;
             END LOOP;
             address := '0.0.0.0'::inet + value::bigint;
+        ELSIF parts[cardinality(parts)] = 'localhost' THEN
+            -- Loopback everywhere (RFC 6761).
+            address := '127.0.0.1';
         END IF;
+    END IF;
+
+    -- Path and query go out encoded, each byte of what no URL has as three. (A host in other scripts does so in its own
+    -- way, which is not looked at.)
+    port := ltrim(port, ':0');
+    IF (length(scheme) + length('://') + octet_length(host)
+        + CASE WHEN port IN ('', CASE scheme WHEN 'https' THEN '443' ELSE '80' END) THEN 0 ELSE length(port) + 1 END
+        + CASE WHEN rest ~ '^[/\\]' THEN 0 ELSE 1 END
+        + 3 * octet_length(convert_to(rest, 'UTF8'))
+        - 2 * length(regexp_replace(substring(rest FROM '^[^?]*'), '[^\x21-\x7e]|["<>`{}]', '', 'g'))
+        - 2 * length(regexp_replace(coalesce(substring(rest FROM '\?.*$'), ''), '[^\x21-\x7e]|["<>'']', '', 'g'))) > 8192 THEN
+        RETURN 'the URL is longer than 8192 bytes when it is encoded';
     END IF;
 
     -- An IPv6 address that carries an IPv4 address counts as that: mapped, translated, NAT64, 6to4.
@@ -506,10 +552,13 @@ COMMENT ON FUNCTION relay.url_problem(text) IS
 -- Partitions of the call log. The daemon's role does not own the tables: these functions are all that it may do to
 -- them. Each does little and is a transaction of its own, so that no lock is held for longer than that takes.
 
+-- Bounds of partitions are written as text and read back. What they are read as must not be the session's matter.
 CREATE FUNCTION relay.make_call_partition(day date) RETURNS boolean
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET DateStyle = 'ISO'
+    SET TimeZone = 'UTC'
 AS $$
 DECLARE
     name     text := 'webhook_calls_' || to_char(day, 'YYYYMMDD');
@@ -522,6 +571,7 @@ BEGIN
     -- Somebody took the default partition away: without it a call of a day without a partition has nowhere to go.
     IF to_regclass('relay.webhook_calls_default') IS NULL THEN
         CREATE TABLE relay.webhook_calls_default (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+        COMMENT ON TABLE relay.webhook_calls_default IS 'Calls of days without a partition; empty in a healthy system.';
         IF (SELECT partdefid = 0 FROM pg_partitioned_table WHERE partrelid = 'relay.webhook_calls'::regclass) THEN
             ALTER TABLE relay.webhook_calls ATTACH PARTITION relay.webhook_calls_default DEFAULT;
         END IF;
@@ -532,6 +582,7 @@ BEGIN
     END IF;
     -- Made apart and attached: that takes a lock on the parent which lets inserts and reports go on.
     EXECUTE format('CREATE TABLE relay.%I (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
+    EXECUTE format('COMMENT ON TABLE relay.%I IS %L', name, format('Calls of %s (UTC).', day));
     -- Calls of the day that came before its partition.
     SELECT count(*)
       INTO strays
@@ -561,19 +612,39 @@ $$;
 COMMENT ON FUNCTION relay.make_call_partition(date) IS
     'Makes the partition of relay.webhook_calls for a UTC day unless there is one; whether it did. Calls of that day in the default partition are moved, up to 10,000.';
 
+-- Attached partitions of ours, by their names, and where they really end: one that a DBA has made wider may have the name
+-- of an old day and calls of today. One without a last moment has none here.
+CREATE FUNCTION relay.call_partitions(OUT name text, OUT beyond timestamptz) RETURNS SETOF record
+    LANGUAGE sql
+    STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET DateStyle = 'ISO'
+    SET TimeZone = 'UTC'
+AS $$
+    SELECT c.relname::text,
+           substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO [(]''([^'']+)''[)]')::timestamptz
+      FROM pg_inherits i
+      JOIN pg_class c
+        ON c.oid = i.inhrelid
+     WHERE i.inhparent = 'relay.webhook_calls'::regclass
+       AND c.relnamespace = 'relay'::regnamespace
+       AND c.relname ~ '^webhook_calls_[0-9]{8}$'
+$$;
+
+COMMENT ON FUNCTION relay.call_partitions() IS
+    'The daily partitions of relay.webhook_calls (webhook_calls_YYYYMMDD), and the moment before which each ends.';
+
 CREATE FUNCTION relay.drop_call_partition(name text, before timestamptz) RETURNS boolean
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Only an attached one of ours, and only when its whole day is before the limit, and not of today or yesterday.
-    IF name !~ '^webhook_calls_\d{8}$'
-        OR right(name, 8) >= to_char(least(before, now() - interval '1 day') AT TIME ZONE 'UTC', 'YYYYMMDD')
-        OR NOT EXISTS (SELECT
-                         FROM pg_inherits i
-                        WHERE i.inhparent = 'relay.webhook_calls'::regclass
-                          AND i.inhrelid = to_regclass(format('relay.%I', name))) THEN
+    -- Only an attached one of ours, and only when all of it is before the limit, and nothing of today or yesterday.
+    IF NOT EXISTS (SELECT
+                     FROM relay.call_partitions() p
+                    WHERE p.name = drop_call_partition.name
+                      AND p.beyond <= least(before, now() - interval '1 day')) THEN
         RETURN false;
     END IF;
     EXECUTE format('DROP TABLE relay.%I', name);
@@ -582,7 +653,7 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.drop_call_partition(text, timestamptz) IS
-    'Drops a daily partition of relay.webhook_calls (webhook_calls_YYYYMMDD) whose whole UTC day is before the given time; whether it did. Partitions of other names are the DBA''s.';
+    'Drops a daily partition of relay.webhook_calls (webhook_calls_YYYYMMDD) that ends before the given time; whether it did. Partitions of other names are the DBA''s.';
 
 CREATE FUNCTION relay.delete_stray_calls(before timestamptz, most integer) RETURNS bigint
     LANGUAGE sql
@@ -606,6 +677,8 @@ COMMENT ON FUNCTION relay.delete_stray_calls(timestamptz, integer) IS
 REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.url_problem(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.wake() FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.call_partitions() FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.make_call_partition(date) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.drop_call_partition(text, timestamptz) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.delete_stray_calls(timestamptz, integer) FROM PUBLIC;
@@ -642,6 +715,10 @@ CREATE VIEW relay.backlog AS
 
 COMMENT ON VIEW relay.backlog IS
     'Rows that are not done, by project, with the age of the oldest. Counts the first 100,000 rows of each lane, so its cost does not grow with the backlog.';
+COMMENT ON COLUMN relay.backlog.project_id IS 'From the outbox rows.';
+COMMENT ON COLUMN relay.backlog.pending IS 'Rows that are not done, parked ones included.';
+COMMENT ON COLUMN relay.backlog.parked IS 'Those of them that wait for a place at a slow webhook.';
+COMMENT ON COLUMN relay.backlog.oldest_age IS 'How long ago the oldest was inserted.';
 
 CREATE VIEW relay.in_flight AS
     SELECT o.id, o.project_id, o.trace_id, o.created_at, o.claimed_by AS epoch, i.host, i.pid,
@@ -665,6 +742,14 @@ CREATE VIEW relay.in_flight AS
 
 COMMENT ON VIEW relay.in_flight IS
     'Rows that an instance has in hand, among the first 100,000 rows of each lane.';
+COMMENT ON COLUMN relay.in_flight.id IS 'Of the relay.outbox row.';
+COMMENT ON COLUMN relay.in_flight.project_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.in_flight.trace_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.in_flight.created_at IS 'From the outbox row.';
+COMMENT ON COLUMN relay.in_flight.epoch IS 'Of the instance that has the row in hand.';
+COMMENT ON COLUMN relay.in_flight.host IS 'Where that instance runs.';
+COMMENT ON COLUMN relay.in_flight.pid IS 'Its process id there.';
+COMMENT ON COLUMN relay.in_flight.instance_dead IS 'It ended, or was found dead: a peer takes the row over.';
 
 CREATE VIEW relay.webhook_health AS
     SELECT c.webhook_id,
@@ -686,6 +771,13 @@ CREATE VIEW relay.webhook_health AS
 
 COMMENT ON VIEW relay.webhook_health IS
     'By webhook, over the last hour: calls, failures, timeouts, median and 95th percentile of the duration in milliseconds, and the last failure.';
+COMMENT ON COLUMN relay.webhook_health.webhook_id IS 'The webhook that was called; it may be gone.';
+COMMENT ON COLUMN relay.webhook_health.calls IS 'Calls that started within the last hour.';
+COMMENT ON COLUMN relay.webhook_health.failures IS 'Those of them that did not succeed.';
+COMMENT ON COLUMN relay.webhook_health.timeouts IS 'Those of them that passed --timeout.';
+COMMENT ON COLUMN relay.webhook_health.p50_ms IS 'Milliseconds within which half of the calls ended.';
+COMMENT ON COLUMN relay.webhook_health.p95_ms IS 'Milliseconds within which 95 of 100 calls ended.';
+COMMENT ON COLUMN relay.webhook_health.last_error IS 'Kind and message of the last failure.';
 
 CREATE VIEW relay.recent_failures AS
     SELECT c.id AS call_id, c.start_time, c.webhook_id, c.project_id, c.trace_id, c.url, c.error_kind, c.status_code,
@@ -697,3 +789,13 @@ CREATE VIEW relay.recent_failures AS
      LIMIT 1000;
 
 COMMENT ON VIEW relay.recent_failures IS 'The last 1,000 failed calls of the last day, newest first.';
+COMMENT ON COLUMN relay.recent_failures.call_id IS 'Of relay.webhook_calls; what relay.replay() takes.';
+COMMENT ON COLUMN relay.recent_failures.start_time IS 'First byte of work.';
+COMMENT ON COLUMN relay.recent_failures.webhook_id IS 'The webhook that was called; it may be gone.';
+COMMENT ON COLUMN relay.recent_failures.project_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.recent_failures.trace_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.recent_failures.url IS 'The webhook''s URL at the time of the call, without user and password.';
+COMMENT ON COLUMN relay.recent_failures.error_kind IS 'As in relay.webhook_calls.';
+COMMENT ON COLUMN relay.recent_failures.status_code IS 'Of the answer; null when none was read.';
+COMMENT ON COLUMN relay.recent_failures.error_message IS 'What happened, for people.';
+COMMENT ON COLUMN relay.recent_failures.duration IS 'From the first byte of work to the last byte read, or the failure.';

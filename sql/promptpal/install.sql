@@ -6,15 +6,20 @@
 --
 -- It can be run again; uninstall.sql takes it out. In one transaction it
 --   1. makes relay.webhooks a view of PromptPal's webhooks, without signing secrets; the table that was there must be
---      empty, and waits as relay.webhooks_before_promptpal;
+--      empty, and waits as relay.webhooks_before_promptpal. While the view is there, these columns of PromptPal's table
+--      cannot be dropped or get another type (run uninstall.sql, change them, and run this again): id, webhook_project,
+--      name, description, url, event, enabled, create_time, update_time;
 --   2. mirrors each call log into PromptPal's webhook_calls, in the transaction that records it, except those of
---      webhooks that are gone. A mirrored row that PromptPal's table refuses is left out with a warning in the server's
---      log: it does not keep the relay's own record from being written. It is a second copy, bodies included, and
---      nothing here ever deletes it;
+--      webhooks that are gone. What goes wrong (a row that PromptPal's table refuses, a lock that somebody has for more
+--      than a second, a table or column that is gone) is a warning in the server's log, and what it names is left
+--      out: the relay's own record is written. Only while the server has no room on the disk or no memory does
+--      the record wait, as it would without a mirror. It is a second copy, bodies included, and nothing here ever
+--      deletes it;
 --   3. with feed=on, inserts an event into relay.outbox for each row that is inserted into PromptPal's prompt_calls.
 --      Values that the outbox forbids are brought within its bounds (negative counts become 0, any result but 0 is a
---      failure); rows without project or prompt are passed over. It cannot make an insert into prompt_calls fail: what
---      goes wrong (a column that is gone) is a warning in the server's log, and there is no event.
+--      failure); rows without project or prompt are passed over. What goes wrong (a column that is gone, a lock that
+--      somebody has for more than 0.3 s) is a warning in the server's log: the insert is made, and there is no event.
+--      An insert that is cancelled, or whose statement_timeout ends, while the event is inserted fails, as anywhere.
 --
 -- A PromptPal that sends its webhooks itself must have stopped that before feed=on: else each event goes out twice.
 
@@ -62,10 +67,13 @@ BEGIN
         END IF;
         ALTER TABLE relay.webhooks RENAME TO webhooks_before_promptpal;
     END IF;
-    -- The WITH makes it a view that cannot be written through: the view reads with its owner's rights.
+    -- The WITH makes it a view that cannot be written through: the view reads with its owner's rights. It names the
+    -- columns: with a star PromptPal could change none of them.
     EXECUTE format(
         'CREATE OR REPLACE VIEW relay.webhooks AS
-         WITH promptpal AS (SELECT * FROM %I.webhooks)
+         WITH promptpal AS (
+             SELECT id, webhook_project, name, description, url, event, enabled, create_time, update_time
+               FROM %I.webhooks)
          SELECT id::bigint, webhook_project::bigint AS project_id, name::text, description::text, url::text,
                 event::text, enabled::boolean, NULL::text AS signing_secret, create_time::timestamptz AS created_at,
                 update_time::timestamptz AS updated_at
@@ -145,36 +153,42 @@ BEGIN
             present bigint[];
             call_id bigint;
         BEGIN
-            -- Webhooks that are there, kept there until we commit. Whoever deletes one is waited for, a second.
             BEGIN
-                present := ARRAY(SELECT w.id FROM %1$I.webhooks w
-                                  WHERE w.id = ANY (ARRAY(SELECT DISTINCT n.webhook_id FROM new_calls n)) FOR KEY SHARE);
-            EXCEPTION WHEN lock_not_available THEN
-                RAISE WARNING 'promptpal-relay: call logs of webhooks that somebody has locked are not mirrored';
-                present := ARRAY(SELECT w.id FROM %1$I.webhooks w
-                                  WHERE w.id = ANY (ARRAY(SELECT DISTINCT n.webhook_id FROM new_calls n))
-                                    FOR KEY SHARE SKIP LOCKED);
-            END;
-            BEGIN
-                INSERT INTO %1$I.webhook_calls (%2$s)
-                SELECT %3$s FROM new_calls c WHERE c.webhook_id = ANY (present) ORDER BY c.id;
+                -- Webhooks that are there, kept there until we commit. Whoever deletes one is waited for, a second.
+                BEGIN
+                    present := ARRAY(SELECT w.id FROM %1$I.webhooks w
+                                      WHERE w.id = ANY (ARRAY(SELECT DISTINCT n.webhook_id FROM new_calls n)) FOR KEY SHARE);
+                EXCEPTION WHEN lock_not_available THEN
+                    RAISE WARNING 'promptpal-relay: call logs of webhooks that somebody has locked are not mirrored';
+                    present := ARRAY(SELECT w.id FROM %1$I.webhooks w
+                                      WHERE w.id = ANY (ARRAY(SELECT DISTINCT n.webhook_id FROM new_calls n))
+                                        FOR KEY SHARE SKIP LOCKED);
+                END;
+                BEGIN
+                    INSERT INTO %1$I.webhook_calls (%2$s)
+                    SELECT %3$s FROM new_calls c WHERE c.webhook_id = ANY (present) ORDER BY c.id;
+                EXCEPTION
+                    -- Not for one row's sake.
+                    WHEN disk_full OR out_of_memory OR lock_not_available THEN RAISE;
+                    -- One of them is refused: each by itself.
+                    WHEN OTHERS THEN
+                        FOR call_id IN SELECT n.id FROM new_calls n WHERE n.webhook_id = ANY (present) ORDER BY n.id LOOP
+                            BEGIN
+                                INSERT INTO %1$I.webhook_calls (%2$s) SELECT %3$s FROM new_calls c WHERE c.id = call_id;
+                            EXCEPTION
+                                WHEN disk_full OR out_of_memory OR lock_not_available THEN RAISE;
+                                WHEN OTHERS THEN
+                                    RAISE WARNING 'promptpal-relay: call log %% is not mirrored: %%', call_id, SQLERRM;
+                            END;
+                        END LOOP;
+                END;
             EXCEPTION
-                -- This passes, and the relay tries again.
-                WHEN insufficient_resources THEN RAISE;
-                -- An index is being made, or a column: deliveries do not wait for that.
-                WHEN lock_not_available THEN
-                    RAISE WARNING 'promptpal-relay: call logs are not mirrored, somebody has locked the table';
-                -- One of them is refused: each by itself.
+                -- What the server lacks, and the commit may lack, too. It passes, and the relay tries again.
+                WHEN disk_full OR out_of_memory THEN RAISE;
+                -- Somebody has a table locked, or PromptPal has moved on: deliveries do not wait for that.
                 WHEN OTHERS THEN
-                    FOR call_id IN SELECT n.id FROM new_calls n WHERE n.webhook_id = ANY (present) ORDER BY n.id LOOP
-                        BEGIN
-                            INSERT INTO %1$I.webhook_calls (%2$s) SELECT %3$s FROM new_calls c WHERE c.id = call_id;
-                        EXCEPTION
-                            WHEN insufficient_resources THEN RAISE;
-                            WHEN OTHERS THEN
-                                RAISE WARNING 'promptpal-relay: call log %% is not mirrored: %%', call_id, SQLERRM;
-                        END;
-                    END LOOP;
+                    RAISE WARNING 'promptpal-relay: call logs %% to %% are not mirrored: %%',
+                        (SELECT min(n.id) FROM new_calls n), (SELECT max(n.id) FROM new_calls n), SQLERRM;
             END;
             RETURN NULL;
         END
@@ -193,12 +207,14 @@ BEGIN
 
     -- ---- 3. events
     EXECUTE format('DROP TRIGGER IF EXISTS promptpal_relay_feed ON %I.prompt_calls', promptpal);
+    DROP FUNCTION IF EXISTS relay.feed_outbox();
     IF current_setting('promptpal.feed')::boolean THEN
         EXECUTE format($function$
-            CREATE OR REPLACE FUNCTION relay.feed_outbox() RETURNS trigger
+            CREATE FUNCTION relay.feed_outbox() RETURNS trigger
                 LANGUAGE plpgsql
                 SECURITY DEFINER
                 SET search_path = pg_catalog, pg_temp
+                SET lock_timeout = '300ms'
             AS $$
             BEGIN
                 BEGIN
@@ -228,6 +244,8 @@ BEGIN
             END
             $$
             $function$, promptpal);
+        -- Whoever may execute it may put it on a table of their own, and make events of what they like.
+        REVOKE ALL ON FUNCTION relay.feed_outbox() FROM PUBLIC;
         COMMENT ON FUNCTION relay.feed_outbox() IS 'Inserts an event for each new row of PromptPal''s prompt_calls.';
         EXECUTE format(
             'CREATE TRIGGER promptpal_relay_feed AFTER INSERT ON %I.prompt_calls

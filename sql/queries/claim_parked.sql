@@ -1,5 +1,5 @@
--- Claim from the slow lane: the oldest parked rows of each given project, as many as it has room for. id + 0 and
--- OFFSET 0 as in claim.sql.
+-- Claim from the slow lane: the oldest parked rows of each given project, as many as it has room for. id + 0, OFFSET 0
+-- and the casts as in claim.sql.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED. synchronous_commit = off, as for claim.sql.
 -- Index:      outbox_parked, a range for each project; outbox_pkey for the update; webhooks_project.
@@ -9,10 +9,10 @@
 --             $4 bigint    our epoch
 -- Returns:    as claim.sql, park always false.
 WITH next AS MATERIALIZED (
-    SELECT n.id, n.repeated
+    SELECT n.id, n.previous
       FROM unnest($1::bigint[], $2::bigint[]) AS lane (project_id, room)
      CROSS JOIN LATERAL (
-            SELECT o.id, o.claimed_by IS NOT NULL AS repeated
+            SELECT o.id, o.claimed_by AS previous
               FROM relay.outbox o
              WHERE o.done_at IS NULL
                AND o.parked
@@ -27,16 +27,16 @@ WITH next AS MATERIALIZED (
        SET claimed_by = $4
       FROM next
      WHERE o.id = next.id
-    RETURNING o.id, next.repeated, o.event, o.project_id, o.prompt_id, o.user_id, o.result, o.finished_at,
+    RETURNING o.id, next.previous, o.event, o.project_id, o.prompt_id, o.user_id, o.result, o.finished_at,
               o.duration_ms, o.prompt_tokens, o.completion_tokens, o.total_tokens, o.cached, o.ip, o.user_agent,
               o.provider_id, o.provider_default_model, o.webhook_id AS only_webhook_id
 )
-SELECT c.id, false AS park, c.repeated, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at,
+SELECT c.id, false AS park, c.previous, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at,
        c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent,
        c.provider_id, c.provider_default_model, w.id AS webhook_id, w.url, w.signing_secret
   FROM claimed c
   LEFT JOIN LATERAL (
-        SELECT w.id, w.url, w.signing_secret
+        SELECT w.id::bigint AS id, w.url::text AS url, w.signing_secret::text AS signing_secret
           FROM relay.webhooks w
          WHERE w.project_id = c.project_id
            AND w.event = c.event

@@ -79,7 +79,7 @@ async fn newest(store: &Store, wanted: &Wanted, limit: i64, json: bool) -> Resul
     loop {
         let start = SystemTime::now().checked_sub(span).filter(|start| *start > wanted.since);
         let part = Wanted { since: start.unwrap_or(wanted.since), ..wanted.clone() };
-        let calls = store.calls(&part, 0, limit, json).await?;
+        let calls = store.calls(&part, limit, json).await?;
         if calls.len() as i64 >= limit || start.is_none() {
             return Ok(calls);
         }
@@ -101,23 +101,24 @@ async fn follow(
     let (mut top, mut top_seen) = (floor, Instant::now());
     let mut calls: Vec<Logged> = Vec::new();
     loop {
-        for call in calls.iter().filter(|call| seen.insert(call.id)) {
+        for call in &calls {
             print(screen, call)?;
         }
-        let highest = calls.iter().map(|call| call.id).max().unwrap_or_default();
+        seen.extend(calls.iter().map(|call| call.id));
         if top_seen.elapsed() > LATE {
             floor = top;
             seen.retain(|id| *id > floor);
-            (top, top_seen) = (top.max(highest), Instant::now());
+            (top, top_seen) = (seen.iter().copied().max().unwrap_or(top), Instant::now());
         }
-        tokio::time::sleep(LOOK).await;
+        // More than fit into one look are read at once.
+        if calls.len() < AT_ONCE as usize {
+            tokio::time::sleep(LOOK).await;
+        }
         // A call is recorded when it has ended: at most its timeout after it began. An hour is more than that.
         wanted.since = wanted.since.max(SystemTime::now() - Duration::from_secs(3600));
-        calls = match store.calls(&wanted, floor, AT_ONCE, json).await {
-            Ok(mut calls) => {
-                calls.reverse();
-                calls
-            }
+        let known: Vec<i64> = seen.iter().copied().collect();
+        calls = match store.calls_after(&wanted, floor, &known, AT_ONCE, json).await {
+            Ok(calls) => calls,
             Err(error) if store.is_closed() => {
                 eprintln!("promptpal-relay: {}; connecting again", one_line(&error));
                 store = again(settings).await?;

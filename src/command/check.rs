@@ -27,7 +27,7 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     })?;
     let store = Store::connect(&config.database, Role::Command).await;
     let store = report.outcome("connection", store, |_| config.database.describe())?;
-    let server = store.server().await?;
+    let server = report.unless_failed("server", store.server().await)?;
     report.outcome("server", schema::check_server(&server), |()| {
         format!("PostgreSQL {}, {}", server.version / 10_000, server.encoding)
     })?;
@@ -40,8 +40,9 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
 }
 
 async fn privileges(report: &Report, store: &Store) -> Result<()> {
+    let privileges = report.unless_failed("privileges", store.privileges().await)?;
     let missing: Vec<String> =
-        store.privileges().await?.into_iter().filter(|(_, granted)| !granted).map(|(need, _)| need).collect();
+        privileges.into_iter().filter(|(_, granted)| !granted).map(|(need, _)| need).collect();
     let result = match missing.as_slice() {
         [] => Ok(()),
         missing => Err(Error::Config(format!(
@@ -49,11 +50,16 @@ async fn privileges(report: &Report, store: &Store) -> Result<()> {
             missing.join("; ")
         ))),
     };
-    report.outcome("privileges", result, |()| "all that run needs".into())
+    report.outcome("privileges", result, |()| "all that run needs".into())?;
+    for table in report.unless_failed("row security", store.row_security().await)? {
+        let text = format!("{table} has policies for this user: rows that they hide are never delivered");
+        report.line("warning", "row security", &text)?;
+    }
+    Ok(())
 }
 
 async fn trigger(report: &Report, store: &Store) -> Result<()> {
-    if store.wake_trigger().await? {
+    if report.unless_failed("wake-up", store.wake_trigger().await)? {
         report.line("ok", "wake-up", "trigger outbox_wake is in place")
     } else {
         report.line(
@@ -68,7 +74,7 @@ async fn trigger(report: &Report, store: &Store) -> Result<()> {
 async fn webhooks(report: &Report, store: &Store, caller: &Caller) -> Result<()> {
     let (mut after, mut all, mut bad) = (0, 0, 0);
     loop {
-        let page = store.enabled_webhooks(after, PAGE).await?;
+        let page = report.unless_failed("webhooks", store.enabled_webhooks(after, PAGE).await)?;
         let Some(last) = page.last() else { break };
         after = last.id;
         all += page.len();
@@ -96,9 +102,15 @@ impl Report {
 
     /// A line for something that must be right to go on.
     fn outcome<T>(&self, what: &str, result: Result<T>, text: impl FnOnce(&T) -> String) -> Result<T> {
-        match &result {
-            Ok(value) => self.line("ok", what, &text(value))?,
-            Err(error) => self.line("FAILED", what, &one_line(error))?,
+        let value = self.unless_failed(what, result)?;
+        self.line("ok", what, &text(&value))?;
+        Ok(value)
+    }
+
+    /// A line only when it is wrong.
+    fn unless_failed<T>(&self, what: &str, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.line("FAILED", what, &one_line(error))?;
         }
         result
     }

@@ -248,12 +248,12 @@ impl Show {
     }
 }
 
-/// Ctrl-C and SIGTERM as messages, so that whatever runs is cleaned up.
+/// What ends a program, a terminal that is closed included, as messages, so that whatever runs is cleaned up.
 fn interrupts() -> Result<Receiver<()>> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
     let (sender, receiver) = mpsc::channel();
-    let mut signals =
-        signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])
-            .map_err(Error::io("installing signal handlers"))?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])
+        .map_err(Error::io("installing signal handlers"))?;
     thread::spawn(move || {
         for _ in signals.forever() {
             if sender.send(()).is_err() {

@@ -3,6 +3,7 @@
 //! Each migration is one transaction, in which it is written down; so an interrupted migrate is simply run again.
 
 use std::io::Write;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use crate::cli::Global;
@@ -13,6 +14,8 @@ use crate::store::{Role, Store};
 
 /// How often to try for the lock while another migrate has it.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
+/// Progress is told of a statement that takes longer than this, and so often.
+const PROGRESS: Duration = Duration::from_secs(2);
 /// How long to wait for another migrate.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -23,7 +26,8 @@ pub async fn run(global: &Global) -> Result<()> {
     schema::check_server(&store.server().await?)?;
     lock(&store).await?;
     apply(&store, BOOKKEEPING, "preparing relay.migrations").await?;
-    match schema::compare(&store.migrations().await?) {
+    let applied = told("reading relay.migrations", store.migrations()).await?;
+    match schema::compare(&applied) {
         State::Current => tracing::info!("the schema is current"),
         State::Behind(missing) => {
             for migration in MIGRATIONS.iter().filter(|m| missing.contains(&m.version)) {
@@ -55,16 +59,33 @@ async fn lock(store: &Store) -> Result<()> {
     Ok(())
 }
 
-async fn apply(store: &Store, sql: &str, doing: &'static str) -> Result<()> {
-    store.batch_execute(sql).await.map_err(Error::postgres(doing))
+async fn apply(store: &Store, sql: &str, doing: &str) -> Result<()> {
+    told(doing, store.batch_execute(sql)).await.map_err(Error::postgres(doing.to_owned()))
+}
+
+/// Waits for a statement, and says so now and then: it may be waiting for a lock that somebody has.
+async fn told<T>(doing: &str, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    let start = Instant::now();
+    loop {
+        match tokio::time::timeout(PROGRESS, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => tracing::info!(
+                "{doing}: not done after {} s; pg_blocking_pids() tells whether somebody holds it up",
+                start.elapsed().as_secs()
+            ),
+        }
+    }
 }
 
 /// The migration and its record in one transaction: a failure takes back both.
 async fn apply_one(store: &Store, migration: &Migration) -> Result<()> {
-    apply(store, "BEGIN", "beginning a migration").await?;
-    apply(store, migration.sql, "migrating").await?;
-    store.record_migration(migration.version, migration.name, &migration.checksum()).await?;
-    apply(store, "COMMIT", "committing a migration").await
+    let doing = format!("applying migration {} ({})", migration.version, migration.name);
+    apply(store, "BEGIN", &doing).await?;
+    apply(store, migration.sql, &doing).await?;
+    let checksum = migration.checksum();
+    told(&doing, store.record_migration(migration.version, migration.name, &checksum)).await?;
+    apply(store, "COMMIT", &doing).await
 }
 
 /// Writes SQL to standard output that does what [`run`] does, when psql or any other client runs it. Needs no
@@ -77,16 +98,26 @@ fn script() -> String {
     let mut script = format!(
         "-- The schema of promptpal-relay {}. Run it in the database that is to have it, with \"stop at the first error\"\n\
          -- (psql -v ON_ERROR_STOP=1 -f FILE). It can be run again: what is applied already is skipped.\n\n\
-         BEGIN;\n-- One at a time; freed at the end of the transaction.\n\
+         BEGIN;\n-- A backslash is one, whatever is set here.\nSET LOCAL standard_conforming_strings = on;\n\
+         -- One at a time; freed at the end of the transaction.\n\
          SELECT pg_advisory_xact_lock(1886415988, 0);\n\n{BOOKKEEPING}\n",
         env!("CARGO_PKG_VERSION")
     );
+    // What run() refuses, this does.
+    let newest = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or_default();
+    script.push_str(&format!(
+        "DO $promptpal_relay_guard$\nBEGIN\nIF EXISTS (SELECT FROM relay.migrations WHERE version > {newest}) THEN\n\
+         RAISE EXCEPTION 'the schema is newer than this script: install a newer promptpal-relay';\n\
+         END IF;\nEND\n$promptpal_relay_guard$;\n\n",
+    ));
     for migration in MIGRATIONS {
         // A DO block with the text inside: plain SQL, and a condition.
         script.push_str(&format!(
             "DO $promptpal_relay_guard$\nBEGIN\nIF NOT EXISTS (SELECT FROM relay.migrations WHERE version = {version}) THEN\n\
              EXECUTE $promptpal_relay_migration$\n{sql}\n$promptpal_relay_migration$;\n\
              INSERT INTO relay.migrations (version, name, checksum) VALUES ({version}, '{name}', '{checksum}');\n\
+             ELSIF NOT EXISTS (SELECT FROM relay.migrations WHERE version = {version} AND checksum = '{checksum}') THEN\n\
+             RAISE EXCEPTION 'migration {version} in the database differs from this script''s: relay.migrations has another checksum';\n\
              END IF;\nEND\n$promptpal_relay_guard$;\n\n",
             version = migration.version,
             name = migration.name,

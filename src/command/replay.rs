@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::time::MissedTickBehavior;
+
 use crate::cli::{Global, Replay};
 use crate::command::screen::Screen;
 use crate::config;
@@ -21,7 +23,8 @@ const PROGRESS: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] when nobody can be asked and `--yes` is missing. Rows that were inserted before an error stay.
+/// [`Error::Usage`] when nobody can be asked and `--yes` is missing. [`Error::Postgres`] when the call is gone, or its webhook
+/// is gone or disabled. Rows that were inserted before an error stay.
 pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
     schema::require_current(&store).await?;
@@ -42,6 +45,9 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
             "more than {CALLS_MAX} calls: give a shorter span (--since, --until)"
         )));
     }
+    if replay.dry_run {
+        rehearse(&store, &ids).await?;
+    }
     if replay.dry_run || count == 0 {
         return screen.line(&format!("{count} calls would be repeated"));
     }
@@ -53,6 +59,14 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
         [row] => screen.line(&format!("outbox row {row} repeats the call")),
         rows => screen.line(&format!("{} calls are repeated", rows.len())),
     }
+}
+
+/// Fails as the replay itself would: repeats the first of the calls, and takes it back.
+async fn rehearse(store: &Store, ids: &[i64]) -> Result<()> {
+    let doing = "trying the replay";
+    store.batch_execute("BEGIN").await.map_err(Error::postgres(doing))?;
+    store.replay(&ids[..ids.len().min(1)]).await?;
+    store.batch_execute("ROLLBACK").await.map_err(Error::postgres(doing))
 }
 
 /// Asks the person at the terminal.
@@ -74,6 +88,8 @@ async fn insert(store: &Store, ids: &[i64], rate: u32) -> Result<Vec<i64>> {
     let per_tick = (rate * TICK.subsec_millis()).div_ceil(1000) as usize;
     let pause = Duration::from_secs_f64(per_tick as f64 / f64::from(rate));
     let mut ticks = tokio::time::interval(pause);
+    // After a statement that was held up no others are hurried.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut rows = Vec::with_capacity(ids.len());
     let mut told = Instant::now();
     for part in ids.chunks(per_tick) {

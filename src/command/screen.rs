@@ -1,10 +1,12 @@
 //! What the commands for people print: aligned columns, coloured on a terminal, and never a control character of
 //! somebody else's.
 
-use std::io::{self, IsTerminal, Write};
+use std::borrow::Cow;
+use std::io::{self, Write};
 
 use crate::error::{Error, Result};
 use crate::store::Logged;
+use crate::terminal;
 
 const RED: &str = "\x1b[31m";
 const BOLD: &str = "\x1b[1m";
@@ -15,13 +17,14 @@ const TEXT_MAX: usize = 100;
 /// Standard output.
 pub struct Screen {
     colour: bool,
+    // Of a terminal.
+    width: Option<usize>,
 }
 
 impl Screen {
-    /// With colours on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+    /// With colours on a terminal that has them; see [`terminal::has_colours`].
     pub fn of_stdout() -> Screen {
-        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Screen { colour: io::stdout().is_terminal() && !unwanted }
+        Screen { colour: terminal::has_colours(&io::stdout()), width: terminal::width(io::stdout()) }
     }
 
     /// Prints a line.
@@ -33,14 +36,24 @@ impl Screen {
         writeln!(io::stdout().lock(), "{text}").map_err(Error::io("writing to standard output"))
     }
 
-    /// A line of headings.
-    pub fn heading(&self, text: &str) -> Result<()> {
-        self.line(&self.coloured(BOLD, text))
+    /// A table's line of headings, cut to the terminal's width.
+    fn heading(&self, text: &str) -> Result<()> {
+        self.line(&self.coloured(BOLD, &self.cut(text)))
     }
 
-    /// A line about something that failed, or one about something that did not.
-    pub fn outcome(&self, failed: bool, text: &str) -> Result<()> {
-        if failed { self.line(&self.coloured(RED, text)) } else { self.line(text) }
+    /// A table's line about something that failed, or about something that did not, cut to the terminal's width.
+    fn outcome(&self, failed: bool, text: &str) -> Result<()> {
+        let text = self.cut(text);
+        if failed { self.line(&self.coloured(RED, &text)) } else { self.line(&text) }
+    }
+
+    fn cut<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match self.width {
+            Some(width) if text.chars().count() > width => {
+                text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+            }
+            _ => text.into(),
+        }
     }
 
     fn coloured(&self, colour: &str, text: &str) -> String {
@@ -107,7 +120,8 @@ fn call_line(
     trace: &str,
     what: &str,
 ) -> String {
-    format!("{time:<24}  {id:>10}  {webhook:>8}  {project:>8}  {ms:>6}  {outcome:<16}  {trace:<32}  {what}")
+    // Up to the outcome it fits into 80 columns.
+    format!("{time:<24}  {id:>8}  {webhook:>7}  {project:>7}  {ms:>6}  {outcome:<16}  {trace:<32}  {what}")
 }
 
 /// A text that others wrote, fit for a terminal: on one line, not too long, without control characters (which could
@@ -134,5 +148,13 @@ mod tests {
             "a\u{FFFD}[2Jb\u{FFFD}\u{FFFD}\u{FFFD}c\u{FFFD}"
         );
         assert_eq!(printable(&"ä".repeat(200)).chars().count(), TEXT_MAX + 1);
+    }
+
+    #[test]
+    fn a_line_of_a_table_is_cut_to_the_terminals_width() {
+        let screen = |width| Screen { colour: false, width };
+        assert_eq!(screen(Some(4)).cut("ääää"), "ääää");
+        assert_eq!(screen(Some(4)).cut("äääää"), "äää…");
+        assert_eq!(screen(None).cut("äääää"), "äääää");
     }
 }

@@ -24,6 +24,8 @@ pub async fn run(global: &Global, webhook_id: i64, wait: Duration, json: bool) -
     schema::require_current(&store).await?;
     let start = Instant::now();
     let since = SystemTime::now() - CLOCKS;
+    // Who may not read the log would send it and not see what came of it.
+    store.calls_of_row(0, since).await?;
     let row = store.send_test(webhook_id).await?;
     while !store.is_done(row).await? {
         if start.elapsed() > wait {

@@ -14,6 +14,7 @@ use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use super::conninfo::{self, Params};
 use super::host::{Host, Place, hosts};
 use super::tls::{self, Identity, Mode, Root};
+use crate::address::Reached;
 use crate::error::{Error, Result};
 
 /// Keys that mean something here, in libpq's spelling, and the variable that fills each in.
@@ -111,6 +112,8 @@ pub struct Settings {
     pub(super) passfile: Option<PathBuf>,
     /// None: no limit, the user's explicit wish.
     pub(super) connect_timeout: Option<Duration>,
+    /// Where sessions were opened, by this value and its clones: for the caller's rule that Postgres is never called.
+    pub reached: Reached,
 }
 
 impl Settings {
@@ -149,7 +152,8 @@ impl Settings {
             None => Some(CONNECT_TIMEOUT),
             Some(seconds) => u64::try_from(seconds).ok().filter(|s| *s > 0).map(Duration::from_secs),
         };
-        Ok(Settings { config, hosts, access: access(&params)?, tls, passfile, connect_timeout })
+        let (access, reached) = (access(&params)?, Reached::default());
+        Ok(Settings { config, hosts, access, tls, passfile, connect_timeout, reached })
     }
 
     /// For messages: `user@host:port/database, sslmode prefer`. Never a password.

@@ -241,6 +241,7 @@ impl Verifier {
     fn check_chain(
         &self,
         server: &CertificateDer<'_>,
+        is_self_signed: bool,
         parsed: &ParsedCertificate<'_>,
         between: &[CertificateDer<'_>],
         now: UnixTime,
@@ -254,6 +255,10 @@ impl Verifier {
                 ),
             ) => Err(error),
             Err(_) if self.trusted.contains(server) => Ok(()),
+            // That nobody vouches for it is what can be mended, not that it says to be an authority.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))) if is_self_signed => {
+                Err(CertificateError::UnknownIssuer.into())
+            }
             other => other,
         }
     }
@@ -280,7 +285,9 @@ impl ServerCertVerifier for Verifier {
         }
         if self.demand != Demand::Nothing {
             let parsed = ParsedCertificate::try_from(server)?;
-            self.check_chain(server, &parsed, between, now)?;
+            let is_self_signed =
+                x509.as_ref().is_some_and(|x509| x509.tbs_certificate.issuer == x509.tbs_certificate.subject);
+            self.check_chain(server, is_self_signed, &parsed, between, now)?;
             if self.demand == Demand::ChainAndName {
                 match verify_server_name(&parsed, name) {
                     Err(_) if x509.is_some_and(|x509| common_name_is(&x509, name)) => {}

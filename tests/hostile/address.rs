@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use promptpal_relay::address::problem;
+use promptpal_relay::endpoint::Outcome;
 use promptpal_relay::resolver::{Answer, Resolver};
 use proptest::prelude::*;
 
 use crate::support::{
-    Dead, OK, PATIENT, Receiver, caller, caller_to, caller_with, eventually, kind, message, post, settings,
-    webhook,
+    Dead, Gate, OK, PATIENT, Receiver, caller, caller_to, caller_with, eventually, kind, message, post,
+    settings, webhook,
 };
 
 fn may(address: &str) -> bool {
@@ -405,13 +406,15 @@ fn user_and_password_become_basic_authentication_and_are_shown_nowhere() {
     for text in [
         "http://us3r:s3cret@",
         "us3r:s3cret@host",
+        "us3r:s3cret@127.0.0.1/x",
         "http://us3r:s3cret@ho st/",
         "http://us3r:s3cret%40host/",
         "http://us3r:s3cret＠host/",
     ] {
         let call = post(&caller, text);
         assert_eq!(kind(&call), "bad_url");
-        assert!(!format!("{call:?}").contains("s3cret"), "{call:?}");
+        let shown = format!("{call:?} {:?}", caller.problem(&webhook(text)));
+        assert!(!shown.contains("s3cret") && !shown.contains("us3r"), "{shown}");
     }
 }
 
@@ -519,7 +522,7 @@ fn slow_names_have_half_of_the_threads() {
     let soon = || Instant::now() + Duration::from_millis(1);
     let names: Vec<String> = (0..60).map(|n| format!("slow{n}")).collect();
     for name in &names {
-        assert_eq!(resolver.addresses(name, soon()), Answer::Late);
+        assert!(matches!(resolver.addresses(name, soon()), Answer::Late | Answer::Crowded));
     }
     // They fail, late; that is what is remembered.
     slow_ones.1.store(false, Ordering::SeqCst);
@@ -527,12 +530,13 @@ fn slow_names_have_half_of_the_threads() {
     slow_ones.1.store(true, Ordering::SeqCst);
     // A failure is kept for a second; then they are asked for again, all of them, again and again.
     eventually("more of them", || {
-        for name in &names {
+        // New ones apart: the last four found no thread before.
+        for name in &names[..56] {
             resolver.addresses(name, soon());
         }
         running() >= 32
     });
-    for name in &names {
+    for name in &names[..56] {
         resolver.addresses(name, soon());
     }
     assert_eq!(running(), 32, "and no more");
@@ -541,6 +545,53 @@ fn slow_names_have_half_of_the_threads() {
         assert!(matches!(answer, Answer::Addresses(_)), "{answer:?}");
     }
     slow_ones.1.store(false, Ordering::SeqCst);
+}
+
+#[test]
+fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_for_want_of_one() {
+    let (gate, hanging, asked) =
+        (Gate::default(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (door, count, times) = (gate.clone(), hanging.clone(), asked.clone());
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let caller = Arc::new(caller_to(settings(Duration::from_secs(5)), move |name| {
+        if name.starts_with("hang") {
+            count.fetch_add(1, Ordering::SeqCst);
+            door.pass();
+        }
+        // No address at first: the call after that asks again.
+        if name == "known.example" && times.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Ok(Vec::new());
+        }
+        Ok(vec![Ipv4Addr::LOCALHOST.into()])
+    }));
+    let port = receiver.address.port();
+    let url = |name: &str| format!("http://{name}.example:{port}/");
+    assert_eq!(kind(&post(&caller, &url("known"))), "dns");
+    let crowded = Arc::new(AtomicUsize::new(0));
+    let strangers: Vec<_> = (0..100)
+        .map(|n| {
+            let (caller, crowded, webhook) =
+                (caller.clone(), crowded.clone(), webhook(&url(&format!("hang{n}"))));
+            thread::spawn(move || match caller.call(&webhook, 1, &"{}".into()) {
+                Outcome::Crowded => _ = crowded.fetch_add(1, Ordering::SeqCst),
+                called => assert_eq!(kind(&crate::support::made(called)), "timeout"),
+            })
+        })
+        .collect();
+    eventually("all that may hang at once", || {
+        hanging.load(Ordering::SeqCst) + crowded.load(Ordering::SeqCst) == 100
+    });
+    let new = webhook(&url("new"));
+    assert!(matches!(caller.call(&new, 1, &"{}".into()), Outcome::Crowded), "a lack of ours, not a failure");
+    // A failure is kept for a second.
+    eventually("another look at a name that is known", || kind(&post(&caller, &url("known"))) == "success");
+    strangers.into_iter().for_each(|stranger| stranger.join().unwrap());
+    assert_eq!(hanging.load(Ordering::SeqCst), 56);
+    gate.open();
+    eventually("a thread for the new one", || match caller.call(&new, 1, &"{}".into()) {
+        Outcome::Crowded => false,
+        called => kind(&crate::support::made(called)) == "success",
+    });
 }
 
 #[test]
@@ -626,6 +677,36 @@ fn our_own_postgres_is_refused_under_each_of_its_addresses() {
         assert_eq!(kind(&post(&caller, &beside.url())), "success");
     }
     assert_eq!(receiver.connections(), 0);
+}
+
+#[test]
+fn a_name_of_our_own_postgres_is_looked_up_when_its_port_is_called_and_until_it_has_an_answer_nobody_is() {
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let beside = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let answer = Arc::new(Mutex::new(None));
+    let now = answer.clone();
+    let mut settings = settings(PATIENT);
+    settings.refused = vec![("10.0.0.9".into(), 5499), ("db2.example".into(), receiver.address.port())];
+    settings.reached.add([127, 0, 0, 3].into(), beside.address.port());
+    let caller = caller_to(settings, move |name| match name {
+        "db2.example" => now.lock().unwrap().map(|ip| vec![ip]).ok_or(io::Error::other("no such name")),
+        _ => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
+    });
+    // Not this machine's, so that it is told apart from the receiver's.
+    let elsewhere = IpAddr::from([192, 0, 2, 1]);
+    let outcome = |url: &str| message(&post(&caller, url)).to_owned();
+    assert!(outcome(&receiver.url()).contains("may be the database: db2.example is not resolved"));
+    assert!(
+        caller.problem(&webhook(&receiver.url())).is_some_and(|told| told.contains("may be the database"))
+    );
+    for (ip, refused) in
+        [(Ipv4Addr::LOCALHOST.into(), true), (elsewhere, false), ([127, 0, 0, 4].into(), true)]
+    {
+        *answer.lock().unwrap() = Some(ip);
+        // An answer is kept for some seconds.
+        eventually("the next answer", || outcome(&receiver.url()).ends_with("is the database") == refused);
+    }
+    assert!(outcome(&beside.url()).ends_with("is the database"), "where it was reached");
 }
 
 /// The address that this machine has in its network, if it is in one.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use promptpal_relay::address::Reached;
 use promptpal_relay::call::Call;
 use promptpal_relay::endpoint::{Caller, Outcome, Settings};
 use promptpal_relay::event::{Secret, Webhook};
@@ -35,6 +36,7 @@ pub fn settings(timeout: Duration) -> Settings {
         ca_file: Some(AUTHORITY.file.clone()),
         user_agent_version: "1".into(),
         refused: Vec::new(),
+        reached: Reached::default(),
     }
 }
 
@@ -67,6 +69,7 @@ pub fn made(outcome: Outcome) -> Call {
     match outcome {
         Outcome::Called(call) => call,
         Outcome::Shortage(why) => panic!("a shortage of ours: {why}"),
+        Outcome::Crowded => panic!("no thread to look the name up"),
     }
 }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use promptpal_relay::config::RESULT_BYTES_MAX;
 
-use crate::support::{Database, Gate, Receiver, Relay, Reply, closed_port, connect, repository_file};
+use crate::support::{
+    Database, Gate, Receiver, Relay, Reply, closed_port, connect, outcome, repository_file,
+};
 
 /// The JSON example of the guide, as it goes over the wire: without the white space that makes it readable.
 fn guide_example() -> String {
@@ -409,4 +411,38 @@ async fn commits_that_are_slower_than_the_calls_stop_the_claiming_and_repeat_not
     assert!(memory < 80 * 1024 * 1024, "{memory} bytes");
     relay.signal(Signal::SIGTERM);
     assert!(relay.wait().success());
+}
+
+#[tokio::test]
+async fn a_view_with_integers_and_varchars_takes_the_place_of_the_webhooks_while_the_relay_runs() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/table")).await;
+    let _relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let view = format!(
+        "BEGIN;
+         DROP TABLE relay.webhooks;
+         CREATE TABLE hooks (id serial PRIMARY KEY, project integer, url varchar(255), secret varchar(64));
+         INSERT INTO hooks (project, url) VALUES (1, '{}');
+         CREATE VIEW relay.webhooks AS
+         SELECT id, project AS project_id, 'onPromptFinished'::varchar AS event, url, true AS enabled, secret AS signing_secret
+           FROM hooks;
+         COMMIT",
+        receiver.url("/view")
+    );
+    database.client.batch_execute(&view).await.unwrap();
+    database.events(1, 1).await;
+    assert_eq!(receiver.wait_for(2)[1].path(), "/view");
+    database.all_done().await;
+    let (code, stdout, stderr) = outcome(database.command(&["check", "--allow-net", "127.0.0.0/8"]));
+    assert!(code == 0 && stdout.contains("ok       webhooks       1 enabled"), "{stdout}{stderr}");
+    // What cannot be meant is told in a line of its own.
+    let view = "DROP VIEW relay.webhooks;
+                CREATE VIEW relay.webhooks AS
+                SELECT gen_random_uuid() AS id, 1 AS project_id, '' AS event, '' AS url, true AS enabled, '' AS signing_secret";
+    database.client.batch_execute(view).await.unwrap();
+    let (code, stdout, stderr) = outcome(database.command(&["check"]));
+    assert!(code == 78 && stdout.contains("FAILED   webhooks"), "{stdout}{stderr}");
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use promptpal_relay::address::Reached;
 use promptpal_relay::endpoint::{Caller, Settings};
 use promptpal_relay::event::Webhook;
 
@@ -24,6 +25,7 @@ fn strict() -> Caller {
         ca_file: None,
         user_agent_version: "1".into(),
         refused: Vec::new(),
+        reached: Reached::default(),
     })
     .unwrap()
 }
@@ -34,6 +36,11 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
     let caller = strict();
     let long = format!("http://a.example/{}", "x".repeat(9000));
     let nearly_long = format!("http://a.example/{}", "x".repeat(8000));
+    let (grows, query_grows) =
+        (format!("http://a.example/{}", "é".repeat(1500)), format!("http://a.example?{}", "é'".repeat(1000)));
+    // "http://a.example:81/" are 20 bytes, a space becomes three.
+    let fits = format!("http://a.example:81/{}xx#{}", " ".repeat(2723) + "x", "é".repeat(500));
+    let just_grows = format!("http://a.example:81/{}xxxx", " ".repeat(2723));
     let urls = [
         // Fine.
         "http://a.example",
@@ -54,7 +61,6 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
         "https:////a.example/",
         "https://a.example?a=b",
         "https://a.example#a",
-        "https://localhost/",
         "https://a_b.example/",
         "https://-a-.example/",
         "https://a.example./",
@@ -86,6 +92,10 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
         "https://a.0x8g/",
         "https://\u{1}a.example/",
         &nearly_long,
+        &fits,
+        "https://localhost.example/",
+        "https://notlocalhost/",
+        "https://a\u{ad}b\u{200b}.example/",
         // No URL, or none to call.
         "",
         " ",
@@ -148,6 +158,12 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
         "http://a{b}/",
         "http://99999999999999999999999999999999/",
         &long,
+        &grows,
+        &query_grows,
+        &just_grows,
+        "us3r:p4ssw0rd@127.0.0.1/x",
+        "http://a\u{200d}.example/",
+        "http://127.0.0.1\u{200e}/",
         // Addresses that may not be called.
         "http://0/",
         "http://0x/",
@@ -194,6 +210,16 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
         "http://127.0.0.1\\@1.1.1.1/",
         "http://1.1.1.1#@127.0.0.1/",
         "http://a@127.0.0.1#@1.1.1.1/",
+        "http://localhost/",
+        "https://LOCALHOST.:8443/",
+        "http://a.b.localhost/",
+        "http://localho\u{ad}st/",
+        "http://127.0.0.1\u{ad}/",
+        "http://127.0\u{200b}.0.1/",
+        "http://127.0.0.1\u{feff}/",
+        "http://127.0.0.1%C2%AD/",
+        "http://10.0\u{2060}.0.1\u{fe0f}/",
+        "http://\u{e0100}192.168.1.1/",
     ];
     let mut problems = 0;
     for url in urls {
@@ -203,6 +229,8 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
             database.client.query_one("SELECT relay.url_problem($1)", &[&url]).await.unwrap().get(0);
         assert_eq!(sql.is_some(), daemon.is_some(), "{url:?}: SQL {sql:?}, daemon {daemon:?}");
         // What is wrong with an address is said in the same words, but for the outside of what is given out.
+        let shown = format!("{sql:?} {daemon:?}");
+        assert!(!shown.contains("p4ssw0rd") && !shown.contains("us3r"), "{shown}");
         if let (Some(sql), Some(daemon)) = (&sql, &daemon)
             && let (Some((_, sql)), Some((_, daemon))) =
                 (sql.split_once(" may not be called: "), daemon.split_once(" may not be called: "))
@@ -393,8 +421,15 @@ async fn secrets_are_neither_logged_nor_recorded() {
     let own = receiver.url("").replace("http://", "http://us3r:p4ssw0rd@");
     let refused = "http://us3r:p4ssw0rd@127.0.0.1:1/";
     let bad = "http://us3r:p4ssw0rd@ho st/";
-    let urls =
-        [format!("{own}/ok?x=1"), format!("{own}/500"), format!("{own}/close"), refused.into(), bad.into()];
+    let typed = "us3r:p4ssw0rd@127.0.0.1/x";
+    let urls = [
+        format!("{own}/ok?x=1"),
+        format!("{own}/500"),
+        format!("{own}/close"),
+        refused.into(),
+        bad.into(),
+        typed.into(),
+    ];
     for url in &urls {
         let id = database.webhook(1, url).await;
         let sql = "UPDATE relay.webhooks SET signing_secret = 'whsec_bjBib2R5LWtub3dz' WHERE id = $1";

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
-use crate::support::{Database, Receiver, Relay, Reply, outcome, program};
+use crate::support::{Database, Receiver, Relay, Reply, as_user, outcome, program};
 
 #[tokio::test]
 async fn nobody_reads_the_log_and_rows_are_delivered_all_the_same() {
@@ -42,8 +42,11 @@ async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
         .batch_execute("UPDATE relay.webhooks SET signing_secret = 'whsec_dG9wc2VjcmV0Nw=='")
         .await
         .unwrap();
+    let user = format!("logger_{}", std::process::id());
+    let role = format!("CREATE ROLE {user} LOGIN PASSWORD 'topsecret1' IN ROLE relay_daemon");
+    database.client.batch_execute(&role).await.unwrap();
+    let url = as_user(&database.url, &user, "topsecret1");
     for format in ["text", "json"] {
-        let url = database.url.replacen("postgres@", "postgres:topsecret1@", 1);
         let relay = Relay::spawn(&url, &["--log-level", "trace", "--log-format", format]);
         let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
                    VALUES (1, 1, 'topsecret8', 0, 1, 1, 1)";
@@ -57,10 +60,50 @@ async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
             assert!(!log.contains(secret), "{log}");
         }
     }
+    database.client.batch_execute(&format!("DROP ROLE {user}")).await.unwrap();
     let calls =
         "SELECT count(*) FROM relay.webhook_calls WHERE url LIKE '%topsecret4%' OR url LIKE '%topsecret5%'
                  OR request_headers::text LIKE '%topsecret%' OR error_message LIKE '%topsecret%'";
     assert_eq!(database.number(calls).await, 0);
+}
+
+#[tokio::test]
+async fn numbers_are_numbers_in_json() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|_| Reply::status(500));
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &["--log-format", "json"]);
+    database.events(1, 1).await;
+    relay.wait_for_log("call failed");
+    relay.signal(nix::sys::signal::Signal::SIGTERM);
+    relay.wait_for_log("drained");
+    let log = relay.log();
+    let line = log.lines().find(|line| line.contains("call failed")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert!(line["duration_ms"].is_u64() && line["status"] == 500, "{line}");
+}
+
+#[tokio::test]
+async fn only_the_daily_files_of_its_own_are_thrown_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = ["promptpal-relay.2024-01-14.log", "promptpal-relay.2024-01-15.log"];
+    let foreign = [
+        "promptpal-relay-audit.log",
+        "promptpal-relay.2024-01-15.log.gz",
+        "promptpal-relay.2024-01-15.audit.log",
+        "promptpal-relay.latest-one.log",
+    ];
+    for name in old.iter().chain(&foreign) {
+        fs::write(folder.path().join(name), "").unwrap();
+    }
+    let database = Database::empty().await;
+    let path = folder.path().to_str().unwrap();
+    let (code, _, err) = outcome(database.command(&["migrate", "--log-dir", path, "--log-days", "2"]));
+    assert_eq!(code, 0, "{err}");
+    assert!(foreign.iter().all(|name| folder.path().join(name).exists()));
+    // The newest old one and today's.
+    assert_eq!(old.map(|name| folder.path().join(name).exists()), [false, true]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), foreign.len() + 2);
 }
 
 #[tokio::test]
@@ -72,11 +115,19 @@ async fn the_journal_gets_priorities_and_a_file_does_not() {
         let meta = file.metadata().unwrap();
         let inode = if is_journal { meta.ino() } else { meta.ino() + 1 };
         let database = Database::empty().await;
-        let mut command = program(&["migrate"], &database.url);
-        command.env("JOURNAL_STREAM", format!("{}:{inode}", meta.dev())).stderr(file);
-        assert!(command.status().unwrap().success());
-        let log = fs::read_to_string(&path).unwrap();
-        assert_eq!(log.starts_with("<6> INFO migrated"), is_journal, "{log}");
+        let log = |arguments: &[&str]| {
+            let mut command = program(arguments, &database.url);
+            command.env("JOURNAL_STREAM", format!("{}:{inode}", meta.dev()));
+            command.stderr(file.try_clone().unwrap()).status().unwrap();
+            let log = fs::read_to_string(&path).unwrap();
+            // It goes on where the last one ended.
+            log.lines().last().unwrap().to_owned()
+        };
+        let is_error = |line: &str| line.starts_with("<3>promptpal-relay: ");
+        assert_eq!(is_error(&log(&["check"])), is_journal, "there is no schema");
+        assert_eq!(is_error(&log(&["run", "--workers", "0"])), is_journal);
+        assert_eq!(log(&["migrate"]).starts_with("<6> INFO migrated"), is_journal);
+        assert_eq!(log(&["migrate", "--log-format", "json"]).starts_with("<6>{"), is_journal);
     }
 }
 

@@ -27,7 +27,7 @@ fn value(metrics: &str, series: &str) -> Option<f64> {
 }
 
 /// Scrapes until a series has a value.
-fn until(port: u16, series: &str, wanted: impl Fn(f64) -> bool) -> String {
+pub fn until(port: u16, series: &str, wanted: impl Fn(f64) -> bool) -> String {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let (status, metrics) = get(port, "/metrics");
@@ -43,9 +43,15 @@ fn until(port: u16, series: &str, wanted: impl Fn(f64) -> bool) -> String {
 /// A relay that serves metrics, and the port.
 fn start(database: &Database, flags: &[&str]) -> (Relay, u16) {
     let relay = Relay::start(database, &[&["--metrics-listen", "0"], flags].concat());
+    let port = port(&relay);
+    (relay, port)
+}
+
+/// Where a relay serves metrics that was started with `--metrics-listen 0`.
+pub fn port(relay: &Relay) -> u16 {
     let log = relay.log();
     let address = log.lines().find_map(|line| line.split_once("metrics address=127.0.0.1:")).unwrap().1;
-    (relay, address.trim().parse().unwrap())
+    address.trim().parse().unwrap()
 }
 
 #[tokio::test]

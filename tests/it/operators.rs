@@ -1,13 +1,15 @@
 //! What operators type: status, calls, replay, send-test, each as a user of the roles it is meant for.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Database, Receiver, Relay, Reply, outcome};
+use crate::support::{Database, Receiver, Relay, Reply, as_user, connect, outcome};
 
 /// The program as a new login that is a member of these roles, and no superuser.
 async fn as_member(database: &Database, roles: &str, arguments: &[&str]) -> Command {
@@ -23,10 +25,14 @@ async fn as_member(database: &Database, roles: &str, arguments: &[&str]) -> Comm
     let name = format!("{name}_{}", roles.replace([',', ' '], ""));
     let exists = format!("SELECT count(*) FROM pg_roles WHERE rolname = '{name}'");
     if database.number(&exists).await == 0 {
-        database.client.batch_execute(&format!("CREATE ROLE {name} LOGIN IN ROLE {roles}")).await.unwrap();
+        database
+            .client
+            .batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD 'x' IN ROLE {roles}"))
+            .await
+            .unwrap();
     }
     let mut command = database.command(arguments);
-    command.env("DATABASE_URL", database.url.replacen("postgres@", &format!("{name}@"), 1));
+    command.env("DATABASE_URL", as_user(&database.url, &name, "x"));
     command
 }
 
@@ -150,6 +156,39 @@ async fn calls_follows_the_log_and_comes_back_after_a_lost_connection() {
 }
 
 #[tokio::test]
+async fn calls_follows_the_log_without_a_gap_however_many_calls_come_at_once() {
+    let (database, _receiver, _relay) = lively().await;
+    // The slow ones began long before the others that are recorded with them.
+    let record = async |first: i64, last: i64| {
+        let sql = format!(
+            "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
+                 response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip)
+             SELECT n, 9, 9, '', '', '{{}}', '', 0, false, now() - CASE WHEN n % 100 = 0 THEN 60 ELSE 0 END * interval '1 s',
+                 now(), false, true, false, '', ''
+               FROM generate_series({first}, {last}) AS n"
+        );
+        database.client.batch_execute(&sql).await.unwrap();
+    };
+    record(0, 0).await;
+    let mut command = database.command(&["calls", "--follow", "--json", "--webhook", "9"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut rows = lines
+        .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()["outbox_id"].as_i64().unwrap());
+    // It follows.
+    assert_eq!(rows.next(), Some(0));
+    record(1, 25_000).await;
+    let reader = std::thread::spawn(move || rows.take(25_000).collect::<BTreeSet<_>>());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !reader.is_finished() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    child.wait().unwrap();
+    assert_eq!(reader.join().unwrap().len(), 25_000);
+}
+
+#[tokio::test]
 async fn nobody_reads_any_more_and_it_ends_quietly() {
     let (database, _receiver, _relay) = lively().await;
     let mut command = database.command(&["calls", "--follow"]);
@@ -206,6 +245,57 @@ async fn replay_repeats_the_failed_calls_of_a_webhook_once_it_is_told_to() {
 }
 
 #[tokio::test]
+async fn replay_refuses_what_would_not_be_called() {
+    let (database, receiver, _relay) = lively().await;
+    let refused = async |says: &str| {
+        let call =
+            database.number("SELECT min(id) FROM relay.webhook_calls WHERE webhook_id = 1").await.to_string();
+        let dry = ["--webhook", "1", "--since", "1h", "--dry-run"];
+        for which in [&dry[..], &["--webhook", "1", "--since", "1h", "--yes"], &["--call", &call]] {
+            let (code, out, err) = outcome(database.command(&[&["replay"], which].concat()));
+            assert!(code == 1 && err.contains(says) && out.is_empty(), "{code} {out}{err}");
+        }
+    };
+    database.client.batch_execute("UPDATE relay.webhooks SET enabled = false WHERE id = 1").await.unwrap();
+    refused("webhook 1 is disabled").await;
+    database
+        .client
+        .batch_execute("UPDATE relay.webhooks SET enabled = true, project_id = 9 WHERE id = 1")
+        .await
+        .unwrap();
+    refused("project 1 has no webhook 1 any more").await;
+    database.client.batch_execute("DELETE FROM relay.webhooks WHERE id = 1").await.unwrap();
+    refused("project 1 has no webhook 1 any more").await;
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE replay_of IS NOT NULL").await, 0);
+    assert_eq!(receiver.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn replay_keeps_to_its_rate_after_it_was_held_up() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let _relay = Relay::start(&database, &[]);
+    database.events(1, 30).await;
+    database.all_done().await;
+    let other = connect(&database.url).await;
+    other.batch_execute("BEGIN; LOCK TABLE relay.outbox IN SHARE MODE").await.unwrap();
+    let replay = ["replay", "--webhook", "1", "--since", "1h", "--yes", "--rate", "20"];
+    let mut child = database.command(&replay).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'promptpal-relay command'
+                 AND datname = current_database() AND wait_event_type = 'Lock' AND now() > query_start + interval '1 s'";
+    database.eventually(waits).await;
+    other.batch_execute("COMMIT").await.unwrap();
+    assert!(child.wait().unwrap().success());
+    // Four at once, and the next 0.2 s later; five and more turns were missed. A busy machine may bring two close together.
+    let hasty = "SELECT count(*) FROM (
+                     SELECT created_at - lag(created_at) OVER (ORDER BY created_at) AS gap
+                       FROM (SELECT DISTINCT created_at FROM relay.outbox WHERE replay_of IS NOT NULL) AS parts) AS gaps
+                 WHERE gap < interval '0.1 s'";
+    assert!(database.number(hasty).await < 3);
+}
+
+#[tokio::test]
 async fn send_test_waits_for_the_result_and_tells_it() {
     let (database, _receiver, relay) = lively().await;
     let send = async |arguments: &[&str]| {
@@ -219,6 +309,14 @@ async fn send_test_waits_for_the_result_and_tells_it() {
     assert!(code == 1 && err.contains("failed (http_status)"), "{err}");
     let (code, _, err) = send(&["--webhook", "77"]).await;
     assert!(code == 1 && err.contains("there is no webhook 77"), "{err}");
+    // Who could not see the result sends nothing.
+    let rows = database.number("SELECT count(*) FROM relay.outbox").await;
+    let (code, _, err) = outcome(as_member(&database, "relay_app", &["send-test", "--webhook", "1"]).await);
+    assert!(code == 78 && err.contains("a member of relay_reader and of relay_app"), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox").await, rows);
+    let (code, _, err) = outcome(as_member(&database, "relay_app", &["calls"]).await);
+    assert!(code == 78 && err.contains("a member of relay_reader"), "{err}");
     relay.kill();
     let (code, _, err) = send(&["--webhook", "1", "--wait", "100ms"]).await;
     assert!(code == 1 && err.contains("not delivered after 100ms"), "{err}");

@@ -232,3 +232,106 @@ async fn while_promptpals_table_is_locked_calls_are_recorded_all_the_same() {
     other.batch_execute("COMMIT").await.unwrap();
     assert_eq!(script(&database, "uninstall", &[]).0, 0);
 }
+
+#[tokio::test]
+async fn whatever_becomes_of_promptpals_webhooks_calls_are_recorded() {
+    let database = with_tables("jsonb", "").await;
+    let gate = Gate::default();
+    let receiver = Receiver::start({
+        let gate = gate.clone();
+        move |_| {
+            gate.pass();
+            Reply::status(200)
+        }
+    });
+    add_webhook(&database, 1, &receiver.url("/")).await;
+    assert_eq!(script(&database, "install", &[]), (0, String::new()));
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let other = connect(&database.url).await;
+    other.batch_execute("BEGIN; LOCK TABLE webhooks IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    gate.open();
+    database.all_done().await;
+    other.batch_execute("COMMIT").await.unwrap();
+    // PromptPal has moved on, and nobody has run the script again.
+    for change in [
+        "ALTER TABLE webhooks RENAME id TO hook_id",
+        "ALTER TABLE webhooks RENAME TO hooks",
+        "ALTER TABLE webhook_calls RENAME TO hook_calls",
+    ] {
+        database.client.batch_execute(change).await.unwrap();
+        database.events(1, 1).await;
+        database.all_done().await;
+    }
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls WHERE succeeded").await, 4);
+    assert_eq!(database.number("SELECT count(*) FROM hook_calls").await, 0);
+    assert!(relay.log().contains("are not mirrored: canceling statement due to lock timeout"));
+}
+
+#[tokio::test]
+async fn while_the_server_has_no_room_for_the_mirror_the_record_waits_and_nothing_is_lost() {
+    let database = with_tables("jsonb", "").await;
+    let receiver = Receiver::good();
+    add_webhook(&database, 1, &receiver.url("/")).await;
+    assert_eq!(script(&database, "install", &[]), (0, String::new()));
+    let sql = "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS
+                   $$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = 'disk_full'; END $$;
+               CREATE TRIGGER no_room BEFORE INSERT ON webhook_calls FOR EACH ROW EXECUTE FUNCTION no_room()";
+    database.client.batch_execute(sql).await.unwrap();
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 3).await;
+    relay.wait_for_log("no room");
+    database.client.batch_execute("DROP TRIGGER no_room ON webhook_calls").await.unwrap();
+    database.all_done().await;
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls WHERE succeeded").await, 3);
+    assert_eq!(database.number("SELECT count(*) FROM webhook_calls").await, 3);
+    assert_eq!(receiver.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn nobody_makes_events_through_the_functions_of_the_relay() {
+    let database = with_tables("jsonb", "").await;
+    assert_eq!(script(&database, "install", &["feed=on"]), (0, String::new()));
+    let open = "SELECT count(*) FROM pg_proc p WHERE p.pronamespace = 'relay'::regnamespace
+                   AND has_function_privilege('public', p.oid, 'EXECUTE')";
+    assert_eq!(database.number(open).await, 0);
+    let sql = "BEGIN;
+               SET LOCAL ROLE relay_reader;
+               CREATE TEMPORARY TABLE mine (LIKE prompt_calls);
+               CREATE TRIGGER forge AFTER INSERT ON mine
+                   REFERENCING NEW TABLE AS new_calls FOR EACH STATEMENT EXECUTE FUNCTION relay.feed_outbox()";
+    let refused = database.client.batch_execute(sql).await.unwrap_err();
+    assert_eq!(refused.code().unwrap().code(), "42501", "{refused:?}");
+    database.client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(script(&database, "install", &[]), (0, String::new()));
+    let feed =
+        "SELECT count(*) FROM pg_proc WHERE proname = 'feed_outbox' AND pronamespace = 'relay'::regnamespace";
+    assert_eq!(database.number(feed).await, 0);
+}
+
+#[tokio::test]
+async fn promptpal_changes_the_columns_that_the_relay_does_not_need() {
+    let database = with_tables("jsonb", "").await;
+    for _ in 0..2 {
+        assert_eq!(script(&database, "install", &[]), (0, String::new()));
+        let sql = "ALTER TABLE webhooks ALTER COLUMN webhook_creator TYPE text;
+                   ALTER TABLE webhooks DROP COLUMN webhook_creator;
+                   ALTER TABLE webhooks ADD COLUMN webhook_creator bigint";
+        database.client.batch_execute(sql).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn while_the_outbox_is_locked_the_applications_insert_is_made_all_the_same() {
+    let database = with_tables("jsonb", "").await;
+    assert_eq!(script(&database, "install", &["feed=on"]), (0, String::new()));
+    let other = connect(&database.url).await;
+    other.batch_execute("BEGIN; LOCK TABLE relay.outbox IN SHARE MODE").await.unwrap();
+    let sql = "SET statement_timeout = '5s';
+               INSERT INTO prompt_calls (prompt_calls, project_calls, user_id, duration, result) VALUES (1, 1, 'u', 1, 0)";
+    database.client.batch_execute(sql).await.unwrap();
+    other.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(database.number("SELECT count(*) FROM prompt_calls").await, 1);
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox").await, 0);
+}

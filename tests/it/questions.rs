@@ -2,7 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Database, connect, repository_file};
+use promptpal_relay::cluster::Cluster;
+
+use crate::support::{Database, as_user, connect, repository_file};
+
+fn questions(readme: &str) -> Vec<&str> {
+    let (_, questions) = readme.split_once("## Ten questions").unwrap();
+    let questions = questions.split_once("\n## ").unwrap().0;
+    questions.split("```sql\n").skip(1).map(|part| part.split_once("```").unwrap().0).collect()
+}
 
 #[tokio::test]
 async fn the_questions_of_the_readme_are_answered_without_reading_whole_tables() {
@@ -29,14 +37,11 @@ async fn the_questions_of_the_readme_are_answered_without_reading_whole_tables()
         database.client.query(large, &[]).await.unwrap().iter().map(|row| row.get::<_, String>(0)).collect();
     assert!(large.contains("outbox") && large.len() > 6, "{large:?}");
     let readme = repository_file("README.md");
-    let (_, questions) = readme.split_once("## Ten questions").unwrap();
-    let questions = questions.split_once("\n## ").unwrap().0;
-    let questions: Vec<&str> =
-        questions.split("```sql\n").skip(1).map(|part| part.split_once("```").unwrap().0).collect();
+    let questions = questions(&readme);
     assert_eq!(questions.len(), 10);
     let role = format!("asker_{}", std::process::id());
-    run(&format!("CREATE ROLE {role} LOGIN IN ROLE relay_reader, relay_app")).await;
-    let asker = connect(&database.url.replacen("postgres@", &format!("{role}@"), 1)).await;
+    run(&format!("CREATE ROLE {role} LOGIN PASSWORD 'x' IN ROLE relay_reader, relay_app")).await;
+    let asker = connect(&as_user(&database.url, &role, "x")).await;
     for question in questions {
         asker.batch_execute("BEGIN").await.unwrap();
         let plan = asker.query(&format!("EXPLAIN (ANALYZE) {question}"), &[]).await;
@@ -54,4 +59,38 @@ async fn the_questions_of_the_readme_are_answered_without_reading_whole_tables()
     drop(asker);
     database.eventually(&format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = '{role}'")).await;
     run(&format!("DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn whoever_keeps_vacuum_from_cleaning_up_is_found_also_by_who_may_not_see_all() {
+    let mut primary = Cluster::start(&[]).unwrap();
+    let standby = primary.standby().unwrap();
+    let database = Database::on(&primary.url("postgres")).await;
+    let on_standby = connect(&standby.url("postgres")).await;
+    for setting in ["hot_standby_feedback = on", "wal_receiver_status_interval = 1"] {
+        on_standby.batch_execute(&format!("ALTER SYSTEM SET {setting}")).await.unwrap();
+    }
+    on_standby.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    // It has written, and does nothing any more.
+    let idle = connect(&database.url).await;
+    idle.batch_execute("BEGIN; CREATE TABLE of_a_session ()").await.unwrap();
+    database.client.batch_execute("CREATE ROLE reader LOGIN IN ROLE relay_reader").await.unwrap();
+    let feeds = "SELECT count(*) > 0 FROM pg_stat_replication WHERE backend_xmin IS NOT NULL";
+    database.eventually(feeds).await;
+    let readme = repository_file("README.md");
+    let question = questions(&readme)[8];
+    let session = async |condition: &str| {
+        let sql = format!("SELECT 'session ' || pid FROM pg_stat_activity WHERE {condition}");
+        database.client.query_one(&sql, &[]).await.unwrap().get::<_, String>(0)
+    };
+    let wanted =
+        [session("backend_type = 'walsender'").await, session("state = 'idle in transaction'").await];
+    for asker in
+        [connect(&database.url).await, connect(&database.url.replacen("postgres@", "reader@", 1)).await]
+    {
+        let answer = asker.query(question, &[]).await.unwrap();
+        let who: Vec<&str> = answer.iter().map(|row| row.get(0)).collect();
+        assert!(wanted.iter().all(|session| who.contains(&session.as_str())), "{who:?} {wanted:?}");
+        assert!(answer.iter().all(|row| row.get::<_, Option<&str>>(1).is_some_and(|what| !what.is_empty())));
+    }
 }

@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 use promptpal_relay::cluster::{Cluster, Stop};
 use promptpal_relay::store::Role;
 
+use crate::monitoring;
 use crate::support::{Database, Gate, Network, Receiver, Relay, Reply, connect};
 
 /// A receiver whose answers wait at a gate.
@@ -259,6 +260,71 @@ async fn a_frozen_relay_records_nothing_for_rows_that_a_peer_took() {
     );
     database.eventually(&back).await;
     frozen.wait_for_log("nothing recorded");
+    assert_eq!(outcomes(&database).await, [(true, true)]);
+}
+
+#[tokio::test]
+async fn a_row_that_was_taken_from_a_relay_and_came_back_has_one_record_and_is_marked() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    let good = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    database.webhook(2, &good.url("/")).await;
+    let flags = ["--timeout", "1h", "--metrics-listen", "0"];
+    let mut relays = vec![Relay::start(&database, &flags), Relay::start(&database, &flags)];
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let (first, peers) = busy(&database, relays).await;
+    first.signal(Signal::SIGSTOP);
+    cut_off(&database).await;
+    receiver.wait_for(2);
+    first.signal(Signal::SIGCONT);
+    first.wait_for_log("found Postgres again");
+    // Its call is in flight all the while.
+    relays = peers;
+    relays.pop().unwrap().kill();
+    receiver.wait_for(3);
+    // A commit that waits for the log's lock: what ends meanwhile is in the next one, both results of the first relay.
+    let mut reader = connect(&database.url).await;
+    let lock = reader.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE relay.webhook_calls IN SHARE MODE").await.unwrap();
+    database.events(2, 1).await;
+    database.eventually(COMMIT_WAITS).await;
+    gate.open();
+    monitoring::until(monitoring::port(&first), "promptpal_relay_calls_running", |running| running == 0.0);
+    lock.rollback().await.unwrap();
+    database.all_done().await;
+    first.wait_for_log("nothing recorded");
+    assert_eq!(outcomes(&database).await, [(true, true), (true, false)]);
+}
+
+/// A finish waits for a lock.
+const COMMIT_WAITS: &str = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+    AND application_name = 'promptpal-relay finish' AND wait_event_type = 'Lock')";
+
+#[tokio::test]
+async fn a_takeover_that_a_crash_of_the_server_loses_repeats_no_call() {
+    let mut cluster = Cluster::start(&[]).unwrap();
+    let database = Database::on(&cluster.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let killed = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    killed.kill();
+    let relay = Relay::start(&database, &[]);
+    receiver.wait_for(2);
+    relay.signal(Signal::SIGSTOP);
+    cluster.halt(Stop::Immediate);
+    cluster.boot().unwrap();
+    let database = database.reconnect().await;
+    // The crash may lose the claim, which is not flushed; here it has.
+    database.client.batch_execute("UPDATE relay.outbox SET claimed_by = 1").await.unwrap();
+    relay.signal(Signal::SIGCONT);
+    relay.wait_for_log("found Postgres again");
+    gate.open();
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 2);
     assert_eq!(outcomes(&database).await, [(true, true)]);
 }
 
@@ -571,6 +637,75 @@ async fn told_to_stop_while_postgres_is_away_it_does_not_wait_for_ever() {
 }
 
 #[tokio::test]
+async fn a_drain_does_not_wait_for_who_has_the_outbox_locked() {
+    let database = Database::new().await;
+    let mut relay = Relay::start(&database, &["--timeout", "1s", "--poll-interval", "100ms"]);
+    let mut reader = connect(&database.url).await;
+    let lock = reader.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE relay.outbox IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let claim_waits = COMMIT_WAITS.replace("finish", "claim");
+    database.eventually(&claim_waits).await;
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(1), "{}", relay.log());
+    assert!(relay.log().contains("will be posted again: 0"), "{}", relay.log());
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_disk_that_is_full() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    fill_disk(&database).await;
+    let mut relay = Relay::start(&database, &["--timeout", "1s"]);
+    database.events(1, 1).await;
+    relay.wait_for_log("could not extend file");
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(1), "{}", relay.log());
+    assert!(relay.log().contains("will be posted again: 1"), "{}", relay.log());
+    // And so it is.
+    database.client.batch_execute("DROP TRIGGER full_disk ON relay.webhook_calls").await.unwrap();
+    let _next = Relay::start(&database, &[]);
+    database.all_done().await;
+    assert_eq!(outcomes(&database).await, [(true, true)]);
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_row_that_has_begun_begins_at_once_when_it_stops() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|_| Reply::Never);
+    for _ in 0..8 {
+        database.webhook(1, &receiver.url("/")).await;
+    }
+    let mut relay = Relay::start(&database, &["--timeout", "5s", "--workers", "2"]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(0), "{}", relay.log());
+    let all_at_once =
+        "SELECT count(*) = 8 AND max(start_time) < min(end_time) FROM relay.webhook_calls WHERE is_timeout";
+    database.eventually(all_at_once).await;
+}
+
+#[tokio::test]
+async fn rows_that_nobody_is_called_for_are_not_claimed_without_end() {
+    let database = Database::new().await;
+    let mut reader = connect(&database.url).await;
+    let lock = reader.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE relay.webhook_calls IN SHARE MODE").await.unwrap();
+    database.events(1, 20_000).await;
+    let _relay = Relay::start(&database, &[]);
+    // It has not claimed for a while although there is more.
+    let rests = "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database()
+                 AND application_name = 'promptpal-relay claim' AND state_change < clock_timestamp() - interval '500 ms'";
+    database.eventually(COMMIT_WAITS).await;
+    database.eventually(rests).await;
+    let claimed = database.number("SELECT count(claimed_by) FROM relay.outbox").await;
+    assert!(claimed < 5000, "{claimed}");
+    lock.rollback().await.unwrap();
+    database.all_done().await;
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let database = Database::new().await;
     let (receiver, _gate) = gated();
@@ -644,20 +779,20 @@ async fn a_record_that_postgres_refuses_does_not_hold_up_the_others() {
     assert_eq!(bad[0].get::<_, Option<i32>>("status_code"), Some(200), "what can be kept is kept");
 }
 
+/// From now on nothing can be added to the call log, until the trigger is dropped.
+async fn fill_disk(database: &Database) {
+    let sql = "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+                   'BEGIN RAISE EXCEPTION ''could not extend file'' USING ERRCODE = ''disk_full''; END';
+               CREATE TRIGGER full_disk BEFORE INSERT ON relay.webhook_calls FOR EACH ROW EXECUTE FUNCTION full_disk()";
+    database.client.batch_execute(sql).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_full_disk_makes_it_try_the_commit_again_and_never_the_post() {
     let database = Database::new().await;
     let receiver = Receiver::good();
     database.webhook(1, &receiver.url("/")).await;
-    database
-        .client
-        .batch_execute(
-            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
-                 'BEGIN RAISE EXCEPTION ''could not extend file'' USING ERRCODE = ''disk_full''; END';
-             CREATE TRIGGER full_disk BEFORE INSERT ON relay.webhook_calls FOR EACH ROW EXECUTE FUNCTION full_disk()",
-        )
-        .await
-        .unwrap();
+    fill_disk(&database).await;
     let relay = Relay::start(&database, &[]);
     database.events(1, 3).await;
     relay.wait_for_log("could not extend file");

@@ -7,23 +7,23 @@ use promptpal_relay::{config, retention};
 
 use clap::Parser;
 
-use crate::support::{Database, Receiver, Relay, connect};
+use crate::support::{Database, Receiver, Relay, connect, outcome};
 
 const DAY: Duration = Duration::from_secs(86400);
 
 /// What an instance that does the retention has.
 const RETENTION_LOCK: &str = "SELECT pg_advisory_lock(1886415989, 0)";
 
-/// One run of the retention: 30 days of calls, a day of the outbox.
-async fn run(database: &Database) -> promptpal_relay::error::Result<bool> {
+/// Tries one run of the retention: 30 days of calls, a day of the outbox. False when somebody else is at it.
+async fn try_run(database: &Database) -> bool {
     let cli = Cli::try_parse_from(["promptpal-relay", "--database-url", &database.url, "migrate"]).unwrap();
-    retention::run(&config::database(&cli.global).unwrap(), DAY * 30, DAY).await
+    retention::run(&config::database(&cli.global).unwrap(), DAY * 30, DAY).await.unwrap()
 }
 
-/// The same, as soon as nobody else is at it.
-async fn run_in_turn(database: &Database) {
+/// One run, as soon as nobody else is at it: also the session of the run before ends a moment after it.
+async fn run(database: &Database) {
     for _ in 0..1000 {
-        if run(database).await.unwrap() {
+        if try_run(database).await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -73,13 +73,13 @@ async fn partitions_are_made_a_week_ahead_and_dropped_after_their_time() {
         make(&database, days).await;
     }
     calls(&database, 3, "now() - interval '100 days'").await;
-    assert!(run(&database).await.unwrap());
+    run(&database).await;
     assert_eq!(partitions(&database, 0, 7).await, 8);
     // A day goes when all of it is 30 days old, the oldest first, one a run.
     assert_eq!(partitions(&database, -400, -31).await, 2);
     for left in [1, 0, 0] {
         assert_eq!(partitions(&database, -400, -100).await, 0);
-        assert!(run(&database).await.unwrap());
+        run(&database).await;
         assert_eq!(partitions(&database, -400, -31).await, left);
     }
     assert_eq!(partitions(&database, -30, -1).await, 2);
@@ -105,7 +105,7 @@ async fn a_missing_partition_loses_no_log_and_gets_what_came_before_it() {
     // The clock was wrong for a while.
     calls(&database, 2, "now() + interval '1 year'").await;
     calls(&database, 7000, "now() - interval '1 year'").await;
-    run_in_turn(&database).await;
+    run(&database).await;
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls_default").await, 2);
     assert_eq!(database.number(&format!("SELECT count(*) FROM relay.{today}")).await, 5);
 }
@@ -126,7 +126,7 @@ async fn records_that_have_nowhere_to_go_wait_until_the_default_partition_is_the
     relay.wait_for_log("no partition of relation");
     assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NOT NULL").await, 0);
     drop(other);
-    run_in_turn(&database).await;
+    run(&database).await;
     database.all_done().await;
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls WHERE succeeded").await, 3);
     assert_eq!(receiver.requests().len(), 3);
@@ -143,7 +143,7 @@ async fn too_many_calls_of_a_day_without_partition_stay_where_they_are() {
         .await
         .unwrap();
     calls(&database, 10_001, "now()").await;
-    assert!(run(&database).await.unwrap());
+    run(&database).await;
     assert_eq!(partitions(&database, 0, 0).await, 0);
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls_default").await, 10_001);
     assert_eq!(partitions(&database, 1, 7).await, 7);
@@ -165,7 +165,7 @@ async fn what_a_dba_made_or_took_away_is_left_alone() {
     );
     database.client.batch_execute(&sql).await.unwrap();
     make(&database, -50).await;
-    assert!(run(&database).await.unwrap());
+    run(&database).await;
     assert_eq!(partitions(&database, 0, 2).await, 0);
     assert_eq!(partitions(&database, 3, 7).await, 5);
     assert_eq!(partitions(&database, -60, -1).await, 0);
@@ -183,6 +183,86 @@ async fn what_a_dba_made_or_took_away_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_partition_that_cannot_be_dropped_keeps_no_other() {
+    let database = Database::new().await;
+    for days in [-60, -59, -58, -57] {
+        make(&database, days).await;
+    }
+    let (seen, moved) = (partition(&database, -60).await, partition(&database, -59).await);
+    let sql = format!(
+        "CREATE VIEW a_day AS SELECT * FROM relay.{seen};
+         CREATE SCHEMA archive;
+         ALTER TABLE relay.{moved} SET SCHEMA archive"
+    );
+    database.client.batch_execute(&sql).await.unwrap();
+    for left in [3, 2, 2] {
+        run(&database).await;
+        assert_eq!(partitions(&database, -60, -1).await, left);
+    }
+    database.client.batch_execute("DROP VIEW a_day").await.unwrap();
+    run(&database).await;
+    assert_eq!(partitions(&database, -60, -1).await, 1);
+}
+
+#[tokio::test]
+async fn a_partition_goes_by_what_it_has_not_by_its_name() {
+    let database = Database::new().await;
+    let (wide, old, open) =
+        (partition(&database, -40).await, partition(&database, -45).await, partition(&database, -3000).await);
+    let at = |days: i64| {
+        format!("(date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + interval '{days} days')")
+    };
+    let sql = format!(
+        "CREATE TABLE relay.{wide} PARTITION OF relay.webhook_calls FOR VALUES FROM ({}) TO ({});
+         CREATE TABLE relay.{old} PARTITION OF relay.webhook_calls FOR VALUES FROM ({}) TO ({});
+         CREATE TABLE relay.{open} PARTITION OF relay.webhook_calls FOR VALUES FROM (MINVALUE) TO ({});
+         CREATE TABLE relay.webhook_calls_99999999 PARTITION OF relay.webhook_calls FOR VALUES FROM ({}) TO (MAXVALUE)",
+        at(-40), at(-10), at(-45), at(-42), at(-45), at(100)
+    );
+    database.client.batch_execute(&sql).await.unwrap();
+    calls(&database, 1, "now() - interval '11 days'").await;
+    for _ in 0..3 {
+        run(&database).await;
+    }
+    assert_eq!(partitions(&database, -3000, -1).await, 1);
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls").await, 1);
+}
+
+#[tokio::test]
+async fn partitions_are_of_utc_days_whatever_is_set_in_the_database() {
+    let database = Database::empty().await;
+    for setting in ["standard_conforming_strings = off", "DateStyle = 'German'", "TimeZone = 'Asia/Shanghai'"]
+    {
+        let name: String =
+            database.client.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
+        database.client.batch_execute(&format!("ALTER DATABASE {name} SET {setting}")).await.unwrap();
+    }
+    let (code, _, err) = outcome(database.command(&["migrate"]));
+    assert_eq!(code, 0, "{err}");
+    let (code, script, _) = outcome(database.command(&["migrate", "--print"]));
+    assert_eq!(code, 0);
+    let session = connect(&database.url).await;
+    // Of a session with these settings: also what is printed, and what a DBA calls.
+    let sql = "DROP SCHEMA relay CASCADE";
+    session.batch_execute(sql).await.unwrap();
+    session.batch_execute(&script).await.unwrap();
+    session
+        .batch_execute("SELECT relay.make_call_partition((now() AT TIME ZONE 'UTC')::date - 50)")
+        .await
+        .unwrap();
+    let sql = "SELECT relay.url_problem('https://[::1]:1/') || relay.url_problem('https://a%20b/')";
+    let problems: String = session.query_one(sql, &[]).await.unwrap().get(0);
+    assert!(problems.contains("::1 may not be called") && problems.contains("no host has"), "{problems}");
+    let sql = "SET DateStyle = 'ISO'; SET TimeZone = 'UTC'; SET standard_conforming_strings = on";
+    session.batch_execute(sql).await.unwrap();
+    let whole = "SELECT count(*) FROM pg_class WHERE relispartition AND relnamespace = 'relay'::regnamespace AND relkind = 'r'
+                 AND pg_get_expr(relpartbound, oid) ~ 'FROM .''[-0-9]+ 00:00:00.00''. TO .''[-0-9]+ 00:00:00.00''.'";
+    assert_eq!(session.query_one(whole, &[]).await.unwrap().get::<_, i64>(0), 9);
+    run(&database).await;
+    assert_eq!(partitions(&database, -60, -1).await, 0);
+}
+
+#[tokio::test]
 async fn a_report_holds_up_the_dropping_and_nothing_else() {
     let database = Database::new().await;
     let receiver = Receiver::good();
@@ -196,7 +276,7 @@ async fn a_report_holds_up_the_dropping_and_nothing_else() {
     database.events(1, 100).await;
     database.all_done().await;
     report.batch_execute("COMMIT").await.unwrap();
-    assert!(run(&database).await.unwrap());
+    run(&database).await;
     assert_eq!(partitions(&database, -60, -1).await, 0);
 }
 
@@ -205,9 +285,9 @@ async fn one_of_several_instances_does_it() {
     let database = Database::new().await;
     let other = connect(&database.url).await;
     other.batch_execute(RETENTION_LOCK).await.unwrap();
-    assert!(!run(&database).await.unwrap());
+    assert!(!try_run(&database).await);
     drop(other);
-    run_in_turn(&database).await;
+    run(&database).await;
 }
 
 #[tokio::test]
@@ -229,7 +309,7 @@ async fn done_rows_go_after_their_time_and_others_stay() {
                UPDATE relay.outbox SET created_at = now() - interval '3 days', done_at = now() - interval '25 hours' WHERE id = 9000000000001;
                UPDATE relay.outbox SET done_at = now() WHERE id = 9000000000002";
     database.client.batch_execute(sql).await.unwrap();
-    assert!(run(&database).await.unwrap());
+    run(&database).await;
     // Pending ones of any age, and the one that was done within the day.
     assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NULL").await, 30);
     let left = "SELECT count(*) FROM relay.outbox WHERE id IN (9000000000000, 9000000000002)";

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::support::{Database, outcome, program};
+use crate::support::{Database, as_user, connect, outcome, program};
 
 #[tokio::test]
 async fn migrate_can_be_repeated() {
@@ -79,20 +79,58 @@ async fn run_refuses_a_schema_that_is_not_its_own() {
 }
 
 #[tokio::test]
-async fn every_table_view_and_column_has_a_comment() {
+async fn the_printed_sql_refuses_a_schema_that_is_not_its_own() {
+    let database = Database::new().await;
+    let (_, script, _) = outcome(database.command(&["migrate", "--print"]));
+    for (change, says) in [
+        ("INSERT INTO relay.migrations VALUES (2, 'future', '')", "newer"),
+        (
+            "DELETE FROM relay.migrations WHERE version = 2; UPDATE relay.migrations SET checksum = 'x'",
+            "checksum",
+        ),
+    ] {
+        database.client.batch_execute(change).await.unwrap();
+        let refused = database.client.batch_execute(&script).await.unwrap_err();
+        assert!(refused.as_db_error().unwrap().message().contains(says), "{refused:?}");
+        database.client.batch_execute("ROLLBACK").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn migrate_tells_what_it_waits_for() {
+    let database = Database::empty().await;
+    let other = connect(&database.url).await;
+    database.client.batch_execute("CREATE SCHEMA relay").await.unwrap();
+    other.batch_execute("BEGIN; CREATE TABLE relay.outbox ()").await.unwrap();
+    let child = database.command(&["migrate"]).stderr(Stdio::piped()).spawn().unwrap();
+    let waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+                 AND now() > query_start + interval '3 s'";
+    database.eventually(waits).await;
+    other.batch_execute("ROLLBACK").await.unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("applying migration 1 (schema): not done after "), "{told}");
+    assert!(output.status.success(), "{told}");
+}
+
+#[tokio::test]
+async fn every_table_view_column_function_and_role_has_a_comment() {
     let database = Database::new().await;
     let sql = "
         SELECT coalesce(string_agg(thing, ', '), '') FROM (
             SELECT c.oid::regclass::text AS thing FROM pg_class c
              WHERE c.relnamespace = 'relay'::regnamespace AND c.relkind IN ('r', 'p', 'v')
-               AND NOT c.relispartition AND obj_description(c.oid) IS NULL
+               AND obj_description(c.oid) IS NULL
             UNION ALL
             SELECT c.oid::regclass || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-             WHERE c.relnamespace = 'relay'::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0
+             WHERE c.relnamespace = 'relay'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND a.attnum > 0
                AND NOT c.relispartition AND col_description(c.oid, a.attnum) IS NULL
             UNION ALL
             SELECT p.oid::regprocedure::text FROM pg_proc p
              WHERE p.pronamespace = 'relay'::regnamespace AND obj_description(p.oid) IS NULL
+            UNION ALL
+            SELECT r.rolname::text FROM pg_roles r
+             WHERE r.rolname IN ('relay_app', 'relay_daemon', 'relay_reader') AND shobj_description(r.oid, 'pg_authid') IS NULL
         ) AS bare";
     let bare: String = database.client.query_one(sql, &[]).await.unwrap().get(0);
     assert_eq!(bare, "");
@@ -136,12 +174,16 @@ async fn check_as_a_member_of_relay_daemon_finds_all_it_needs_and_names_what_is_
         database.client.query_one("SELECT current_database()::text", &[]).await.unwrap().get::<_, String>(0)
     );
     database.client.batch_execute(&format!("CREATE ROLE {user} LOGIN PASSWORD 'x'")).await.unwrap();
-    let url = database.url.replacen("postgres@", &format!("{user}:x@"), 1);
+    let url = as_user(&database.url, &user, "x");
     let (code, stdout, stderr) = outcome(program(&["check"], &url));
     assert_eq!(code, 78, "{stdout}{stderr}");
     database.client.batch_execute(&format!("GRANT relay_daemon TO {user}")).await.unwrap();
     let (code, stdout, stderr) = outcome(program(&["check"], &url));
     assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(!stdout.contains("row security"), "{stdout}");
+    database.client.batch_execute("ALTER TABLE relay.outbox ENABLE ROW LEVEL SECURITY").await.unwrap();
+    let (code, stdout, stderr) = outcome(program(&["check"], &url));
+    assert!(code == 0 && stdout.contains("warning  row security   relay.outbox"), "{stdout}{stderr}");
     database.client.batch_execute("REVOKE UPDATE (parked) ON relay.outbox FROM relay_daemon").await.unwrap();
     let (code, stdout, _) = outcome(program(&["check"], &url));
     assert_eq!(code, 78);

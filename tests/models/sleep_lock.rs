@@ -4,6 +4,8 @@
 //! transaction ends, and notifies at commit when it could not have it. A relay is `src/wake.rs` with the claiming loop
 //! of `src/relay.rs`: look, try the lock exclusively (`sql/queries/try_sleep.sql`), look once more, sleep; awake with
 //! something in hand it frees the lock (`wake_up.sql`). While a peer has the lock it sleeps, too (`peer_sleeps.sql`).
+//! One that has all that it can do frees the lock and does not look until a place is free; those who slept because it
+//! did, it tells.
 //! A notification reaches every session that listens, some time after the commit.
 //!
 //! Left out: the poll timer, ids (a look after a notification and the last look begin at the oldest row), deaths.
@@ -23,6 +25,8 @@ enum Sign {
     /// A row that inserters read, as many have tried. Wrong: an inserter that read it before commits after the last
     /// look.
     Flag,
+    /// The lock, and whoever has all that it can do tells nobody. Wrong: a peer sleeps because it did.
+    Silence,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +52,10 @@ enum Next {
     Rest,
     /// Waits for a notification; a dozing one for its timer, too.
     Wait,
+    /// Has all that it can do, and tells the others.
+    Tell,
+    /// Has told them.
+    Full,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +66,8 @@ struct Relay {
     sent: bool,
     /// Has come, and is not acted upon yet.
     notified: bool,
+    /// It has freed the lock, and not told the others since.
+    freed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -81,6 +91,9 @@ enum Action {
     Timer(usize),
     /// An event of the relay's own (a call has ended): it looks.
     Other(usize),
+    /// Instead of a look: there is no place.
+    Fill(usize),
+    Tell(usize),
 }
 
 struct SleepLock {
@@ -103,7 +116,8 @@ impl Model for SleepLock {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        let relay = Relay { state: State::Awake, next: Next::Look, sent: false, notified: false };
+        let relay =
+            Relay { state: State::Awake, next: Next::Look, sent: false, notified: false, freed: false };
         vec![World {
             inserters: [(Inserter::Idle, TRANSACTIONS), (Inserter::Idle, TRANSACTIONS)],
             relays: [relay.clone(), relay],
@@ -124,7 +138,7 @@ impl Model for SleepLock {
                 actions.push(Action::Deliver(n));
             }
             match relay.next {
-                Next::Look => actions.push(Action::Look(n)),
+                Next::Look => actions.extend([Action::Look(n), Action::Fill(n)]),
                 Next::Rest => actions.push(Action::Rest(n)),
                 Next::Wait => {
                     actions.push(Action::Other(n));
@@ -135,6 +149,8 @@ impl Model for SleepLock {
                         actions.push(Action::Timer(n));
                     }
                 }
+                Next::Tell => actions.push(Action::Tell(n)),
+                Next::Full => actions.push(Action::Other(n)),
             }
         }
     }
@@ -161,7 +177,7 @@ impl Model for SleepLock {
             Action::Look(n) => {
                 if world.rows > 0 {
                     next.rows = 0;
-                    next.relays[n].state = State::Awake;
+                    next.relays[n].rouse();
                 }
                 next.relays[n].next = Next::Rest;
             }
@@ -171,6 +187,16 @@ impl Model for SleepLock {
                 next.relays[n].look();
             }
             Action::Timer(n) | Action::Other(n) => next.relays[n].look(),
+            Action::Fill(n) => {
+                next.relays[n].rouse();
+                let tells = next.relays[n].freed && self.sign != Sign::Silence;
+                next.relays[n].next = if tells { Next::Tell } else { Next::Full };
+            }
+            Action::Tell(n) => {
+                next.relays.iter_mut().for_each(|relay| relay.sent = true);
+                next.relays[n].freed = false;
+                next.relays[n].next = Next::Full;
+            }
         }
         Some(next)
     }
@@ -184,7 +210,10 @@ impl Model for SleepLock {
                         && !relay.sent
                         && !relay.notified
                 };
-                world.rows == 0 || !world.relays.iter().all(sleeps)
+                let full = |relay: &Relay| relay.next == Next::Full;
+                world.rows == 0
+                    || !world.relays.iter().any(sleeps)
+                    || !world.relays.iter().all(|relay| sleeps(relay) || full(relay))
             }),
             Property::sometimes("both sleep", |_, world: &World| {
                 world.relays.iter().all(|relay| {
@@ -203,7 +232,7 @@ impl SleepLock {
         match relay.state {
             State::Awake | State::Dozing => {
                 let free = match self.sign {
-                    Sign::Lock => !world.shared() && !peer_sleeps,
+                    Sign::Lock | Sign::Silence => !world.shared() && !peer_sleeps,
                     Sign::Flag => !peer_sleeps,
                 };
                 if free {
@@ -220,6 +249,12 @@ impl SleepLock {
 }
 
 impl Relay {
+    /// `Wake::rouse`.
+    fn rouse(&mut self) {
+        self.freed |= self.state == State::Asleep;
+        self.state = State::Awake;
+    }
+
     /// What `Wake::rest` does when the waiting is over.
     fn look(&mut self) {
         if self.state == State::PeerSleeps {
@@ -240,5 +275,11 @@ fn with_the_lock_nobody_sleeps_while_a_row_waits() {
 #[test]
 fn with_a_flag_somebody_does() {
     let checker = SleepLock { sign: Sign::Flag }.checker().spawn_bfs().join();
+    checker.assert_any_discovery("nobody sleeps while a row waits");
+}
+
+#[test]
+fn with_a_full_one_that_tells_nobody_somebody_does() {
+    let checker = SleepLock { sign: Sign::Silence }.checker().spawn_bfs().join();
     checker.assert_any_discovery("nobody sleeps while a row waits");
 }

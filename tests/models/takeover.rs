@@ -5,7 +5,9 @@
 //! lock and listing in one statement), adopts what it has in hand (`adopt.sql`) and ends its older epochs
 //! (`retire.sql`); it looks at the others' locks and buries (`bury.sql`), claims with the list of the dead that it read
 //! then (`claim.sql`), posts, and finishes with its guard (`finish.sql`). A session can be lost at any moment, and its
-//! lock with it; a process can die. A frozen one is one that does nothing for a while.
+//! lock with it; a process can die. A frozen one is one that does nothing for a while. A call that is in flight when its
+//! row is found to be lost goes on, and its result comes at some time, perhaps when the process has claimed the row anew.
+//! A finish that was on its way when its session was lost may still run, and nobody gets its answer.
 //!
 //! Left out: times (a free lock is looked at twice, calls do not start late), so that the promise about records holds
 //! without them; more than one row, for rows do not depend on each other.
@@ -27,6 +29,8 @@ enum Variant {
     /// Rows of epochs that are not in the list of the living are claimed: an instance that registered after that list
     /// was read is not in it.
     Living,
+    /// A result is recorded under the claim that the process has on the row when it comes, not the one that made it.
+    ByRow,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +58,10 @@ struct Process {
     /// All that it ever had.
     epochs: Vec<usize>,
     in_hand: Option<InHand>,
+    /// A lost one whose call has been made, and whose result has not come yet.
+    lost: Option<InHand>,
+    /// What a finish on a session that is gone was to record.
+    unanswered: Option<InHand>,
     /// The epochs whose rows it may take over, or with the wrong variant the living, as it last read them.
     list: Vec<usize>,
 }
@@ -83,7 +91,13 @@ enum Action {
     Claim(usize),
     Post(usize),
     Finish(usize),
+    /// The result of a lost claim comes.
+    FinishLost(usize),
+    /// A finish runs whose session is gone.
+    FinishUnanswered(usize),
     Lose(usize),
+    /// The same, with a finish on its way.
+    LoseFinishing(usize),
     Die(usize),
 }
 
@@ -92,6 +106,16 @@ struct Takeover {
 }
 
 impl Takeover {
+    /// `finish.sql`.
+    fn finish(&self, world: &mut World, row: &InHand) {
+        let ours = world.claimed_by == Some(row.epoch) && !world.done;
+        if ours || self.variant == Variant::NoGuard {
+            world.done = true;
+            world.records += 1;
+            world.repeated = row.repeated;
+        }
+    }
+
     /// What `process` would claim with its list.
     fn claimable(&self, world: &World, process: &Process) -> bool {
         !world.done
@@ -116,6 +140,8 @@ impl Model for Takeover {
             adopts: false,
             epochs: Vec::new(),
             in_hand: None,
+            lost: None,
+            unanswered: None,
             list: Vec::new(),
         };
         vec![World {
@@ -141,12 +167,18 @@ impl Model for Takeover {
                 // With the session lost, too: a thread may be about to.
                 actions.push(Action::Post(n));
             }
+            if process.unanswered.is_some() {
+                actions.push(Action::FinishUnanswered(n));
+            }
             if process.epoch.is_none() {
                 actions.push(Action::Register(n));
                 continue;
             }
             if world.losses < LOSSES {
                 actions.push(Action::Lose(n));
+                if process.in_hand.as_ref().is_some_and(|row| row.posted) && !process.adopts {
+                    actions.push(Action::LoseFinishing(n));
+                }
             }
             if process.adopts {
                 actions.push(Action::Adopt(n));
@@ -157,6 +189,9 @@ impl Model for Takeover {
                 if !state.dead && !state.locked {
                     actions.push(Action::Bury(n, epoch));
                 }
+            }
+            if process.lost.is_some() {
+                actions.push(Action::FinishLost(n));
             }
             match &process.in_hand {
                 None if self.claimable(world, process) => actions.push(Action::Claim(n)),
@@ -184,9 +219,10 @@ impl Model for Takeover {
                     if !world.done && world.claimed_by.is_some_and(mine) {
                         next.claimed_by = Some(new);
                         row.epoch = new;
-                    } else if !row.posted {
-                        // Somebody else's by now: its calls are not begun.
-                        process.in_hand = None;
+                    } else {
+                        // Somebody else's by now: its call is not begun, or gives a result that is nobody's.
+                        process.lost =
+                            process.in_hand.take().filter(|row| row.posted).or(process.lost.take());
                     }
                 }
                 for epoch in process.epochs.iter().filter(|epoch| **epoch != new) {
@@ -220,14 +256,25 @@ impl Model for Takeover {
             }
             Action::Finish(n) => {
                 let row = next.processes[n].in_hand.take()?;
-                let ours = world.claimed_by == Some(row.epoch) && !world.done;
-                if ours || self.variant == Variant::NoGuard {
-                    next.done = true;
-                    next.records += 1;
-                    next.repeated = row.repeated;
+                self.finish(&mut next, &row);
+            }
+            Action::FinishLost(n) => {
+                let row = next.processes[n].lost.take()?;
+                if self.variant == Variant::ByRow
+                    && let Some(held) = next.processes[n].in_hand.take()
+                {
+                    self.finish(&mut next, &InHand { epoch: held.epoch, ..row });
                 }
             }
-            Action::Lose(n) => {
+            Action::FinishUnanswered(n) => {
+                let row = next.processes[n].unanswered.take()?;
+                self.finish(&mut next, &row);
+            }
+            Action::Lose(n) | Action::LoseFinishing(n) => {
+                if let Action::LoseFinishing(_) = action {
+                    let process = &mut next.processes[n];
+                    process.unanswered.clone_from(&process.in_hand);
+                }
                 next.losses += 1;
                 let epoch = next.processes[n].epoch.take()?;
                 next.epochs[epoch].locked = false;
@@ -240,6 +287,7 @@ impl Model for Takeover {
                     next.epochs[epoch].locked = false;
                 }
                 next.processes[n].in_hand = None;
+                next.processes[n].lost = None;
             }
         }
         // What does not change anything is no step.
@@ -267,7 +315,7 @@ impl Model for Takeover {
                 let mut actions = Vec::new();
                 model.actions(world, &mut actions);
                 let goes_on = actions.into_iter().any(|action| {
-                    !matches!(action, Action::Die(_) | Action::Lose(_))
+                    !matches!(action, Action::Die(_) | Action::Lose(_) | Action::LoseFinishing(_))
                         && model.next_state(world, action).is_some()
                 });
                 world.done || goes_on
@@ -281,6 +329,9 @@ impl Model for Takeover {
                             .as_ref()
                             .is_some_and(|row| row.posted && world.claimed_by != Some(row.epoch))
                     })
+            }),
+            Property::sometimes("a row comes back to who lost it", |_, world: &World| {
+                world.processes.iter().any(|process| process.lost.is_some() && process.in_hand.is_some())
             }),
         ]
     }
@@ -301,6 +352,11 @@ fn each_row_has_one_record_whoever_dies() {
 #[test]
 fn a_finish_without_its_guard_records_twice() {
     check(Variant::NoGuard).assert_any_discovery("one record");
+}
+
+#[test]
+fn a_result_that_counts_for_another_claim_is_not_marked() {
+    check(Variant::ByRow).assert_any_discovery("what was posted twice is marked");
 }
 
 #[test]

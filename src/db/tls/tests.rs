@@ -220,6 +220,8 @@ fn a_self_signed_certificate_that_is_itself_trusted_is_a_chain() {
     // The same content with another key is another certificate.
     for mode in [Mode::Require, Mode::VerifyCa, Mode::VerifyFull] {
         handshake(mode, &twin, &server, "db1").expect_err("a twin is not it");
+        let error = handshake(mode, &[authority("other").pem()], &server, "db1").expect_err("nobody's");
+        assert!(hint(&error).contains("sslrootcert"), "{error:?}");
     }
     // Without CA:TRUE, webpki takes it by itself.
     let plain = self_signed(&named("db1", &["db1"]));
