@@ -21,3 +21,4 @@ mod recovery;
 mod retention;
 mod schema;
 mod support;
+mod unit;

@@ -1,0 +1,310 @@
+//! The daemon's life under its unit, where there is no systemd: a supervisor that reads the unit as it ships and does what
+//! that says. tests/systemd/life-cycle asks systemd itself about the same life.
+
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::support::{Database, Gate, Receiver, Reply, program, repository_file};
+
+/// So many times shorter than in the unit is the watchdog's limit, for the patience of the tests.
+const HASTE: u32 = 10;
+/// Until then a condition must have come true; long, because the machine may be busy with other tests.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The text of a unit.
+struct Unit(String);
+
+impl Unit {
+    fn setting(&self, name: &str) -> &str {
+        let values = self.0.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        values.last().unwrap_or_else(|| panic!("the unit has no {name}="))
+    }
+
+    fn time(&self, name: &str) -> Duration {
+        humantime::parse_duration(self.setting(name)).unwrap()
+    }
+
+    /// None: it is off.
+    fn watchdog(&self) -> Option<Duration> {
+        let limit = self.time("WatchdogSec") / HASTE;
+        Some(limit).filter(|limit| !limit.is_zero())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    Activating,
+    Active,
+    /// Between a failure and the next start.
+    Restarting,
+    Inactive,
+    Failed,
+}
+
+/// What systemd does for one unit. It works while the test waits [`until`](Supervisor::until) something has come true.
+struct Supervisor {
+    unit: Unit,
+    database_url: String,
+    // What is in the environment file.
+    settings: Vec<(&'static str, String)>,
+    folder: TempDir,
+    socket: UnixDatagram,
+    child: Option<Child>,
+    state: State,
+    asked_to_stop: bool,
+    // The start, or the last sign of progress.
+    heard: Instant,
+    restart_at: Instant,
+    // What the daemon has told since it was started.
+    told: Vec<String>,
+    starts: u32,
+    watchdog_ends: u32,
+    last_end: Option<ExitStatus>,
+}
+
+impl Supervisor {
+    fn new(database: &Database) -> Supervisor {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+        Supervisor {
+            unit: Unit(repository_file("systemd/promptpal-relay.service")),
+            database_url: database.url.clone(),
+            settings: vec![("PROMPTPAL_RELAY_ALLOW_NET", "127.0.0.0/8".into())],
+            folder,
+            socket,
+            child: None,
+            state: State::Inactive,
+            asked_to_stop: false,
+            heard: Instant::now(),
+            restart_at: Instant::now(),
+            told: Vec::new(),
+            starts: 0,
+            watchdog_ends: 0,
+            last_end: None,
+        }
+    }
+
+    fn start(&mut self) {
+        let arguments: Vec<&str> = self.unit.setting("ExecStart").split_whitespace().skip(1).collect();
+        let mut command = program(&arguments, &self.database_url);
+        command.envs(self.settings.iter().cloned()).env("NOTIFY_SOCKET", self.folder.path().join("notify"));
+        if let Some(limit) = self.unit.watchdog() {
+            command.env("WATCHDOG_USEC", limit.as_micros().to_string());
+        }
+        // Failures are expected.
+        command.stderr(Stdio::null());
+        // A core dump of the watchdog's goes where the rest goes.
+        self.child = Some(command.current_dir(self.folder.path()).spawn().unwrap());
+        self.state = State::Activating;
+        self.asked_to_stop = false;
+        self.told.clear();
+        self.heard = Instant::now();
+        self.starts += 1;
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.as_ref().expect("it runs").id()).unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    fn ask_to_stop(&mut self) {
+        self.asked_to_stop = true;
+        self.signal(Signal::SIGTERM);
+    }
+
+    fn reload(&self) {
+        // The shell's own: a small machine has no other.
+        let script = self.unit.setting("ExecReload").replace("/bin/kill", "kill");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).env("MAINPID", self.pid().to_string());
+        assert!(command.status().unwrap().success());
+    }
+
+    /// Supervises until a condition is true.
+    fn until(&mut self, what: &str, condition: impl Fn(&Supervisor) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "never {what}: {:?}, told {:?}", self.state, self.told);
+            self.turn();
+        }
+    }
+
+    /// Supervises for a time.
+    fn pass(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        self.until("over", |_| Instant::now() >= end);
+    }
+
+    fn until_active_again(&mut self, before: Pid) {
+        self.until("active again", |it| it.state == State::Active && it.pid() != before);
+    }
+
+    fn turn(&mut self) {
+        let mut text = [0; 4096];
+        // What was told while nobody listened counts before any judgement.
+        if let Ok(length) = self.socket.recv(&mut text) {
+            let text = String::from_utf8(text[..length].to_vec()).unwrap();
+            for line in text.lines() {
+                match line {
+                    "READY=1" => self.state = State::Active,
+                    "WATCHDOG=1" => self.heard = Instant::now(),
+                    _ => (),
+                }
+                self.told.push(line.to_owned());
+            }
+            return;
+        }
+        let Some(child) = &mut self.child else {
+            if self.state == State::Restarting && Instant::now() >= self.restart_at {
+                self.start();
+            }
+            return;
+        };
+        if let Some(status) = child.try_wait().unwrap() {
+            self.child = None;
+            self.ended(status);
+        } else if self.state == State::Active
+            && self.unit.watchdog().is_some_and(|limit| self.heard.elapsed() > limit)
+        {
+            self.watchdog_ends += 1;
+            self.heard = Instant::now();
+            // A process that was stopped gets it when it goes on.
+            self.signal(Signal::SIGABRT);
+            self.signal(Signal::SIGCONT);
+        }
+    }
+
+    fn ended(&mut self, status: ExitStatus) {
+        self.last_end = Some(status);
+        let clean_signals = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGPIPE];
+        let clean = status.success()
+            || status
+                .signal()
+                .is_some_and(|signal| clean_signals.map(|clean| clean as i32).contains(&signal));
+        let prevented = self.unit.setting("RestartPreventExitStatus").split_whitespace();
+        let prevented = prevented.map(|code| code.parse().unwrap()).any(|code| status.code() == Some(code));
+        let restart = match self.unit.setting("Restart") {
+            "no" => false,
+            "on-failure" => !clean,
+            "always" => true,
+            other => panic!("Restart={other} is not known here"),
+        };
+        self.state = if restart && !prevented && !self.asked_to_stop {
+            self.restart_at = Instant::now() + self.unit.time("RestartSec");
+            State::Restarting
+        } else if clean {
+            State::Inactive
+        } else {
+            State::Failed
+        };
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // An error: it has ended.
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+/// The log file, while there is one.
+fn only_file(folder: &Path) -> PathBuf {
+    std::fs::read_dir(folder).unwrap().next().expect("there is a log file").unwrap().path()
+}
+
+#[tokio::test]
+async fn the_daemon_lives_as_its_unit_says() {
+    let database = Database::new().await;
+    let gate = Gate::default();
+    let slow = gate.clone();
+    let receiver = Receiver::start(move |request| {
+        if request.path() == "/slow" {
+            slow.pass();
+        }
+        Reply::status(200)
+    });
+    database.webhook(1, &receiver.url("/")).await;
+    database.webhook(2, &receiver.url("/slow")).await;
+    let delivers = async || {
+        database.events(1, 1).await;
+        database.all_done().await;
+    };
+    let logs = tempfile::tempdir().unwrap();
+    let mut systemd = Supervisor::new(&database);
+    systemd.settings.push(("PROMPTPAL_RELAY_LOG_DIR", logs.path().to_str().unwrap().into()));
+    systemd.start();
+    systemd.until("idle", |it| it.told.iter().any(|line| line.starts_with("STATUS=idle")));
+    assert_eq!(systemd.state, State::Active);
+    delivers().await;
+
+    // Reloaded: the log file is opened anew.
+    let pid = systemd.pid();
+    let log = only_file(logs.path());
+    std::fs::rename(&log, logs.path().join("moved")).unwrap();
+    systemd.reload();
+    systemd.until("a new log file", |_| log.exists());
+    delivers().await;
+
+    // Longer than the watchdog's limit, with nothing to do.
+    let limit = systemd.unit.watchdog().expect("the unit has a watchdog");
+    systemd.pass(limit * 3 / 2);
+    assert_eq!((systemd.pid(), systemd.state), (pid, State::Active));
+
+    // Killed, and back.
+    systemd.signal(Signal::SIGKILL);
+    systemd.until_active_again(pid);
+    assert_eq!(systemd.watchdog_ends, 0);
+    delivers().await;
+
+    // Frozen, and restarted by the watchdog.
+    let pid = systemd.pid();
+    systemd.signal(Signal::SIGSTOP);
+    systemd.until_active_again(pid);
+    assert_eq!((systemd.watchdog_ends, systemd.starts), (1, 3));
+    delivers().await;
+
+    // Drained, with a call in flight.
+    let so_far = receiver.requests().len();
+    database.events(2, 1).await;
+    receiver.wait_for(so_far + 1);
+    systemd.ask_to_stop();
+    systemd.until("stopping", |it| it.told.iter().any(|line| line == "STOPPING=1"));
+    assert!(systemd.child.is_some());
+    gate.open();
+    systemd.until("drained", |it| it.child.is_none());
+    assert_eq!((systemd.state, systemd.last_end.unwrap().code()), (State::Inactive, Some(0)));
+    let recorded = "SELECT count(*) FROM relay.webhook_calls WHERE project_id = 2 AND succeeded";
+    assert_eq!(database.number(recorded).await, 1);
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NULL").await, 0);
+
+    // A configuration that cannot work: not tried again.
+    systemd.settings.push(("PROMPTPAL_RELAY_RETAIN_CALLS", "1h".into()));
+    systemd.start();
+    systemd.until("failed", |it| it.child.is_none());
+    systemd.pass(systemd.unit.time("RestartSec") * 2);
+    assert_eq!((systemd.state, systemd.last_end.unwrap().code()), (State::Failed, Some(78)));
+    assert_eq!(systemd.starts, 4);
+
+    // A database that is away: tried again, until it is there.
+    systemd.settings.pop();
+    let there = std::mem::replace(&mut systemd.database_url, "postgres://127.0.0.1:1/nowhere".into());
+    systemd.start();
+    systemd.until("tried again", |it| it.starts == 6);
+    systemd.database_url = there;
+    systemd.until("active", |it| it.state == State::Active);
+    delivers().await;
+}
