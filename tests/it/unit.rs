@@ -23,8 +23,8 @@ struct Unit(String);
 
 impl Unit {
     fn setting(&self, name: &str) -> &str {
-        let values = self.0.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        values.last().unwrap_or_else(|| panic!("the unit has no {name}="))
+        let mut values = self.0.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        values.next_back().unwrap_or_else(|| panic!("the unit has no {name}="))
     }
 
     fn time(&self, name: &str) -> Duration {
