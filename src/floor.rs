@@ -8,12 +8,12 @@
 //! The floor says nothing of rows that were there already and are free again: those of the dead, and what a peer gave
 //! back. And a transaction that has drawn an id may have no transaction number yet: a statement draws it before it
 //! computes the rest of its first row, which takes microseconds as a rule, and as long as a function in it that is slow.
-//! So a floor is some seconds old, and now and then the whole queue is looked at all the same. Pure rules, no clock, no
-//! Postgres.
+//! So it is given some seconds to get one, and now and then the whole queue is looked at all the same. Pure rules, no
+//! clock, no Postgres.
 
 use std::time::{Duration, Instant};
 
-/// How old a moment must be before nothing new is expected below what was seen then.
+/// How long after a moment those that had drawn an id by then are expected to have a transaction number.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// Which transactions were running at a moment, as `snapshot.sql` has it.
@@ -25,12 +25,21 @@ pub struct Snapshot {
     pub xmax: i64,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    /// The highest id seen at a moment.
+    id: i64,
+    at: Instant,
+    /// No transaction from it on had begun when those that had drawn a lower id had settled.
+    xmax: Option<i64>,
+}
+
 /// The floor, and what may become it.
 #[derive(Debug, Default)]
 pub struct Floor {
     id: i64,
-    // The highest id seen at a moment, and no transaction from the number on had begun then.
-    mark: Option<(i64, i64, Instant)>,
+    // What may become it.
+    mark: Option<Mark>,
     // The floor when the rescan that is going on has ended.
     next: Option<i64>,
 }
@@ -44,12 +53,17 @@ impl Floor {
     /// To be called before a rescan that starts at the floor or below. `seen` is the highest id that was seen before
     /// the snapshot was taken, `now`.
     pub fn rescan(&mut self, seen: i64, snapshot: Snapshot, now: Instant) {
-        match self.mark {
-            Some((_, xmax, at)) if snapshot.xmin < xmax || now - at < SETTLED => return,
-            Some((id, ..)) => self.next = Some(id),
-            None => {}
+        let Some(mark) = &mut self.mark else {
+            self.mark = Some(Mark { id: seen, at: now, xmax: None });
+            return;
+        };
+        if now - mark.at < SETTLED {
+            return;
         }
-        self.mark = Some((seen, snapshot.xmax, now));
+        if snapshot.xmin >= *mark.xmax.get_or_insert(snapshot.xmax) {
+            self.next = Some(mark.id);
+            self.mark = Some(Mark { id: seen, at: now, xmax: None });
+        }
     }
 
     /// To be called when that rescan has come up to where it was to end.
@@ -64,45 +78,45 @@ impl Floor {
 mod tests {
     use super::*;
 
+    /// Rescans, some time after the one before.
+    fn rescan(floor: &mut Floor, now: &mut Instant, seen: i64, xmin: i64, xmax: i64) {
+        *now += SETTLED;
+        floor.rescan(seen, Snapshot { xmin, xmax }, *now);
+    }
+
     #[test]
     fn it_rises_when_all_that_ran_have_ended_and_were_looked_for() {
-        let mut floor = Floor::default();
-        let mut now = Instant::now();
-        let mut rescan = |floor: &mut Floor, seen, xmin, xmax| {
-            now += SETTLED;
-            floor.rescan(seen, Snapshot { xmin, xmax }, now);
-        };
-        // 7 is running and has drawn an id below 100.
-        rescan(&mut floor, 100, 7, 10);
+        let (mut floor, mut now) = (Floor::default(), Instant::now());
+        rescan(&mut floor, &mut now, 100, 5, 8);
         floor.rescanned();
-        assert_eq!(floor.id(), 0, "not looked at since");
-        rescan(&mut floor, 200, 7, 20);
+        // 9 had drawn an id below 100 then, and had no number yet.
+        rescan(&mut floor, &mut now, 200, 9, 10);
         floor.rescanned();
-        rescan(&mut floor, 300, 9, 30);
+        rescan(&mut floor, &mut now, 300, 9, 30);
         floor.rescanned();
-        assert_eq!(floor.id(), 0, "7 or 9 runs");
-        rescan(&mut floor, 400, 10, 40);
+        assert_eq!(floor.id(), 0, "9 runs");
+        rescan(&mut floor, &mut now, 400, 10, 40);
         assert_eq!(floor.id(), 0, "what they have left is not found yet");
         floor.rescanned();
         assert_eq!(floor.id(), 100);
-        // 10 was not running at the first mark; at the second one it was.
-        rescan(&mut floor, 500, 39, 50);
+        // 39 was not running when 100 was seen; when 400 was, it may have been.
+        rescan(&mut floor, &mut now, 500, 39, 50);
         floor.rescanned();
         assert_eq!(floor.id(), 100);
-        rescan(&mut floor, 600, 60, 60);
+        rescan(&mut floor, &mut now, 600, 60, 60);
         floor.rescanned();
         assert_eq!(floor.id(), 400);
     }
 
     #[test]
-    fn it_rises_to_what_was_seen_some_time_ago_only() {
-        let mut floor = Floor::default();
-        let now = Instant::now();
+    fn who_has_drawn_an_id_has_time_to_get_a_number() {
+        let (mut floor, now) = (Floor::default(), Instant::now());
         floor.rescan(100, Snapshot { xmin: 10, xmax: 10 }, now);
         floor.rescanned();
         floor.rescan(200, Snapshot { xmin: 20, xmax: 20 }, now + SETTLED / 2);
         floor.rescanned();
-        assert_eq!(floor.id(), 0, "somebody may have drawn an id and have no number yet");
+        assert_eq!(floor.id(), 0);
+        // Nobody runs.
         floor.rescan(300, Snapshot { xmin: 30, xmax: 30 }, now + SETTLED);
         floor.rescanned();
         assert_eq!(floor.id(), 100);

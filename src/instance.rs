@@ -10,10 +10,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::db::Settings;
 use crate::error::{Error, Result};
-use crate::schema;
-use crate::store::{Role, Store, Vital};
+use crate::store::{Store, Vital};
 
 /// The channel that sleeping relays listen to; `relay.wake()` notifies it.
 const LISTEN: &str = "LISTEN promptpal_relay";
@@ -34,12 +32,9 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Connects the session, sees that the schema is ours, listens, takes an epoch and lists it. Does not bury anybody:
-    /// whoever had rows in hand under an older epoch of its own takes those over first, and before all else: its peers
-    /// do not wait for long.
-    pub async fn register(settings: &Settings) -> Result<Instance> {
-        let store = Store::connect(settings, Role::Listen).await?;
-        schema::require_current(&store).await?;
+    /// Listens on this session, takes an epoch and lists it. Does not bury anybody: whoever had rows in hand under an
+    /// older epoch of its own takes those over first.
+    pub async fn register(store: Store) -> Result<Instance> {
         // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
         store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;
         let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();

@@ -57,7 +57,7 @@ fn dispatch(cli: &Cli) -> Result<()> {
         .enable_all()
         .build()
         .map_err(Error::io("starting the runtime"))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match &cli.command {
             Command::Run(flags) => run::run(&cli.global, flags, files).await,
             Command::Migrate { print: true } => migrate::print(),
@@ -71,5 +71,8 @@ fn dispatch(cli: &Cli) -> Result<()> {
             }
             Command::Demo { keep } => demo::run(*keep).await,
         }
-    })
+    });
+    // A name of Postgres' host that is being looked up cannot be given up, and is not waited for.
+    runtime.shutdown_background();
+    result
 }

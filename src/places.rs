@@ -22,6 +22,8 @@ const AHEAD_MAX: usize = 1000;
 const QUICK: Duration = Duration::from_millis(5);
 /// Parked rows that are claimed at once of a project of whose webhooks nothing is known.
 const UNKNOWN: usize = 8;
+/// Most calls running while we are stopping, whatever the limit is otherwise.
+const STOPPING_MAX: usize = 1024;
 /// What is known about a webhook is forgotten after this time without a call.
 const FORGET: Duration = Duration::from_secs(60);
 
@@ -237,12 +239,12 @@ impl<J> Places<J> {
             Class::Unproven => unproven < self.limits.unproven() && unproven + slow < self.limits.not_fast(),
             Class::Slow => slow < self.limits.slow(),
         };
-        self.unlimited || (self.running() < self.limits.workers && share)
+        self.running() < self.running_max() && (share || self.unlimited)
     }
 
-    /// Most threads that can be busy.
-    pub fn threads_max(&self) -> usize {
-        if self.unlimited { self.in_hand() } else { self.limits.workers }
+    /// Most calls running, in all.
+    pub fn running_max(&self) -> usize {
+        if self.unlimited { self.limits.workers.max(STOPPING_MAX) } else { self.limits.workers }
     }
 
     /// Whether newcomers have no place, and none in a moment: the slow have them all, or none of those who are being

@@ -356,7 +356,7 @@ impl Shared {
         if let Some(thread) = state.idle.pop() {
             drop(state);
             thread.unpark();
-        } else if state.threads < state.places.threads_max() {
+        } else if state.threads < state.places.running_max() {
             let shared = self.clone();
             let thread = thread::Builder::new().name("call".into()).stack_size(STACK_BYTES);
             match thread.spawn(move || shared.work()) {

@@ -24,6 +24,7 @@ use crate::look::Look;
 use crate::metrics::{self, Metrics};
 use crate::places::Offer;
 use crate::pool::Pool;
+use crate::schema;
 use crate::stop::Stop;
 use crate::store::{Claimed, Finished, Role, Store};
 use crate::wake::{Cause, Wake};
@@ -75,19 +76,21 @@ struct Link {
 }
 
 impl Link {
-    /// Registers, then connects the other sessions. `adopt` is for whoever had rows in hand under an older epoch: it
-    /// runs before anything else is done.
+    /// Connects all sessions at once, and registers when they are there: an epoch that has only some of them would end
+    /// when the next one fails. `adopt` is for whoever had rows in hand under an older epoch: it runs before anything
+    /// else is done, because peers do not wait for long.
     async fn connect(
         config: &Config,
         peers: &RefCell<Peers>,
         adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
     ) -> Result<Link> {
-        let instance = Instance::register(&config.database).await?;
+        let session = |role| Store::connect(&config.database, role);
+        let (listen, claim, finish) =
+            tokio::try_join!(session(Role::Listen), session(Role::Claim), session(Role::Finish))?;
+        schema::require_current(&listen).await?;
+        let instance = Instance::register(listen).await?;
+        tokio::try_join!(instance.share(&claim), instance.share(&finish))?;
         adopt(&instance).await?;
-        let claim = Store::connect(&config.database, Role::Claim).await?;
-        instance.share(&claim).await?;
-        let finish = Store::connect(&config.database, Role::Finish).await?;
-        instance.share(&finish).await?;
         peers.borrow_mut().connected(instance.server_started(), Instant::now());
         instance.look_around(peers, Instant::now()).await?;
         Ok(Link { instance, claim, finish })
@@ -132,8 +135,8 @@ struct Relay<'a> {
     epochs: RefCell<Vec<i64>>,
     // When we last woke the other instances.
     peers_called: Cell<Instant>,
-    // Whether the last commit was made, as far as is known. Written by the finishing loop and when a session is lost.
-    records: Cell<bool>,
+    // Whether a commit is under way. Written by the finishing loop, and when its session is lost.
+    commits: Cell<bool>,
 }
 
 /// A row that is ours.
@@ -199,7 +202,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         stirred: Notify::new(),
         epochs: RefCell::default(),
         peers_called: Cell::new(Instant::now()),
-        records: Cell::new(true),
+        commits: Cell::new(false),
     };
     tokio::select! {
         result = relay.live_and_tell() => result,
@@ -235,19 +238,15 @@ impl Relay<'_> {
         tracing::info!(epoch = link.instance.epoch(), database = %self.config.database.describe(), "relaying");
         while let Err(error) = self.serve(&link).await {
             self.pool.may_start_until(Instant::now());
-            self.records.set(false);
+            self.commits.set(false);
             self.metrics.trouble(Some(format!("lost Postgres: {}", one_line(&error))));
             self.metrics.oldest((f64::NAN, f64::NAN));
             tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
             // A session that ends says why a moment before it is closed. If none ends, a statement failed for another
             // reason: do not turn that into a storm of connections.
             let refused = matches!(error, Error::Postgres { .. });
-            if refused {
-                tokio::select! {
-                    _ = link.lost() => {}
-                    () = tokio::time::sleep(RETRY_MAX) => tracing::debug!("all sessions are there still"),
-                    () = self.stop.wait() => {}
-                }
+            if refused && tokio::time::timeout(RETRY_MAX, link.lost()).await.is_err() {
+                tracing::debug!("all sessions are there still");
             }
             // The sessions that are left keep our epoch alive until our rows in hand are the new one's.
             let Some(again) = self.reconnect().await? else { return Ok(()) };
@@ -502,9 +501,11 @@ impl Relay<'_> {
     async fn record(&self, finish: &Store, epoch: i64, rows: &[Finished]) -> Result<usize> {
         let mut pause = RETRY_MIN;
         loop {
-            let error = match finish.finish(epoch, rows).await {
+            self.commits.set(true);
+            let recorded = finish.finish(epoch, rows).await;
+            self.commits.set(false);
+            let error = match recorded {
                 Ok(ours) => {
-                    self.records.set(true);
                     if pause > RETRY_MIN {
                         self.metrics.trouble(None);
                     }
@@ -523,7 +524,6 @@ impl Relay<'_> {
                     return Box::pin(self.record(finish, epoch, &[replaced])).await;
                 }
             }
-            self.records.set(false);
             tracing::error!(error = %one_line(&error), rows = rows.len(), retry_ms = pause.as_millis() as u64, "trying again");
             self.metrics.trouble(Some(format!("calls cannot be recorded: {}", one_line(&error))));
             tokio::time::sleep(pause).await;
@@ -653,10 +653,11 @@ impl Relay<'_> {
         let patience = self.config.endpoint.timeout + DRAIN;
         systemd::stopping(patience + DRAIN_COMMIT);
         tokio::time::sleep(patience).await;
-        if self.records.get() && !self.in_hand.borrow().is_empty() {
-            tokio::time::sleep(DRAIN_COMMIT).await;
+        let given_up = Instant::now() + DRAIN_COMMIT;
+        while self.commits.get() && Instant::now() < given_up {
+            tokio::time::sleep(WATCH).await;
         }
-        let left = self.in_hand.borrow().len();
+        let left = self.in_hand.borrow().len() - self.unstarted.borrow().len();
         Error::Failed(format!(
             "told to stop, and Postgres is away or holds us up; rows that are not recorded and will be posted again: {left}"
         ))

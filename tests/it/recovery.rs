@@ -7,7 +7,7 @@ use promptpal_relay::cluster::{Cluster, Stop};
 use promptpal_relay::store::Role;
 
 use crate::monitoring;
-use crate::support::{Database, Gate, Network, Receiver, Relay, Reply, connect};
+use crate::support::{Database, Gate, Network, Receiver, Relay, Reply, as_user, connect};
 
 /// A receiver whose answers wait at a gate.
 fn gated() -> (Receiver, Gate) {
@@ -113,11 +113,11 @@ async fn who_prefers_at_most_once_gets_interrupted_calls_recorded() {
     assert_eq!(receiver.requests().len(), 1, "not posted again");
 }
 
-/// Ends all sessions of the relays but our own.
-async fn terminate(database: &Database, application: &str) {
+/// Ends sessions of a user's relays.
+async fn terminate(database: &Database, user: &str, application: &str) {
     let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-               WHERE datname = current_database() AND application_name LIKE $1";
-    let ended: i64 = database.client.query_one(sql, &[&application]).await.unwrap().get(0);
+               WHERE datname = current_database() AND usename LIKE $1 AND application_name LIKE $2";
+    let ended: i64 = database.client.query_one(sql, &[&user, &application]).await.unwrap().get(0);
     assert!(ended > 0, "no session is called {application}");
 }
 
@@ -132,7 +132,7 @@ async fn a_terminated_session_repeats_no_call() {
         let relay = Relay::start(&database, &["--poll-interval", "1h"]);
         database.events(1, 1).await;
         receiver.wait_for(1);
-        terminate(&database, session).await;
+        terminate(&database, "%", session).await;
         // It has come back under a new epoch and taken its row over.
         let back =
             "SELECT EXISTS (SELECT FROM relay.outbox o JOIN relay.instances i ON i.epoch = o.claimed_by
@@ -183,6 +183,33 @@ async fn a_peer_does_not_take_the_rows_of_one_that_comes_right_back() {
     database.all_done().await;
     assert_eq!(receiver.requests().len(), 1);
     assert_eq!(outcomes(&database).await, [(true, false)]);
+}
+
+#[tokio::test]
+async fn a_relay_that_gets_some_of_its_sessions_keeps_its_rows() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let user = format!("few_sessions_{}", std::process::id());
+    let run = async |sql: String| database.client.batch_execute(&sql).await.unwrap();
+    run(format!("CREATE ROLE {user} LOGIN PASSWORD 'x' CONNECTION LIMIT 4 IN ROLE relay_daemon")).await;
+    let url = as_user(&database.url, &user, "x");
+    let relay = Relay::spawn(&url, &["--poll-interval", "100ms"]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let peer = Relay::start(&database, &[]);
+    // Two sessions are left to it, and it may open two: one too few. A peer looks at it all the while.
+    terminate(&database, &user, "promptpal-relay finish").await;
+    relay.wait_for_log("retry_ms=3");
+    run(format!("ALTER ROLE {user} CONNECTION LIMIT 20")).await;
+    relay.wait_for_log("found Postgres again");
+    gate.open();
+    database.all_done().await;
+    assert!(!peer.log().contains("dead instance"), "{}", peer.log());
+    assert_eq!(receiver.requests().len(), 1);
+    assert_eq!(outcomes(&database).await, [(true, false)]);
+    drop(relay);
+    run(format!("REVOKE relay_daemon FROM {user}; DROP ROLE {user}")).await;
 }
 
 #[tokio::test]
@@ -406,7 +433,7 @@ async fn a_read_only_database_makes_it_wait_and_repeats_no_call() {
     };
     database.client.batch_execute(&read_only("on")).await.unwrap();
     // What is set for a database holds for new sessions.
-    terminate(&database, "promptpal-relay %").await;
+    terminate(&database, "%", "promptpal-relay %").await;
     relay.wait_for_log("cannot be written to");
     gate.open();
     database.client.batch_execute(&read_only("off")).await.unwrap();
