@@ -2,7 +2,7 @@
 //!
 //! `getaddrinfo` cannot be given a limit, so it runs on threads of its own, a bounded number of them and one for
 //! each name at a time; a caller waits no longer than its own deadline. A name is *quick* when its last lookup was,
-//! *slow* when not, and *new* when none has ended; a lookup that has been running for [`SLOW`] counts as slow whatever
+//! *slow* when not, and *new* when none has ended; a lookup that has been running for a second counts as slow whatever
 //! its name was. The slow start on half of the threads at most, and they and the new on seven eighths: so a zone that
 //! does not answer leaves room for names that are known, and a new name that finds no thread is told so, which is no
 //! fault of the name's. Answers are kept for a few seconds, and an older one is used while it is asked for anew. What

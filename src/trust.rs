@@ -129,11 +129,13 @@ impl Transport for Encrypted {
         Ok(length > 0)
     }
 
-    /// Nothing is to be read, neither from the wire nor of what has been decrypted already.
+    /// Nothing is to be read: not from the wire, not of what has come from there, not of what has been decrypted.
     fn is_open(&mut self) -> bool {
         let rest = self.stream.conn.process_new_packets();
+        let wire = self.stream.sock.get_mut();
         rest.is_ok_and(|rest| rest.plaintext_bytes_to_read() == 0 && !rest.peer_has_closed())
-            && self.stream.sock.get_mut().is_open()
+            && wire.buffers().input().is_empty()
+            && wire.is_open()
     }
 
     fn is_tls(&self) -> bool {

@@ -15,8 +15,8 @@ use promptpal_relay::resolver::{Answer, Resolver};
 use proptest::prelude::*;
 
 use crate::support::{
-    Dead, Gate, OK, PATIENT, Receiver, caller, caller_to, caller_with, eventually, kind, message, post,
-    settings, webhook,
+    Dead, Gate, OK, PATIENT, Receiver, caller, caller_to, caller_with, cases, eventually, kind, message,
+    post, settings, webhook,
 };
 
 fn may(address: &str) -> bool {
@@ -138,7 +138,7 @@ fn embedding(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(20_000))]
 
     #[test]
     fn what_the_standard_library_knows_as_special_is_not_called(bits: u32) {
@@ -640,6 +640,32 @@ fn one_lookup_without_files() {
     drop(files);
     assert!(matches!(answer, Answer::Shortage(_)), "somebody else has taken them: {answer:?}");
     assert!(matches!(ask("localhost"), Answer::Addresses(_)));
+}
+
+#[test]
+fn a_connection_for_want_of_files_is_a_shortage_of_ours() {
+    let mut child = std::process::Command::new("sh");
+    child.args(["-c", "ulimit -n 60; exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
+    child.args(["--exact", "address::one_call_without_files", "--ignored", "--nocapture"]);
+    let output = child.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+#[ignore = "is run by a_connection_for_want_of_files_is_a_shortage_of_ours, in a process of its own"]
+fn one_call_without_files() {
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let (caller, webhook) = (caller(PATIENT), webhook(&receiver.url()));
+    let call = || caller.call(&webhook, 1, &"{}".into());
+    let shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::descriptors::take(1)).collect();
+    assert!(matches!(call(), Outcome::Shortage(_)), "all are given to others");
+    drop(shares);
+    let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    let outcome = call();
+    drop(files);
+    assert!(matches!(outcome, Outcome::Shortage(_)), "somebody else has taken them: {outcome:?}");
+    assert_eq!(receiver.connections(), 0);
+    assert_eq!(kind(&crate::support::made(call())), "success");
 }
 
 #[test]

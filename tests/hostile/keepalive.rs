@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustls::ServerConfig;
+
 use crate::support::{AUTHORITY, Gate, OK, PATIENT, Peer, Receiver, caller, eventually, kind, message, post};
 
 /// Answers each request, and counts them.
@@ -108,6 +110,45 @@ fn an_answer_that_nobody_asked_for_is_not_the_next_calls() {
         assert!(said.pass());
         let call = post(&caller, &url);
         assert_eq!((call.status_code, receiver.connections()), (Some(200), 2), "{}", message(&call));
+    }
+}
+
+#[test]
+fn what_came_with_an_encrypted_answer_is_not_the_next_calls() {
+    const EVIL: &str = "HTTP/1.1 666 Evil\r\nContent-Length: 0\r\n\r\n";
+    let evil_after = |first: String, second: String, config: ServerConfig| {
+        let receiver = Receiver::tls(config.into(), move |peer| {
+            while peer.request().is_some() {
+                peer.send(&first);
+                // Until the first part has been read; if not, this try says nothing.
+                thread::sleep(Duration::from_millis(if second.is_empty() { 0 } else { 50 }));
+                peer.send(&second);
+            }
+        });
+        let caller = caller(PATIENT);
+        for _ in 0..3 {
+            let call = post(&caller, &receiver.https());
+            assert_eq!(call.status_code, Some(200), "{} bytes: {}", call.response_bytes, message(&call));
+        }
+    };
+    let good = || ServerConfig::clone(&AUTHORITY.good());
+    // In one write, each a record of its own; 4 KiB of it are decrypted at once, and around there the other answer, or
+    // some of it, stays behind as it came from the wire.
+    for body in (3780..3850).step_by(3) {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {body}\r\n\r\n{}", "x".repeat(body));
+        let mut config = good();
+        config.max_fragment_size = Some(answer.len() + 5);
+        evil_after(answer + EVIL, String::new(), config);
+    }
+    // Two records that are decrypted together, when there is room for the first alone: 20 KiB hold the answer.
+    for _ in 0..3 {
+        let head = |body: usize| {
+            format!("HTTP/1.1 200 OK\r\nX: {}\r\nContent-Length: {body}\r\n\r\n", "x".repeat(5000))
+        };
+        let body = 20 * 1024 - head(10_000).len();
+        let mut first = head(body) + &"x".repeat(body);
+        let second = first.split_off(4096) + EVIL;
+        evil_after(first, second, good());
     }
 }
 

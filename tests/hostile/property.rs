@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
 
 use clap::Parser;
 use promptpal_relay::call::{Call, storable};
-use promptpal_relay::cli::Cli;
+use promptpal_relay::cli::{Cli, Command, Run};
 use promptpal_relay::endpoint::{Caller, without_credentials};
 use proptest::prelude::*;
 use url::{Host, Url};
 
-use crate::support::{PATIENT, Receiver, assert_storable, caller, caller_to, kind, post, settings, webhook};
+use crate::support::{
+    PATIENT, Receiver, assert_storable, caller, caller_to, cases, kind, post, settings, webhook,
+};
 
 /// No name has an address. For [`call_nobody`].
 static NAMELESS: LazyLock<Caller> = LazyLock::new(|| {
@@ -70,8 +73,58 @@ fn nearly_url() -> impl Strategy<Value = String> {
         .prop_map(|(start, parts)| format!("{start}{}", parts.concat()))
 }
 
+/// What the flag means; none when it is refused.
+fn typed(flag: &str, text: &str) -> Option<Run> {
+    let typed = Cli::try_parse_from(["promptpal-relay", "run", &format!("--{flag}={text}")]).ok()?;
+    let Command::Run(run) = typed.command else { panic!("it is run that was typed") };
+    Some(*run)
+}
+
+/// The longest and the largest that flags take.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+const SIZE_MAX: usize = 16 * 1024 * 1024;
+
+/// Units, in nanoseconds and in bytes.
+const TIMES: &[(&str, u64)] = &[
+    ("ns", 1),
+    ("us", 1000),
+    ("ms", 1_000_000),
+    ("s", 1_000_000_000),
+    ("sec", 1_000_000_000),
+    ("m", 60_000_000_000),
+    ("min", 60_000_000_000),
+    ("h", 3_600_000_000_000),
+    ("d", 86_400_000_000_000),
+    ("w", 604_800_000_000_000),
+];
+const SIZES: &[(&str, u64)] = &[
+    ("", 1),
+    ("B", 1),
+    ("k", 1000),
+    ("kB", 1000),
+    ("KiB", 1024),
+    ("MB", 1_000_000),
+    ("MiB", 1024 * 1024),
+    ("GiB", 1024 * 1024 * 1024),
+];
+
+/// Text that is nearly a duration or a size.
+fn nearly_quantity() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        "[0-9]{1,3}",
+        "[0-9]{1,25}",
+        "[0-9]{0,3}[.,][0-9]{0,25}",
+        "[-+ ]",
+        prop::sample::select(TIMES).prop_map(|(unit, _)| unit.to_owned()),
+        prop::sample::select(SIZES).prop_map(|(unit, _)| unit.to_owned()),
+        "(years?|month|inf|nan|e[0-9]{1,4}|0x[0-9a-f]+|TB|PiB|EiB)",
+        "\\PC{0,3}",
+    ];
+    prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(3000))]
 
     #[test]
     fn any_text_is_stored_without_nul_and_valid_text_unchanged(bytes: Vec<u8>, text in "\\PC*") {
@@ -113,19 +166,32 @@ proptest! {
 
     #[test]
     fn durations_and_sizes_are_what_they_say_or_refused(
-        text in "[0-9]{0,12} ?([smhdw]|ms|us|kb|KiB|MiB|B|é|-)?",
-        number in 1u32..500_000,
+        text in nearly_quantity(),
+        number in prop_oneof![0u64..2000, any::<u64>().prop_map(|bits| bits >> (bits % 64))],
+        (unit, nanoseconds) in prop::sample::select(TIMES),
+        (measure, bytes) in prop::sample::select(SIZES),
+        space in " ?",
     ) {
-        // Whatever is typed: a value or an error, and never a zero.
-        let typed = |flag: &str, text: &str| Cli::try_parse_from(["promptpal-relay", "run", flag, text]);
-        for flag in ["--timeout", "--poll-interval", "--retain-calls", "--max-response-body", "--workers"] {
-            typed(flag, &text).ok();
+        // Whatever is typed: an error, or a value within the bounds that is the same when it is written out and typed.
+        if let Some(time) = typed("timeout", &text).map(|run| run.timeout) {
+            prop_assert!(time > Duration::ZERO && time <= CENTURY, "{:?} {:?}", text, time);
+            let again = typed("timeout", &humantime::format_duration(time).to_string());
+            prop_assert_eq!(again.map(|run| run.timeout), Some(time), "{:?}", text);
         }
-        let (time, size, unknown) = (format!("{number}ms"), number.to_string(), format!("{number}XiB"));
-        prop_assert!(typed("--timeout", &time).is_ok());
-        prop_assert!(typed("--timeout", "0s").is_err());
-        prop_assert!(typed("--max-response-body", &size).is_ok());
-        prop_assert!(typed("--max-response-body", &unknown).is_err());
+        if let Some(size) = typed("max-response-body", &text).map(|run| run.max_response_body) {
+            prop_assert!(size <= SIZE_MAX, "{:?} {}", text, size);
+            let again = typed("max-response-body", &size.to_string());
+            prop_assert_eq!(again.map(|run| run.max_response_body), Some(size), "{:?}", text);
+        }
+        // A number and a unit: what they say, or refused for being too much or nothing.
+        let time = u64::try_from(u128::from(number) * u128::from(nanoseconds)).ok().map(Duration::from_nanos);
+        let time = time.filter(|time| *time > Duration::ZERO && *time <= CENTURY);
+        let found = typed("timeout", &format!("{number}{space}{unit}")).map(|run| run.timeout);
+        prop_assert_eq!(found, time, "{}{}{}", number, space, unit);
+        let size = number.checked_mul(bytes).and_then(|size| usize::try_from(size).ok());
+        let space = if measure.is_empty() { "" } else { &*space };
+        let found = typed("max-response-body", &format!("{number}{space}{measure}")).map(|run| run.max_response_body);
+        prop_assert_eq!(found, size.filter(|size| *size <= SIZE_MAX), "{}{}{}", number, space, measure);
     }
 }
 
@@ -157,7 +223,7 @@ fn nearly_answer() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(1500))]
 
     #[test]
     fn any_answer_is_one_storable_record(bytes in nearly_answer()) {

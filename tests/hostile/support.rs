@@ -14,6 +14,7 @@ use promptpal_relay::call::Call;
 use promptpal_relay::endpoint::{Caller, Outcome, Settings};
 use promptpal_relay::event::{Secret, Webhook};
 use promptpal_relay::resolver::Resolver;
+use proptest::test_runner::Config as ProptestConfig;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -24,6 +25,12 @@ use tempfile::TempDir;
 pub const DEADLINE: Duration = Duration::from_secs(30);
 /// Limit of calls that are not meant to reach it.
 pub const PATIENT: Duration = Duration::from_secs(30);
+
+/// So many random cases, or as many as the variable says.
+pub fn cases(usual: u32) -> ProptestConfig {
+    let more = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    ProptestConfig { cases: more.unwrap_or(usual), failure_persistence: None, ..ProptestConfig::default() }
+}
 
 // ---- calls --------------------------------------------------------------------------------------------------------
 

@@ -1,12 +1,13 @@
 //! A timeout that holds: whatever the endpoint does, and in whatever phase, a call ends when its time is over.
 //!
-//! What is promised is 200 ms beyond the limit. A test run on a busy machine cannot hold anybody to that, so a call
-//! may take a second longer here, and the worst excess is printed (`--nocapture`).
+//! What is promised is 200 ms beyond the limit. A busy machine cannot hold anybody to that: so threads that merely sleep
+//! for as long, at the same time, say by how much it is late itself, and who is later than that tries again, alone with
+//! the others that were. The worst excess is printed (`--nocapture`).
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use promptpal_relay::call::Call;
 
@@ -17,8 +18,12 @@ use crate::support::{
 
 /// Longer than the longest pause between two bytes.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Beyond the limit; see above.
-const EXCESS_MAX: Duration = Duration::from_secs(1);
+/// What is promised beyond the limit.
+const EXCESS_MAX: Duration = Duration::from_millis(200);
+/// Threads that merely sleep.
+const SLEEPERS: usize = 8;
+/// So often somebody may be late, but for the last time.
+const TRIES: usize = 3;
 /// Between two bytes.
 const PAUSES_MS: [u64; 4] = [1, 300, 900, 1500];
 
@@ -26,18 +31,18 @@ fn took(call: &Call) -> Duration {
     call.end_time.duration_since(call.start_time).unwrap()
 }
 
-/// That the call ended at its limit, as a timeout; returns how much later.
-fn assert_in_time(name: &str, call: &Call) -> Duration {
+/// That the call ended at its limit or later, as a timeout; returns how much later.
+fn excess(name: &str, call: &Call) -> Duration {
     assert_eq!(kind(call), "timeout", "{name}: {} after {:?}", message(call), took(call));
     assert!(call.is_timeout() && message(call).ends_with(" within 2s"), "{name}: {}", message(call));
     assert_storable(call);
     let took = took(call);
-    assert!(took >= LIMIT && took < LIMIT + EXCESS_MAX, "{name} took {took:?}");
+    assert!(took >= LIMIT, "{name} took {took:?}");
     took - LIMIT
 }
 
 /// A call to make on a thread of its own.
-type Running = Box<dyn FnOnce() -> Call + Send>;
+type Running = Box<dyn Fn() -> Call + Sync>;
 
 type Script = Box<dyn Fn(&mut Peer, Duration) + Send + Sync>;
 
@@ -77,15 +82,42 @@ fn phases() -> Vec<(&'static str, bool, Script)> {
     ]
 }
 
-/// Runs a call on a thread of its own for each of the named receivers, all at once; returns the worst excess.
-fn worst(calls: Vec<(String, Running)>, check: impl Fn(&str, &Call)) -> Duration {
-    let running: Vec<_> = calls.into_iter().map(|(name, call)| (name, thread::spawn(call))).collect();
-    let excess = running.into_iter().map(|(name, call)| {
-        let call = call.join().unwrap();
-        check(&name, &call);
-        assert_in_time(&name, &call)
-    });
-    excess.max().unwrap()
+/// How much longer a sleep of [`LIMIT`] takes.
+fn overslept() -> Duration {
+    let start = Instant::now();
+    thread::sleep(LIMIT);
+    start.elapsed() - LIMIT
+}
+
+/// Runs each of the named calls on a thread of its own, all at once, and asserts that each ends in time; those that are
+/// late get another try. Prints the worst excess.
+fn assert_all_in_time(what: &str, mut calls: Vec<(String, Running)>, check: impl Fn(&str, &Call)) {
+    for attempt in 1..=TRIES {
+        let (excesses, own) = thread::scope(|scope| {
+            let sleepers: Vec<_> = (0..SLEEPERS).map(|_| scope.spawn(overslept)).collect();
+            let running: Vec<_> = calls.iter().map(|(_, call)| scope.spawn(call)).collect();
+            let end = |((name, _), call): (&(String, Running), thread::ScopedJoinHandle<'_, Call>)| {
+                let call = call.join().unwrap();
+                check(name, &call);
+                excess(name, &call)
+            };
+            let excesses: Vec<_> = calls.iter().zip(running).map(end).collect();
+            (excesses, sleepers.into_iter().map(|sleeper| sleeper.join().unwrap()).max().unwrap())
+        });
+        println!("{what}: worst excess {:?}, of a sleep {own:?}", excesses.iter().max().unwrap());
+        let late = |excess: &Duration| *excess > EXCESS_MAX + own;
+        calls = calls
+            .into_iter()
+            .zip(excesses)
+            .filter(|(_, excess)| late(excess))
+            .map(|(call, _)| call)
+            .collect();
+        if calls.is_empty() {
+            return;
+        }
+        let names: Vec<_> = calls.iter().map(|(name, _)| name).collect();
+        assert!(attempt < TRIES, "{what}: late each time: {names:?}");
+    }
 }
 
 #[test]
@@ -104,13 +136,12 @@ fn a_call_ends_at_its_limit_whatever_drips() {
             }
         }
     }
-    let excess = worst(calls, |name, call| {
+    assert_all_in_time("dripping answers", calls, |name, call| {
         let complete = name.contains("complete");
         assert_eq!(call.status_code, complete.then_some(200), "{name}: a timeout also after a 2xx");
         assert_eq!(call.response_truncated, call.response_body.is_some(), "{name}");
         assert!(call.response_body.is_some() || name.contains("1500"), "{name}: what came is kept");
     });
-    println!("dripping answers: worst excess {excess:?}");
 }
 
 #[test]
@@ -127,10 +158,9 @@ fn a_call_ends_at_its_limit_in_the_tls_handshake() {
     let receiver = Receiver::start(Peer::until_closed);
     let url = receiver.https();
     calls.push(("silence".into(), Box::new(move || post(&caller(LIMIT), &url))));
-    let excess = worst(calls, |name, call| {
+    assert_all_in_time("TLS handshakes", calls, |name, call| {
         assert!(message(call).contains("handshake"), "{name}: {}", message(call));
     });
-    println!("TLS handshakes: worst excess {excess:?}");
 }
 
 #[test]
@@ -144,7 +174,7 @@ fn a_call_ends_at_its_limit_when_the_endpoint_does_not_read() {
             for narrow in [false, true] {
                 let run = move |peer: &mut Peer| match sip {
                     // Holds the connection and does not touch it.
-                    0 => thread::sleep(2 * (LIMIT + EXCESS_MAX)),
+                    0 => thread::sleep(3 * LIMIT),
                     _ => peer.sip(sip, Duration::from_millis(pause)),
                 };
                 let receiver = match (encrypted, narrow) {
@@ -160,22 +190,22 @@ fn a_call_ends_at_its_limit_when_the_endpoint_does_not_read() {
             }
         }
     }
-    let excess = worst(calls, |_, _| {});
-    println!("endpoints that do not read: worst excess {excess:?}");
+    assert_all_in_time("endpoints that do not read", calls, |_, _| {});
 }
 
 #[test]
 fn a_call_ends_at_its_limit_when_nothing_connects() {
     let dead = Dead::on([127, 0, 0, 1], 0);
     let url = format!("http://{}/", dead.address);
-    let excess = assert_in_time("no connection", &post(&caller(LIMIT), &url));
+    let one: Running = Box::new(move || post(&caller(LIMIT), &url));
     // The time is shared by the addresses of a name, and is not more for many of them.
     let all = [2, 3, 4].map(|last| Dead::on([127, 0, 0, last], dead.address.port()));
     let addresses: Vec<_> = all.iter().map(|dead| dead.address.ip()).collect();
     let many = caller_to(settings(LIMIT), move |_| Ok(addresses.clone()));
     let url = format!("http://many.example:{}/", dead.address.port());
-    let excess = excess.max(assert_in_time("many addresses", &post(&many, &url)));
-    println!("no connection: worst excess {excess:?}");
+    let many: Running = Box::new(move || post(&many, &url));
+    let calls = vec![("one address".into(), one), ("many addresses".into(), many)];
+    assert_all_in_time("no connection", calls, |_, _| {});
 }
 
 #[test]
@@ -186,11 +216,11 @@ fn a_call_ends_at_its_limit_when_the_resolver_hangs() {
         door.pass();
         Ok(vec![Ipv4Addr::LOCALHOST.into()])
     });
-    let call = post(&hangs, "http://slow.example/");
-    let excess = assert_in_time("resolver", &call);
-    assert!(message(&call).contains("resolved"), "{}", message(&call));
+    let call: Running = Box::new(move || post(&hangs, "http://slow.example/"));
+    assert_all_in_time("resolver", vec![("a name".into(), call)], |_, call| {
+        assert!(message(call).contains("resolved"), "{}", message(call));
+    });
     gate.open();
-    println!("resolver: worst excess {excess:?}");
 }
 
 #[test]
@@ -210,6 +240,6 @@ fn the_time_of_all_phases_is_one() {
         Ok(vec![Ipv4Addr::LOCALHOST.into()])
     });
     let url = format!("http://slow.example:{}/", receiver.address.port());
-    let excess = assert_in_time("all phases", &made(slow.call(&webhook(&url), 1, &"{}".into())));
-    println!("all phases: worst excess {excess:?}");
+    let call: Running = Box::new(move || made(slow.call(&webhook(&url), 1, &"{}".into())));
+    assert_all_in_time("all phases", vec![("half a second each".into(), call)], |_, _| {});
 }

@@ -288,8 +288,10 @@ async fn the_sql_function_and_the_daemon_agree_on_thousands_of_near_urls() {
         prop::collection::vec(part, 0..6),
     )
         .prop_map(|(start, parts)| format!("{start}{}", parts.concat()));
-    let mut runner = TestRunner::deterministic();
-    let urls: Vec<String> = (0..5000).map(|_| url.new_tree(&mut runner).unwrap().current()).collect();
+    let more = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let mut runner = if more.is_some() { TestRunner::default() } else { TestRunner::deterministic() };
+    let urls: Vec<String> =
+        (0..more.unwrap_or(5000)).map(|_| url.new_tree(&mut runner).unwrap().current()).collect();
     let database = Database::new().await;
     let sql =
         "SELECT relay.url_problem(url) FROM unnest($1::text[]) WITH ORDINALITY AS list(url, at) ORDER BY at";
