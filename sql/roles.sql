@@ -10,7 +10,7 @@ BEGIN
     FOR role, purpose IN VALUES
         ('relay_app',    'promptpal-relay: inserts events, owns the webhooks'' rows.'),
         ('relay_daemon', 'promptpal-relay: what the daemon needs and no more.'),
-        ('relay_reader', 'promptpal-relay: reads everything but secrets, which are in webhooks'' URLs, too.')
+        ('relay_reader', 'promptpal-relay: reads everything but signing secrets.')
     LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = role);
         BEGIN
@@ -52,13 +52,13 @@ BEGIN
             TO relay_daemon;
     END IF;
 
-    -- Reads everything but secrets. A URL may have a password in it; the call log has it without.
+    -- Reads everything but signing secrets.
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_reader') THEN
         GRANT USAGE ON SCHEMA relay TO relay_reader;
         GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.instances_since_crash, relay.migrations, relay.backlog,
                         relay.in_flight, relay.webhook_health, relay.recent_failures
             TO relay_reader;
-        GRANT SELECT (id, project_id, name, description, event, enabled, created_at, updated_at)
+        GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)
             ON relay.webhooks TO relay_reader;
         GRANT SELECT ON SEQUENCE relay.webhook_calls_id_seq TO relay_reader;
         GRANT EXECUTE ON FUNCTION relay.url_problem(text) TO relay_reader;

@@ -112,7 +112,7 @@ COMMENT ON COLUMN relay.webhooks.id IS 'Named by relay.webhook_calls.webhook_id.
 COMMENT ON COLUMN relay.webhooks.project_id IS 'The project whose events go there.';
 COMMENT ON COLUMN relay.webhooks.name IS 'For people.';
 COMMENT ON COLUMN relay.webhooks.description IS 'For people.';
-COMMENT ON COLUMN relay.webhooks.url IS 'http or https. One that cannot be called gives a logged call with error_kind bad_url. Not readable by relay_reader: it may have a password in it.';
+COMMENT ON COLUMN relay.webhooks.url IS 'http or https. One that cannot be called gives a logged call with error_kind bad_url.';
 COMMENT ON COLUMN relay.webhooks.event IS 'Only events of this name go there.';
 COMMENT ON COLUMN relay.webhooks.enabled IS 'Read when a row is claimed: only enabled webhooks are called.';
 COMMENT ON COLUMN relay.webhooks.signing_secret IS 'Standard Webhooks secret; when set, calls are signed. Not readable by relay_reader.';

@@ -91,11 +91,7 @@ BEGIN
     COMMENT ON COLUMN relay.webhooks.updated_at IS 'webhooks.update_time';
     FOREACH name IN ARRAY ARRAY['relay_app', 'relay_daemon', 'relay_reader'] LOOP
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name);
-        EXECUTE format('GRANT SELECT %s ON relay.webhooks TO %I',
-                       -- A URL may have a password in it.
-                       CASE name WHEN 'relay_reader'
-                            THEN '(id, project_id, name, description, event, enabled, created_at, updated_at)' ELSE '' END,
-                       name);
+        EXECUTE format('GRANT SELECT ON relay.webhooks TO %I', name);
     END LOOP;
     -- The claim looks webhooks up by project.
     EXECUTE format('CREATE INDEX IF NOT EXISTS promptpal_relay_webhook_project ON %I.webhooks (webhook_project) WHERE enabled',
