@@ -147,7 +147,7 @@ struct Held {
     claimed: i64,
     /// The epoch that it is claimed by: a later one of ours when it was adopted.
     epoch: i64,
-    /// What had it before us.
+    /// Who had it before us.
     previous: Option<i64>,
 }
 
@@ -294,7 +294,7 @@ impl Relay<'_> {
             let Some(offer) = self.pool.try_offer() else {
                 // Nobody shall notify us while we could not act upon it; those who slept because we did hear of it.
                 wake.rouse().await?;
-                if wake.freed() > Some(self.peers_called.get()) {
+                if self.owes_peers(&wake) {
                     self.call_peers(&link.claim, Duration::ZERO).await?;
                 }
                 tokio::select! {
@@ -323,7 +323,7 @@ impl Relay<'_> {
                 self.stir();
                 wake.rouse().await?;
                 let pause = match found.more {
-                    true if wake.freed() > Some(self.peers_called.get()) => Duration::ZERO,
+                    true if self.owes_peers(&wake) => Duration::ZERO,
                     true => CALL_PEERS,
                     false => STIR_PEERS,
                 };
@@ -363,6 +363,11 @@ impl Relay<'_> {
         let looked = Looked { any: any || !parked.rows.is_empty(), more: pending.more || parked.more };
         self.hand_out(parked.rows);
         Ok(looked)
+    }
+
+    /// Whether others may sleep because we did, and have not been told that we do not any more.
+    fn owes_peers(&self, wake: &Wake<'_>) -> bool {
+        wake.freed() > Some(self.peers_called.get())
     }
 
     /// Wakes the other instances, if that was not done within `pause`.
@@ -657,7 +662,8 @@ impl Relay<'_> {
         while self.commits.get() && Instant::now() < given_up {
             tokio::time::sleep(WATCH).await;
         }
-        let left = self.in_hand.borrow().len() - self.unstarted.borrow().len();
+        let unstarted = self.unstarted.borrow();
+        let left = self.in_hand.borrow().keys().filter(|id| !unstarted.contains_key(id)).count();
         Error::Failed(format!(
             "told to stop, and Postgres is away or holds us up; rows that are not recorded and will be posted again: {left}"
         ))

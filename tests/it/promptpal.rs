@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::support::{Database, Gate, Receiver, Relay, Reply, connect, outcome, psql};
+use crate::support::{Database, Receiver, Relay, Reply, connect, gated, outcome, psql};
 
 /// PromptPal's tables, as far as the relay has to do with them.
 const TABLES: &str = "
@@ -117,14 +117,7 @@ async fn a_prompt_call_is_posted_and_its_call_log_is_where_promptpal_looks() {
 #[tokio::test]
 async fn a_webhook_that_is_deleted_while_it_is_called_holds_up_nothing() {
     let database = with_tables("jsonb", "").await;
-    let gate = Gate::default();
-    let receiver = Receiver::start({
-        let gate = gate.clone();
-        move |_| {
-            gate.pass();
-            Reply::status(200)
-        }
-    });
+    let (receiver, gate) = gated();
     let (gone, going, stays) = (
         add_webhook(&database, 1, &receiver.url("/gone")).await,
         add_webhook(&database, 1, &receiver.url("/going")).await,
@@ -236,14 +229,7 @@ async fn while_promptpals_table_is_locked_calls_are_recorded_all_the_same() {
 #[tokio::test]
 async fn whatever_becomes_of_promptpals_webhooks_calls_are_recorded() {
     let database = with_tables("jsonb", "").await;
-    let gate = Gate::default();
-    let receiver = Receiver::start({
-        let gate = gate.clone();
-        move |_| {
-            gate.pass();
-            Reply::status(200)
-        }
-    });
+    let (receiver, gate) = gated();
     add_webhook(&database, 1, &receiver.url("/")).await;
     assert_eq!(script(&database, "install", &[]), (0, String::new()));
     let relay = Relay::start(&database, &[]);

@@ -7,18 +7,7 @@ use promptpal_relay::cluster::{Cluster, Stop};
 use promptpal_relay::store::Role;
 
 use crate::monitoring;
-use crate::support::{Database, Gate, Network, Receiver, Relay, Reply, as_user, connect};
-
-/// A receiver whose answers wait at a gate.
-fn gated() -> (Receiver, Gate) {
-    let gate = Gate::default();
-    let door = gate.clone();
-    let receiver = Receiver::start(move |_| {
-        door.pass();
-        Reply::status(200)
-    });
-    (receiver, gate)
-}
+use crate::support::{Database, Network, Receiver, Relay, Reply, as_user, connect, gated};
 
 /// The relay that has rows in hand, and the others.
 async fn busy(database: &Database, relays: Vec<Relay>) -> (Relay, Vec<Relay>) {

@@ -571,6 +571,17 @@ impl Receiver {
     }
 }
 
+/// A receiver whose answers wait at a gate.
+pub fn gated() -> (Receiver, Gate) {
+    let gate = Gate::default();
+    let door = gate.clone();
+    let receiver = Receiver::start(move |_| {
+        door.pass();
+        Reply::status(200)
+    });
+    (receiver, gate)
+}
+
 impl Drop for Receiver {
     fn drop(&mut self) {
         for connection in self.shared.connections.lock().unwrap().values() {
