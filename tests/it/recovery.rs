@@ -189,7 +189,7 @@ async fn a_relay_that_gets_some_of_its_sessions_keeps_its_rows() {
     let peer = Relay::start(&database, &[]);
     // Two sessions are left to it, and it may open two: one too few. A peer looks at it all the while.
     terminate(&database, &user, "promptpal-relay finish").await;
-    relay.wait_for_log("retry_ms=3");
+    relay.wait_for_log_of(4, "waiting for Postgres");
     run(format!("ALTER ROLE {user} CONNECTION LIMIT 20")).await;
     relay.wait_for_log("found Postgres again");
     gate.open();

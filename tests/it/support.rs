@@ -266,12 +266,14 @@ impl Relay {
         })
     }
 
+    /// Calls may take a minute unless the test says otherwise: none shall end while a slow machine gets ready for it.
     fn spawn_with(mut command: Command, arguments: &[&str], prepare: impl FnOnce(&Path)) -> Relay {
         let dir = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
         prepare(&dir.path().join("notify"));
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         command.stdin(Stdio::null()).args(arguments).env("NOTIFY_SOCKET", dir.path().join("notify"));
+        command.env("PROMPTPAL_RELAY_TIMEOUT", "60s");
         command.stderr(File::create(dir.path().join("log")).unwrap());
         Relay { child: command.spawn().unwrap(), dir, socket }
     }
@@ -348,9 +350,14 @@ impl Relay {
 
     /// Waits until it has logged a text.
     pub fn wait_for_log(&self, text: &str) {
+        self.wait_for_log_of(1, text);
+    }
+
+    /// Waits until it has logged a text so many times.
+    pub fn wait_for_log_of(&self, times: usize, text: &str) {
         let deadline = Instant::now() + DEADLINE;
-        while !self.log().contains(text) {
-            assert!(Instant::now() < deadline, "never logged {text:?}:\n{}", self.log());
+        while self.log().matches(text).count() < times {
+            assert!(Instant::now() < deadline, "not logged {times} times: {text:?}:\n{}", self.log());
             thread::sleep(LOOK);
         }
     }
