@@ -1,6 +1,6 @@
 //! A private, throw-away Postgres for the demo, the tests and the benches.
 //!
-//! Its data is a temporary folder; it listens on a Unix socket there and on a free port of loopback. It runs as an
+//! Its data is a temporary folder; it listens on a Unix socket there and on a port of loopback that is free. It runs as an
 //! ordinary user when root starts it (Postgres refuses to run as root), stops when it is dropped, and dies with this
 //! process, however that ends. Never touches another cluster.
 
@@ -8,7 +8,6 @@ use std::env;
 use std::fmt::Write;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -36,6 +35,10 @@ const LOOK: Duration = Duration::from_millis(10);
 const PORT_TRIES: usize = 5;
 /// Pause before a port that is ours is tried again.
 const PORT_PAUSE: Duration = Duration::from_millis(200);
+/// The lowest port that is tried.
+const PORT_MIN: u16 = 10_000;
+/// Where the system's range of ports for passing connections begins, unless it says otherwise.
+const PORT_PASSING: u16 = 32_768;
 /// Ordinary users to run as when we are root, in order.
 const USERS: &[&str] = &["postgres", "nobody"];
 
@@ -174,8 +177,7 @@ impl Cluster {
         let first = self.port == 0;
         for _ in 0..PORT_TRIES {
             if self.port == 0 {
-                let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-                self.port = free.map_err(Error::io("looking for a free port"))?.port();
+                self.port = fastrand::u16(lasting_ports());
             }
             if self.try_boot()? {
                 return Ok(());
@@ -291,6 +293,14 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.halt(Stop::Fast);
     }
+}
+
+/// Ports that no passing connection has as its own end, so that a server that is restarted finds its own free. Where
+/// the system leaves none, all of them.
+fn lasting_ports() -> std::ops::Range<u16> {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let passing = range.split_whitespace().next().and_then(|low| low.parse().ok()).unwrap_or(PORT_PASSING);
+    if passing > PORT_MIN { PORT_MIN..passing } else { PORT_MIN..u16::MAX }
 }
 
 fn pid(child: &Child) -> Pid {

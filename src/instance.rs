@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::{Error, Result};
-use crate::store::{Store, Vital};
+use crate::store::{Peer, Store, Vital};
 
 /// The channel that sleeping relays listen to; `relay.wake()` notifies it.
 const LISTEN: &str = "LISTEN promptpal_relay";
@@ -19,6 +19,9 @@ const LISTEN: &str = "LISTEN promptpal_relay";
 /// A lock must be free for this time before its instance is dead. One that has merely lost its sessions, all at once,
 /// is back in a few milliseconds.
 pub const SURE: Duration = Duration::from_millis(100);
+/// Round trips that one which is far away gets for coming back, where they take longer than that. It needs 19 with a
+/// password and without TLS, 22 with both.
+const COMES_BACK: u32 = 30;
 /// The same when the server has crashed, or we have lost our own sessions a moment ago: whatever took them (a restart
 /// of the server, a failover) has taken those of the others, and they need as long to come back as the longest pause
 /// between two tries, and the time to connect.
@@ -34,12 +37,12 @@ pub struct Instance {
 impl Instance {
     /// Listens on this session, takes an epoch and lists it. Does not bury anybody: whoever had rows in hand under an
     /// older epoch of its own takes those over first.
-    pub async fn register(store: Store) -> Result<Instance> {
+    pub async fn register(store: Store, round_trip: Duration) -> Result<Instance> {
         // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
         store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;
         let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
-        let (epoch, server_started) = store.register(&host, pid, env!("CARGO_PKG_VERSION")).await?.ok_or_else(|| {
+        let (epoch, server_started) = store.register(&host, pid, env!("CARGO_PKG_VERSION"), round_trip).await?.ok_or_else(|| {
             Error::Failed(
                 "the advisory lock of a new epoch is taken: does another program use locks of class 1886415986?".into(),
             )
@@ -47,13 +50,10 @@ impl Instance {
         Ok(Instance { epoch, server_started, store })
     }
 
-    /// Lets another session hold the liveness lock, too.
-    pub async fn share(&self, session: &Store) -> Result<()> {
-        if session.lock_epoch(self.epoch).await? {
-            Ok(())
-        } else {
-            Err(Error::Failed(format!("epoch {} was taken for dead", self.epoch)))
-        }
+    /// Lets another session hold the liveness lock, too. Returns the process id of its backend.
+    pub async fn share(&self, session: &Store) -> Result<i32> {
+        let backend = session.lock_epoch(self.epoch).await?;
+        backend.ok_or_else(|| Error::Failed(format!("epoch {} was taken for dead", self.epoch)))
     }
 
     /// The epoch that stamps our claims.
@@ -103,6 +103,8 @@ pub struct Peers {
 struct Suspect {
     /// When that was first seen.
     since: Instant,
+    /// How long it may take to come back.
+    comes_back: Duration,
     /// The server has crashed since it registered.
     crashed: bool,
 }
@@ -124,23 +126,28 @@ impl Peers {
     /// Whose lock has been free long enough: the epochs to bury.
     pub fn sure_of(&self, now: Instant) -> Vec<i32> {
         let lately = self.reconnected.is_some_and(|reconnected| now - reconnected <= SURE_AFTER_LOSS);
-        let sure = |suspect: &Suspect| if suspect.crashed || lately { SURE_AFTER_LOSS } else { SURE };
+        let sure = |suspect: &Suspect| match suspect.crashed || lately {
+            true => SURE_AFTER_LOSS,
+            false => suspect.comes_back.clamp(SURE, SURE_AFTER_LOSS),
+        };
         let long = |suspect: &Suspect| now - suspect.since >= sure(suspect);
         self.suspects.iter().filter(|(_, suspect)| long(suspect)).map(|(epoch, _)| *epoch).collect()
     }
 
     /// Learns what a look at the locks found. True when somebody new is dead, somebody has left, or the last suspect is
     /// gone.
-    pub fn learn(&mut self, found: &[(i32, Vital)], now: Instant) -> bool {
+    pub fn learn(&mut self, found: &[Peer], now: Instant) -> bool {
         let before = (std::mem::take(&mut self.dead), self.is_gathering());
         let old = std::mem::take(&mut self.suspects);
         let alive = std::mem::take(&mut self.alive);
-        for (epoch, vital) in found {
+        for Peer { epoch, round_trip, vital } in found {
             match vital {
                 Vital::Alive => self.alive += 1,
                 Vital::Free | Vital::Crashed => {
                     let since = old.get(epoch).map_or(now, |suspect| suspect.since);
-                    self.suspects.insert(*epoch, Suspect { since, crashed: *vital == Vital::Crashed });
+                    let (comes_back, crashed) =
+                        (round_trip.saturating_mul(COMES_BACK), *vital == Vital::Crashed);
+                    self.suspects.insert(*epoch, Suspect { since, comes_back, crashed });
                 }
                 Vital::Buried => {
                     tracing::warn!(epoch, "found a dead instance: its rows are taken over");
@@ -179,19 +186,34 @@ impl Peers {
 mod tests {
     use super::*;
 
+    fn near(epoch: i32, vital: Vital) -> Peer {
+        Peer { epoch, round_trip: Duration::ZERO, vital }
+    }
+
+    #[test]
+    fn one_that_is_far_gets_longer() {
+        let start = Instant::now();
+        let mut peers = Peers::default();
+        let far = |epoch, round_trip| Peer { epoch, round_trip, vital: Vital::Free };
+        peers.learn(&[far(1, 2 * SURE / COMES_BACK), far(2, SURE_AFTER_LOSS), near(3, Vital::Free)], start);
+        assert_eq!(peers.sure_of(start + SURE), [3]);
+        assert_eq!(peers.sure_of(start + 2 * SURE).len(), 2);
+        assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS).len(), 3, "however far it says that it is");
+    }
+
     #[test]
     fn a_free_lock_is_looked_at_twice_before_a_burial() {
         let start = Instant::now();
         let mut peers = Peers::default();
-        peers.learn(&[(1, Vital::Free), (2, Vital::Alive)], start);
+        peers.learn(&[near(1, Vital::Free), near(2, Vital::Alive)], start);
         assert!(peers.any_suspect() && peers.alive() == 1);
         assert_eq!(peers.sure_of(start), [0; 0]);
         assert_eq!(peers.sure_of(start + SURE), [1]);
         // It came back in between.
-        peers.learn(&[(1, Vital::Alive), (2, Vital::Alive)], start + SURE / 2);
+        peers.learn(&[near(1, Vital::Alive), near(2, Vital::Alive)], start + SURE / 2);
         assert_eq!(peers.sure_of(start + SURE), [0; 0]);
         assert!(
-            peers.learn(&[(1, Vital::Alive)], start + SURE),
+            peers.learn(&[near(1, Vital::Alive)], start + SURE),
             "what the other gave back is to be looked for"
         );
     }
@@ -203,7 +225,7 @@ mod tests {
         let server = SystemTime::now();
         peers.connected(server, start);
         peers.connected(server, start);
-        peers.learn(&[(1, Vital::Free)], start);
+        peers.learn(&[near(1, Vital::Free)], start);
         assert!(!peers.is_gathering());
         assert_eq!(peers.sure_of(start + SURE), [0; 0]);
         assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS), [1]);
@@ -218,11 +240,11 @@ mod tests {
     fn after_a_crash_of_the_server_nobody_claims_before_all_are_back() {
         let start = Instant::now();
         let mut peers = Peers::default();
-        peers.learn(&[(1, Vital::Crashed), (2, Vital::Free)], start);
+        peers.learn(&[near(1, Vital::Crashed), near(2, Vital::Free)], start);
         assert!(peers.is_gathering());
         assert_eq!(peers.sure_of(start + SURE), [2]);
         assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS).len(), 2);
-        assert!(peers.learn(&[(1, Vital::Buried)], start + SURE_AFTER_LOSS));
+        assert!(peers.learn(&[near(1, Vital::Buried)], start + SURE_AFTER_LOSS));
         assert_eq!(peers.dead(), [1]);
         assert!(!peers.is_gathering());
     }

@@ -47,6 +47,12 @@ const LATE: Duration = Duration::from_millis(250);
 /// How long Postgres may take for an answer to a look, which it gives in a millisecond. Later we take the connection
 /// for dead: packets may vanish without anybody saying so.
 const SILENCE: Duration = Duration::from_secs(5);
+/// The longest that a session which claims or finishes waits before the server is asked whether it works for it. Each
+/// time that it did not, we wait twice as long from then on: on a line that needs so long to carry a statement, the
+/// next try shall come through.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How often the server is asked that.
+const ASK: Duration = Duration::from_secs(1);
 /// How long all that a reconnection does may take before it begins anew.
 const CONNECT_MAX: Duration = Duration::from_secs(60);
 /// How long a stop may take beyond the time limit of the calls in flight. Then whoever waits for a Postgres that is
@@ -65,6 +71,8 @@ const STUCK: Duration = Duration::from_secs(30);
 const STATUS: Duration = Duration::from_secs(1);
 /// How often the age of the queue is asked for, for the metrics and the status.
 const MEASURE: Duration = Duration::from_secs(5);
+/// How long the answer may take. The server itself gives up after 5 s.
+const MEASURE_MAX: Duration = Duration::from_secs(10);
 /// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(3);
@@ -73,6 +81,8 @@ struct Link {
     instance: Instance,
     claim: Store,
     finish: Store,
+    // Process ids of the server's ends of those two.
+    backends: [i32; 2],
 }
 
 impl Link {
@@ -88,12 +98,33 @@ impl Link {
         let (listen, claim, finish) =
             tokio::try_join!(session(Role::Listen), session(Role::Claim), session(Role::Finish))?;
         schema::require_current(&listen).await?;
-        let instance = Instance::register(listen).await?;
-        tokio::try_join!(instance.share(&claim), instance.share(&finish))?;
+        let round_trip = listen.round_trip().min(claim.round_trip()).min(finish.round_trip());
+        let instance = Instance::register(listen, round_trip).await?;
+        let backends = tokio::try_join!(instance.share(&claim), instance.share(&finish))?;
         adopt(&instance).await?;
         peers.borrow_mut().connected(instance.server_started(), Instant::now());
         instance.look_around(peers, Instant::now()).await?;
-        Ok(Link { instance, claim, finish })
+        Ok(Link { instance, claim, finish, backends: backends.into() })
+    }
+
+    /// Since when the sessions that claim and finish have waited for an answer, if they have for longer than `patience`.
+    fn overdue(&self, patience: Duration) -> [Option<Instant>; 2] {
+        let overdue = |session: &Store| session.waiting_since().filter(|since| since.elapsed() > patience);
+        [overdue(&self.claim), overdue(&self.finish)]
+    }
+
+    /// Whether one of those sessions waits in vain: for longer than `patience`, and Postgres has nothing to do for it.
+    /// The listening session is asked, which is known to work; one round trip when there is reason to ask.
+    async fn is_cut_off(&self, patience: Duration) -> Result<bool> {
+        let before = self.overdue(patience);
+        if before == [None; 2] {
+            return Ok(false);
+        }
+        let idle = self.instance.session().not_at_work(&self.backends).await?;
+        // Another statement by now, or none: the answer came.
+        let same =
+            before.iter().zip(self.overdue(patience)).map(|(before, now)| before.is_some() && *before == now);
+        Ok(same.zip(&self.backends).any(|(same, backend)| same && idle.contains(backend)))
     }
 
     /// Resolves when one of the sessions is lost. Cancel-safe.
@@ -135,6 +166,8 @@ struct Relay<'a> {
     epochs: RefCell<Vec<i64>>,
     // When we last woke the other instances.
     peers_called: Cell<Instant>,
+    // How long the sessions that claim and finish may wait before the server is asked whether it works for them.
+    patience: Cell<Duration>,
     // Whether a commit is under way. Written by the finishing loop, and when its session is lost.
     commits: Cell<bool>,
 }
@@ -202,6 +235,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         stirred: Notify::new(),
         epochs: RefCell::default(),
         peers_called: Cell::new(Instant::now()),
+        patience: Cell::new(SILENCE),
         commits: Cell::new(false),
     };
     tokio::select! {
@@ -548,6 +582,7 @@ impl Relay<'_> {
         let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(WATCH_QUIET));
         // A look proves that the sessions were there when it began, and so were the liveness lock and our claims.
         let mut looked = Instant::now();
+        let mut asked = looked;
         let mut status = Status { told: looked, calls: self.metrics.calls(), text: String::new() };
         loop {
             let next_look = looked + self.watch_pause(&self.peers.borrow());
@@ -562,14 +597,28 @@ impl Relay<'_> {
                     self.failures.borrow_mut().flush();
                     self.tell_status(&mut status);
                     let start = Instant::now();
-                    let look = tokio::time::timeout(SILENCE, self.look_around(link, start)).await;
-                    if look.unwrap_or_else(|_| Err(silence(SILENCE)))? {
+                    if in_time(SILENCE, self.look_around(link, start)).await? {
                         self.takeover.notify_one();
                     }
                     looked = start;
+                    if asked.elapsed() >= ASK {
+                        asked = start;
+                        self.require_heard(link).await?;
+                    }
                 }
             }
         }
+    }
+
+    /// Fails when Postgres does not hear what a session says, or is not heard by it: something between us takes what is
+    /// sent and does not pass it on. What nobody takes the kernel notices (`tcp_user_timeout`).
+    async fn require_heard(&self, link: &Link) -> Result<()> {
+        let patience = self.patience.get();
+        if in_time(SILENCE, link.is_cut_off(patience)).await? {
+            self.patience.set((patience * 2).min(SILENCE_MAX));
+            return Err(silence(patience));
+        }
+        Ok(())
     }
 
     /// Looks at the other instances; while we have anything in hand, sees to it that they look at us.
@@ -636,7 +685,7 @@ impl Relay<'_> {
     async fn measure(&self) -> Result<()> {
         let store = Store::connect(&self.config.database, Role::Metrics).await?;
         loop {
-            self.metrics.oldest(store.oldest().await?);
+            self.metrics.oldest(in_time(MEASURE_MAX, store.oldest()).await?);
             tokio::time::sleep(MEASURE).await;
         }
     }
@@ -723,7 +772,7 @@ impl Relay<'_> {
 
     async fn connect_and_adopt(&self) -> Result<Link> {
         let connect = Link::connect(self.config, &self.peers, async |instance| self.adopt(instance).await);
-        tokio::time::timeout(CONNECT_MAX, connect).await.unwrap_or_else(|_| Err(silence(CONNECT_MAX)))
+        in_time(CONNECT_MAX, connect).await
     }
 
     /// Takes the rows that we have in hand over to a new epoch, and ends the older ones.
@@ -751,6 +800,11 @@ impl Relay<'_> {
         self.epochs.replace(vec![new]);
         Ok(())
     }
+}
+
+/// The work's result, if Postgres takes no longer for it than this.
+async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(silence(limit)))
 }
 
 fn silence(limit: Duration) -> Error {
@@ -781,7 +835,5 @@ fn unstorable(row: &Finished, error: &Error) -> Option<Finished> {
 /// The next pause: twice as long, a little random, bounded. Several relays that lost the same Postgres do not come
 /// back in step.
 fn longer(pause: Duration) -> Duration {
-    use std::hash::{BuildHasher, RandomState};
-    let jitter = RandomState::new().hash_one(()) % 500;
-    (pause * 2).min(RETRY_MAX) * (750 + u32::try_from(jitter).expect("below 500")) / 1000
+    (pause * 2).min(RETRY_MAX) * fastrand::u32(750..1250) / 1000
 }

@@ -18,6 +18,8 @@ use crate::store::{Role, Store};
 const PAUSE: Duration = Duration::from_secs(600);
 /// The same after one that could not do all: somebody's report may be over soon.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
+/// How long a run may take. Most is done in less than a second; what is left of much goes on with the next one.
+const RUN_MAX: Duration = Duration::from_secs(3600);
 /// Days for which there is a partition of the call log ahead: long enough for a weekend with the daemon off.
 const DAYS_AHEAD: i32 = 7;
 /// Ids in one deleting statement: a few milliseconds of work.
@@ -28,7 +30,11 @@ const STRAYS: i32 = 5000;
 /// Runs for ever; errors are logged and do not end it.
 pub async fn keep_house(config: &Config) -> Infallible {
     loop {
-        let pause = match run(&config.database, config.retain_calls, config.retain_outbox).await {
+        let run = run(&config.database, config.retain_calls, config.retain_outbox);
+        let in_time = tokio::time::timeout(RUN_MAX, run).await.unwrap_or_else(|_| {
+            Err(Error::Failed(format!("the retention has not ended within {} min", RUN_MAX.as_secs() / 60)))
+        });
+        let pause = match in_time {
             Ok(_) => PAUSE,
             Err(error) => {
                 let pause = PAUSE_AFTER_FAILURE;

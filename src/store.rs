@@ -3,10 +3,10 @@
 //! Knows no HTTP and no policy: what to claim, when to finish and what a failure means is decided by the callers.
 //! Every function is one round trip and, unless it says otherwise, one transaction of its own.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
@@ -79,6 +79,18 @@ pub struct Store {
     session: Session,
     // Written and read by this session's one task only.
     prepared: RefCell<HashMap<&'static str, Statement>>,
+    // When the statement was sent whose answer has not come yet. Of two at a time, the later one.
+    waiting_since: Cell<Option<Instant>>,
+    round_trip: Duration,
+}
+
+/// Ends the waiting for an answer, whether it came or nobody wants it any more.
+struct Waiting<'a>(&'a Cell<Option<Instant>>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(None);
+    }
 }
 
 impl Deref for Store {
@@ -131,6 +143,17 @@ impl Finished {
     pub fn size(&self) -> usize {
         self.calls.iter().map(Call::size).sum()
     }
+}
+
+/// Another listed instance.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Its epoch.
+    pub epoch: i32,
+    /// How far it is from Postgres.
+    pub round_trip: Duration,
+    /// Whether it lives.
+    pub vital: Vital,
 }
 
 /// What the liveness lock of a listed instance says.
@@ -224,8 +247,29 @@ impl Store {
     /// Connects a session and sets it up for its role.
     pub async fn connect(settings: &Settings, role: Role) -> Result<Store> {
         let session = settings.connect(role.name()).await?;
+        let start = Instant::now();
         session.batch_execute(role.settings()).await.map_err(Error::postgres("setting up the session"))?;
-        Ok(Store { session, prepared: RefCell::default() })
+        Ok(Store {
+            session,
+            prepared: RefCell::default(),
+            waiting_since: Cell::default(),
+            round_trip: start.elapsed(),
+        })
+    }
+
+    /// How long a round trip took when it connected.
+    pub fn round_trip(&self) -> Duration {
+        self.round_trip
+    }
+
+    /// When the statement was sent whose answer has not come yet, if there is one.
+    pub fn waiting_since(&self) -> Option<Instant> {
+        self.waiting_since.get()
+    }
+
+    fn wait(&self) -> Waiting<'_> {
+        self.waiting_since.set(Some(Instant::now()));
+        Waiting(&self.waiting_since)
     }
 
     /// Prepares a statement on its first use.
@@ -244,6 +288,7 @@ impl Store {
         sql: &'static str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>> {
+        let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
         self.session.query(&statement, parameters).await.map_err(Error::postgres(doing))
     }
@@ -254,6 +299,7 @@ impl Store {
         sql: &'static str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Row> {
+        let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
         self.session.query_one(&statement, parameters).await.map_err(Error::postgres(doing))
     }
@@ -349,21 +395,30 @@ impl Store {
 
     /// Draws an epoch, takes its liveness lock for as long as this session lives, and lists the instance. Also tells
     /// when the server was started. None when somebody else has that lock.
-    pub async fn register(&self, host: &str, pid: i32, version: &str) -> Result<Option<(i32, SystemTime)>> {
+    pub async fn register(
+        &self,
+        host: &str,
+        pid: i32,
+        version: &str,
+        round_trip: Duration,
+    ) -> Result<Option<(i32, SystemTime)>> {
         let sql = include_str!("../sql/queries/register.sql");
-        let rows = self.rows("registering the instance", sql, &[&host, &pid, &version]).await?;
+        let round_trip_ms = round_trip.as_secs_f32() * 1000.0;
+        let rows =
+            self.rows("registering the instance", sql, &[&host, &pid, &version, &round_trip_ms]).await?;
         Ok(rows.first().map(|row| (row.get(0), row.get(1))))
     }
 
-    /// Holds the liveness lock of an epoch for as long as this session lives, too. Whether it could be had.
-    pub async fn lock_epoch(&self, epoch: i32) -> Result<bool> {
+    /// Holds the liveness lock of an epoch for as long as this session lives, too. Returns the process id of its backend;
+    /// none when the lock could not be had.
+    pub async fn lock_epoch(&self, epoch: i32) -> Result<Option<i32>> {
         let sql = include_str!("../sql/queries/lock_epoch.sql");
         Ok(self.one("taking the liveness lock", sql, &[&epoch]).await?.get(0))
     }
 
     /// Looks at the liveness locks of the listed instances but ours, and marks those in `sure` dead whose lock is
     /// free. Returns each that is alive, suspect, buried, or dead and not known to have no rows left.
-    pub async fn bury(&self, epoch: i32, sure: &[i32]) -> Result<Vec<(i32, Vital)>> {
+    pub async fn bury(&self, epoch: i32, sure: &[i32]) -> Result<Vec<Peer>> {
         let sql = include_str!("../sql/queries/bury.sql");
         let rows = self.rows("looking for dead instances", sql, &[&epoch, &sure]).await?;
         let vital = |row: &Row| match row.get("state") {
@@ -373,7 +428,19 @@ impl Store {
             "crashed" => Vital::Crashed,
             _ => Vital::Alive,
         };
-        Ok(rows.iter().map(|row| (row.get("epoch"), vital(row))).collect())
+        let round_trip = |row: &Row| {
+            Duration::try_from_secs_f32(row.get::<_, f32>("round_trip_ms") / 1000.0).unwrap_or_default()
+        };
+        let peer =
+            |row: &Row| Peer { epoch: row.get("epoch"), round_trip: round_trip(row), vital: vital(row) };
+        Ok(rows.iter().map(peer).collect())
+    }
+
+    /// Which of these backends wait for their client, or are gone. See `not_at_work.sql`.
+    pub async fn not_at_work(&self, backends: &[i32]) -> Result<Vec<i32>> {
+        let sql = include_str!("../sql/queries/not_at_work.sql");
+        let rows = self.rows("asking after our sessions", sql, &[&backends]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Wakes the other instances.

@@ -209,6 +209,7 @@ CREATE TABLE relay.instances (
     host        text        NOT NULL,
     pid         integer     NOT NULL,
     version     text        NOT NULL,
+    round_trip_ms real      NOT NULL DEFAULT 0,
     started_at  timestamptz NOT NULL DEFAULT now(),
     dead_at     timestamptz,
     cleared_at  timestamptz,
@@ -222,6 +223,7 @@ COMMENT ON COLUMN relay.instances.epoch IS 'Never used twice; relay.outbox.claim
 COMMENT ON COLUMN relay.instances.host IS 'Host name of the daemon.';
 COMMENT ON COLUMN relay.instances.pid IS 'Its process id there.';
 COMMENT ON COLUMN relay.instances.version IS 'Version of the program.';
+COMMENT ON COLUMN relay.instances.round_trip_ms IS 'How far it is from Postgres; one that is far gets more time to come back when it has lost its sessions.';
 COMMENT ON COLUMN relay.instances.started_at IS 'When it registered this epoch.';
 COMMENT ON COLUMN relay.instances.dead_at IS 'When it ended, or was found dead; null: it lives.';
 COMMENT ON COLUMN relay.instances.cleared_at IS 'No row is claimed by this epoch any more; null on a dead one: its rows are being taken over.';

@@ -9,15 +9,15 @@
 -- Index:      instances is small: one row for each registration that is not cleared away yet.
 -- Parameters: $1 integer    our epoch
 --             $2 integer[]  epochs to mark dead, if their lock is still free
--- Returns:    epoch and state: free (the lock), crashed (the same, and the server has crashed since it registered),
---             buried (just now), dead (marked before, may still have rows), alive.
+-- Returns:    epoch, its round trip in ms, and state: free (the lock), crashed (the same, and the server has crashed since
+--             it registered), buried (just now), dead (marked before, may still have rows), alive.
 WITH listed AS MATERIALIZED (
-    SELECT i.epoch
+    SELECT i.epoch, i.round_trip_ms
       FROM relay.instances i
      WHERE i.dead_at IS NULL
        AND i.epoch <> $1
 ), tried AS MATERIALIZED (
-    SELECT epoch, pg_try_advisory_xact_lock(1886415986, epoch) AS free
+    SELECT epoch, round_trip_ms, pg_try_advisory_xact_lock(1886415986, epoch) AS free
       FROM listed
 ), buried AS (
     UPDATE relay.instances i
@@ -27,19 +27,19 @@ WITH listed AS MATERIALIZED (
        AND t.free
        AND t.epoch = ANY ($2)
        AND i.dead_at IS NULL
-    RETURNING i.epoch
+    RETURNING i.epoch, i.round_trip_ms
 )
-SELECT epoch, 'buried' AS state
+SELECT epoch, round_trip_ms, 'buried' AS state
   FROM buried
  UNION ALL
-SELECT t.epoch,
+SELECT t.epoch, t.round_trip_ms,
        CASE WHEN NOT t.free THEN 'alive'
             WHEN EXISTS (SELECT FROM relay.instances_since_crash s WHERE s.epoch = t.epoch) THEN 'free'
             ELSE 'crashed' END
   FROM tried t
  WHERE NOT EXISTS (SELECT FROM buried b WHERE b.epoch = t.epoch)
  UNION ALL
-SELECT i.epoch, 'dead'
+SELECT i.epoch, i.round_trip_ms, 'dead'
   FROM relay.instances i
  WHERE i.dead_at IS NOT NULL
    AND i.cleared_at IS NULL

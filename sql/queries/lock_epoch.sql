@@ -4,5 +4,5 @@
 -- Locks:      advisory (1886415986, epoch), shared, for the session. Never waits.
 -- Index:      none.
 -- Parameters: $1 integer  epoch
--- Returns:    whether it was taken.
-SELECT pg_try_advisory_lock_shared(1886415986, $1)
+-- Returns:    the process id of this session's backend; null when the lock could not be taken.
+SELECT CASE WHEN pg_try_advisory_lock_shared(1886415986, $1) THEN pg_backend_pid() END

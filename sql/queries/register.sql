@@ -4,11 +4,11 @@
 --
 -- Locks:      advisory (1886415986, epoch), shared, for the session.
 -- Index:      instances_pkey, instances_since_crash_pkey.
--- Parameters: $1 text host, $2 integer process id, $3 text version
+-- Parameters: $1 text host, $2 integer process id, $3 text version, $4 real round trip in ms
 -- Returns:    the epoch, and when the server was started; no row when the lock is taken.
 WITH registered AS (
-    INSERT INTO relay.instances (epoch, host, pid, version)
-    SELECT e.epoch, $1, $2, $3
+    INSERT INTO relay.instances (epoch, host, pid, version, round_trip_ms)
+    SELECT e.epoch, $1, $2, $3, $4
       FROM (SELECT nextval('relay.instances_epoch_seq')::integer AS epoch) AS e
      WHERE pg_try_advisory_lock_shared(1886415986, e.epoch)
     RETURNING epoch

@@ -40,6 +40,7 @@ const SMALL: &[&str] = &[
     "bury",
     "lock_epoch",
     "migrations",
+    "not_at_work",
     "notify_peers",
     "peer_sleeps",
     "privileges",

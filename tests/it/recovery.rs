@@ -1,6 +1,6 @@
 //! Nothing lost, nothing recorded twice: kill, takeover, reconnect, stop.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use promptpal_relay::cluster::{Cluster, Stop};
@@ -382,6 +382,11 @@ async fn a_failover_to_a_promoted_standby_repeats_no_call() {
     assert_eq!(outcomes(&database).await, [(true, false); 6]);
 }
 
+/// Of the database `postgres` behind a [`Network`].
+fn tcp_url(port: u16) -> String {
+    format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable")
+}
+
 #[tokio::test]
 async fn a_connection_that_has_gone_silent_is_noticed() {
     let cluster = Cluster::start(&[]).unwrap();
@@ -389,8 +394,7 @@ async fn a_connection_that_has_gone_silent_is_noticed() {
     let database = Database::on(&cluster.url("postgres")).await;
     let (receiver, gate) = gated();
     database.webhook(1, &receiver.url("/")).await;
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", network.port);
-    let relay = Relay::spawn(&url, &["--timeout", "1h"]);
+    let relay = Relay::spawn(&tcp_url(network.port), &["--timeout", "1h"]);
     database.events(1, 1).await;
     receiver.wait_for(1);
     network.go_silent();
@@ -402,6 +406,80 @@ async fn a_connection_that_has_gone_silent_is_noticed() {
     database.all_done().await;
     assert_eq!(receiver.requests().len(), 2, "{}", relay.log());
     assert_eq!(outcomes(&database).await, [(true, false); 2]);
+}
+
+#[tokio::test]
+async fn a_single_session_that_is_not_heard_is_noticed() {
+    // The session, and whether it is the server's words that go astray.
+    for (session, server) in [("claim", false), ("finish", false), ("finish", true)] {
+        let cluster = Cluster::start(&[]).unwrap();
+        let network = Network::to(cluster.port());
+        let database = Database::on(&cluster.url("postgres")).await;
+        let (receiver, gate) = gated();
+        database.webhook(1, &receiver.url("/")).await;
+        let relay = Relay::spawn(&tcp_url(network.port), &[]);
+        database.events(1, 1).await;
+        receiver.wait_for(1);
+        let port = format!(
+            "SELECT client_port::bigint FROM pg_stat_activity WHERE application_name = 'promptpal-relay {session}'"
+        );
+        network.silence(i32::try_from(database.number(&port).await).unwrap(), server);
+        if session == "finish" {
+            gate.open();
+        }
+        let start = Instant::now();
+        relay.wait_for_log("found Postgres again");
+        println!("noticed after {:?}", start.elapsed());
+        gate.open();
+        database.events(1, 1).await;
+        database.all_done().await;
+        assert_eq!(receiver.requests().len(), 2, "{session} {server}\n{}", relay.log());
+        assert_eq!(outcomes(&database).await, [(true, false); 2], "{session} {server}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_waits_for_a_lock_is_not_taken_for_lost() {
+    let cluster = Cluster::start(&[]).unwrap();
+    let database = Database::on(&cluster.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let mut other = connect(&cluster.url("postgres")).await;
+    let lock = other.transaction().await.unwrap();
+    lock.batch_execute("LOCK relay.outbox").await.unwrap();
+    gate.open();
+    // Longer than a session may wait before the server is asked.
+    let waits = "SELECT count(*) = 2 FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+                 AND application_name IN ('promptpal-relay claim', 'promptpal-relay finish')
+                 AND query_start < clock_timestamp() - interval '7 s'";
+    database.eventually(waits).await;
+    lock.rollback().await.unwrap();
+    database.all_done().await;
+    assert!(!relay.log().contains("lost Postgres"), "{}", relay.log());
+    assert_eq!(outcomes(&database).await, [(true, false)]);
+}
+
+#[tokio::test]
+async fn a_distant_relay_that_loses_its_sessions_keeps_its_rows() {
+    let cluster = Cluster::start(&[]).unwrap();
+    let network = Network::far(cluster.port(), Duration::from_millis(15));
+    let database = Database::on(&cluster.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::spawn(&tcp_url(network.port), &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let peer = Relay::start(&database, &[]);
+    cut_off(&database).await;
+    relay.wait_for_log("found Postgres again");
+    gate.open();
+    database.all_done().await;
+    assert!(!peer.log().contains("dead instance"), "{}", peer.log());
+    assert_eq!(receiver.requests().len(), 1);
+    assert_eq!(outcomes(&database).await, [(true, false)]);
 }
 
 #[tokio::test]
