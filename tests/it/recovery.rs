@@ -474,7 +474,9 @@ async fn a_distant_relay_that_loses_its_sessions_keeps_its_rows() {
     receiver.wait_for(1);
     let peer = Relay::start(&database, &[]);
     cut_off(&database).await;
+    let start = Instant::now();
     relay.wait_for_log("found Postgres again");
+    println!("back after {:?}", start.elapsed());
     gate.open();
     database.all_done().await;
     assert!(!peer.log().contains("dead instance"), "{}", peer.log());
