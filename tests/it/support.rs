@@ -27,6 +27,8 @@ use tokio_postgres::{Client, NoTls, Row};
 
 /// Until then a condition must have come true; long, because the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Connections that wait for a receiver.
+const BACKLOG: i32 = 4096;
 /// Pause between two looks at a condition in the database.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -557,6 +559,9 @@ impl Receiver {
 
     fn listen(remember: bool, script: Box<Script>) -> Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // With room for all the connections that wait while this process is not given the processor: what is too
+        // many may be reset.
+        socket2::SockRef::from(&listener).listen(BACKLOG).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             requests: Mutex::default(),
