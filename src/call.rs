@@ -3,6 +3,7 @@
 //! Plain data, shared by the HTTP side, which fills it, and the store, which writes it. Knows neither HTTP nor
 //! Postgres.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -106,10 +107,22 @@ impl Call {
         kind: ErrorKind,
         message: impl Into<String>,
     ) -> Call {
+        let url = crate::endpoint::without_credentials(&webhook.url);
+        Call::begun(webhook.id, url, body, kind, message)
+    }
+
+    /// The same, with the URL as it may be shown.
+    pub fn begun(
+        webhook_id: i64,
+        url: String,
+        body: &Arc<str>,
+        kind: ErrorKind,
+        message: impl Into<String>,
+    ) -> Call {
         let now = SystemTime::now();
         Call {
-            webhook_id: webhook.id,
-            url: crate::endpoint::without_credentials(&webhook.url),
+            webhook_id,
+            url,
             request_headers: "{}".into(),
             request_body: body.clone(),
             status_code: None,
@@ -147,6 +160,14 @@ impl Call {
     }
 }
 
+/// The same as [`storable`], and copies nothing that is valid.
+pub fn storable_text(bytes: &[u8]) -> Cow<'_, str> {
+    match str::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => text.into(),
+        _ => storable(bytes).into(),
+    }
+}
+
 /// Makes foreign bytes a text that Postgres can hold: invalid UTF-8 and NUL become U+FFFD. Keeps no room to grow, and
 /// copies nothing that is given and valid.
 pub fn storable(bytes: impl Into<Vec<u8>>) -> String {
@@ -167,5 +188,8 @@ mod tests {
     fn what_postgres_cannot_hold_is_replaced() {
         assert_eq!(storable(*b"a\0b\xff\xe2\x82"), "a\u{FFFD}b\u{FFFD}\u{FFFD}");
         assert_eq!(storable("größe".as_bytes()), "größe");
+        for bytes in [&b"a\0b\xff\xe2\x82"[..], "größe".as_bytes(), b""] {
+            assert_eq!(storable_text(bytes), storable(bytes));
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! it is kept small and is shared only by those who call the same endpoint. Knows no Postgres and no queue, opens no
 //! socket itself and follows no redirect.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
@@ -24,7 +25,7 @@ use ureq::{Agent, Body};
 use url::Url;
 
 use crate::address::Reached;
-use crate::call::{Call, ErrorKind, storable};
+use crate::call::{Call, ErrorKind, storable, storable_text};
 use crate::error::{Result, one_line};
 use crate::event::Webhook;
 use crate::resolver::Resolver;
@@ -118,6 +119,8 @@ struct Target {
     url: Url,
     uri: Uri,
     authorization: Option<String>,
+    /// What the customer typed, without user and password.
+    shown: String,
 }
 
 impl Caller {
@@ -205,9 +208,15 @@ impl Caller {
     }
 
     fn try_call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>) -> Outcome {
-        let mut call = Call::unanswered(webhook, body, ErrorKind::Internal, "not made");
-        match self.make(webhook, outbox_id, body, &mut call) {
-            Ok(()) => (call.error_kind, call.error_message) = (None, call.error_message.take()),
+        let target = self.known_target(&webhook.url);
+        let shown =
+            target.as_ref().map_or_else(|_| without_credentials(&webhook.url), |target| target.shown.clone());
+        let mut call = Call::begun(webhook.id, shown, body, ErrorKind::Internal, String::new());
+        let made = target
+            .map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))
+            .and_then(|target| self.make(&target, webhook, outbox_id, &mut call));
+        match made {
+            Ok(()) => call.error_kind = None,
             Err(Failure::Shortage(reason)) => return Outcome::Shortage(reason),
             Err(Failure::Crowded) => return Outcome::Crowded,
             Err(Failure::Call(kind, message)) => {
@@ -250,24 +259,24 @@ impl Caller {
 
     fn make(
         &self,
+        target: &Target,
         webhook: &Webhook,
         outbox_id: i64,
-        body: &Arc<str>,
         call: &mut Call,
     ) -> std::result::Result<(), Failure> {
         let start = Instant::now();
         call.error_message = None;
-        let target =
-            self.known_target(&webhook.url).map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))?;
-        let request = request(&target, webhook, outbox_id, body)?;
+        let body = call.request_body.clone();
+        let request = || request(target, webhook, outbox_id, &body);
         let pooled = self.pooled(&target.url);
         let agent = &pooled.agent;
-        let line = longest_line(&request);
+        let first = request()?;
+        let line = longest_line(&first, target);
         watch_head(BEFORE_BODY_MAX);
         let mut result = if line <= OUTPUT_BYTES {
-            agent.run(request.clone())
+            agent.run(first)
         } else {
-            agent.run(agent.configure_request(request.clone()).output_buffer_size(line).build())
+            agent.run(agent.configure_request(first).output_buffer_size(line).build())
         };
         let mut seen = take_seen();
         if let Err(error) = &result
@@ -279,7 +288,7 @@ impl Caller {
             // looked at. Once more, on a connection of its own.
             let left = self.settings.timeout.saturating_sub(start.elapsed());
             let fresh = agent
-                .configure_request(request)
+                .configure_request(request()?)
                 .timeout_global(Some(left))
                 // A configuration other than the agent's keeps ureq from taking a pooled connection.
                 .output_buffer_size(OUTPUT_BYTES + 1)
@@ -344,7 +353,7 @@ impl Caller {
         }
         // The HTTP client is stricter than what browsers do.
         let uri = Uri::try_from(url.as_str()).map_err(|error| format!("not a URL: {error}"))?;
-        Ok(Target { url, uri, authorization })
+        Ok(Target { url, uri, authorization, shown: without_credentials(text) })
     }
 
     /// The same, from memory: parsing takes as long as writing the request.
@@ -584,10 +593,9 @@ fn is_broken(error: &ureq::Error) -> bool {
 }
 
 /// Bytes of the longest line that ureq has to write in one piece.
-fn longest_line(request: &Request<&str>) -> usize {
+fn longest_line(request: &Request<&str>, target: &Target) -> usize {
     let longest = request.headers().values().map(ureq::http::HeaderValue::len).max().unwrap_or_default();
-    let target = request.uri().to_string().len();
-    longest.max(target) + LINE_BYTES
+    longest.max(target.url.as_str().len()) + LINE_BYTES
 }
 
 /// Reads one byte more than the limit, to know whether there is more; gives back what came and how it ended.
@@ -624,18 +632,20 @@ fn headers_received(received: &HeaderMap) -> String {
 /// The value of a header, or the values of one that came more than once.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Values {
-    One(String),
-    Many(Vec<String>),
+enum Values<'a> {
+    One(Cow<'a, str>),
+    Many(Vec<Cow<'a, str>>),
 }
 
 /// A JSON object with lower-case names; a name that came twice has an array.
 fn headers<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> String {
     // A list: few are looked through faster than sorted.
-    let mut object: Vec<(String, Values)> = Vec::with_capacity(16);
+    let mut object: Vec<(Cow<str>, Values)> = Vec::with_capacity(16);
     for (name, value) in pairs {
-        let (mut name, value) = (storable(name), storable(value));
-        name.make_ascii_lowercase();
+        let (mut name, value) = (storable_text(name), storable_text(value));
+        if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            name.to_mut().make_ascii_lowercase();
+        }
         match object.iter_mut().find(|(known, _)| *known == name) {
             None => object.push((name, Values::One(value))),
             Some((_, values)) => match values {
