@@ -113,18 +113,16 @@ impl Link {
         [overdue(&self.claim), overdue(&self.finish)]
     }
 
-    /// Whether one of those sessions waits in vain: for longer than `patience`, and Postgres has nothing to do for it.
-    /// The listening session is asked, which is known to work; one round trip when there is reason to ask.
-    async fn is_cut_off(&self, patience: Duration) -> Result<bool> {
-        let before = self.overdue(patience);
-        if before == [None; 2] {
-            return Ok(false);
+    /// The same of those for which Postgres has nothing to do, so that they seem to wait in vain. The listening session is
+    /// asked, which is known to work; one round trip when there is reason to ask.
+    async fn unheard(&self, patience: Duration) -> Result<[Option<Instant>; 2]> {
+        if self.overdue(patience) == [None; 2] {
+            return Ok([None; 2]);
         }
         let idle = self.instance.session().not_at_work(&self.backends).await?;
-        // Another statement by now, or none: the answer came.
-        let same =
-            before.iter().zip(self.overdue(patience)).map(|(before, now)| before.is_some() && *before == now);
-        Ok(same.zip(&self.backends).any(|(same, backend)| same && idle.contains(backend)))
+        let [claim, finish] = self.overdue(patience);
+        let unheard = |since: Option<Instant>, backend| since.filter(|_| idle.contains(&backend));
+        Ok([unheard(claim, self.backends[0]), unheard(finish, self.backends[1])])
     }
 
     /// Resolves when one of the sessions is lost. Cancel-safe.
@@ -582,7 +580,7 @@ impl Relay<'_> {
         let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(WATCH_QUIET));
         // A look proves that the sessions were there when it began, and so were the liveness lock and our claims.
         let mut looked = Instant::now();
-        let mut asked = looked;
+        let (mut asked, mut unheard) = (looked, [None; 2]);
         let mut status = Status { told: looked, calls: self.metrics.calls(), text: String::new() };
         loop {
             let next_look = looked + self.watch_pause(&self.peers.borrow());
@@ -603,7 +601,7 @@ impl Relay<'_> {
                     looked = start;
                     if asked.elapsed() >= ASK {
                         asked = start;
-                        self.require_heard(link).await?;
+                        unheard = self.require_heard(link, unheard).await?;
                     }
                 }
             }
@@ -611,14 +609,16 @@ impl Relay<'_> {
     }
 
     /// Fails when Postgres does not hear what a session says, or is not heard by it: something between us takes what is
-    /// sent and does not pass it on. What nobody takes the kernel notices (`tcp_user_timeout`).
-    async fn require_heard(&self, link: &Link) -> Result<()> {
+    /// sent and does not pass it on. What nobody takes the kernel notices (`tcp_user_timeout`). Takes and returns what was
+    /// unheard at the last look and is at this one: what is at both is, and not only on its way to us.
+    async fn require_heard(&self, link: &Link, before: [Option<Instant>; 2]) -> Result<[Option<Instant>; 2]> {
         let patience = self.patience.get();
-        if in_time(SILENCE, link.is_cut_off(patience)).await? {
+        let unheard = in_time(SILENCE, link.unheard(patience)).await?;
+        if unheard.iter().zip(before).any(|(now, before)| now.is_some() && *now == before) {
             self.patience.set((patience * 2).min(SILENCE_MAX));
             return Err(silence(patience));
         }
-        Ok(())
+        Ok(unheard)
     }
 
     /// Looks at the other instances; while we have anything in hand, sees to it that they look at us.
