@@ -465,7 +465,7 @@ async fn a_session_that_waits_for_a_lock_is_not_taken_for_lost() {
 #[tokio::test]
 async fn a_distant_relay_that_loses_its_sessions_keeps_its_rows() {
     let cluster = Cluster::start(&[]).unwrap();
-    let network = Network::far(cluster.port(), Duration::from_millis(15));
+    let network = Network::far(cluster.port(), Duration::from_millis(60));
     let database = Database::on(&cluster.url("postgres")).await;
     let (receiver, gate) = gated();
     database.webhook(1, &receiver.url("/")).await;
