@@ -296,7 +296,7 @@ impl Drop for Cluster {
 }
 
 /// Ports that no passing connection has as its own end, so that a server that is restarted finds its own free. Where
-/// the system leaves none, all of them.
+/// the system leaves none above [`PORT_MIN`], any from there on.
 fn lasting_ports() -> std::ops::Range<u16> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let passing = range.split_whitespace().next().and_then(|low| low.parse().ok()).unwrap_or(PORT_PASSING);

@@ -7,7 +7,7 @@ use promptpal_relay::cluster::{Cluster, Stop};
 use promptpal_relay::store::Role;
 
 use crate::monitoring;
-use crate::support::{Database, Network, Receiver, Relay, Reply, as_user, connect, gated};
+use crate::support::{Database, Gate, Network, Receiver, Relay, Reply, as_user, connect, gated};
 
 /// The relay that has rows in hand, and the others.
 async fn busy(database: &Database, relays: Vec<Relay>) -> (Relay, Vec<Relay>) {
@@ -382,21 +382,35 @@ async fn a_failover_to_a_promoted_standby_repeats_no_call() {
     assert_eq!(outcomes(&database).await, [(true, false); 6]);
 }
 
-/// Of the database `postgres` behind a [`Network`].
-fn tcp_url(port: u16) -> String {
-    format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable")
+/// A relay that reaches its server over a [`Network`], with one call in flight.
+struct Remote {
+    relay: Relay,
+    receiver: Receiver,
+    gate: Gate,
+    database: Database,
+    network: Network,
+    _cluster: Cluster,
+}
+
+impl Remote {
+    /// Everything takes so long to get to the server, and back.
+    async fn start(delay: Duration) -> Remote {
+        let cluster = Cluster::start(&[]).unwrap();
+        let network = Network::to(cluster.port(), delay);
+        let database = Database::on(&cluster.url("postgres")).await;
+        let (receiver, gate) = gated();
+        database.webhook(1, &receiver.url("/")).await;
+        let url = format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", network.port);
+        let relay = Relay::spawn(&url, &[]);
+        database.events(1, 1).await;
+        receiver.wait_for(1);
+        Remote { relay, receiver, gate, database, network, _cluster: cluster }
+    }
 }
 
 #[tokio::test]
 async fn a_connection_that_has_gone_silent_is_noticed() {
-    let cluster = Cluster::start(&[]).unwrap();
-    let network = Network::to(cluster.port());
-    let database = Database::on(&cluster.url("postgres")).await;
-    let (receiver, gate) = gated();
-    database.webhook(1, &receiver.url("/")).await;
-    let relay = Relay::spawn(&tcp_url(network.port), &["--timeout", "1h"]);
-    database.events(1, 1).await;
-    receiver.wait_for(1);
+    let Remote { relay, receiver, gate, database, network, _cluster } = Remote::start(Duration::ZERO).await;
     network.go_silent();
     let start = Instant::now();
     relay.wait_for_log("found Postgres again");
@@ -412,14 +426,8 @@ async fn a_connection_that_has_gone_silent_is_noticed() {
 async fn a_single_session_that_is_not_heard_is_noticed() {
     // The session, and whether it is the server's words that go astray.
     for (session, server) in [("claim", false), ("finish", false), ("finish", true)] {
-        let cluster = Cluster::start(&[]).unwrap();
-        let network = Network::to(cluster.port());
-        let database = Database::on(&cluster.url("postgres")).await;
-        let (receiver, gate) = gated();
-        database.webhook(1, &receiver.url("/")).await;
-        let relay = Relay::spawn(&tcp_url(network.port), &[]);
-        database.events(1, 1).await;
-        receiver.wait_for(1);
+        let Remote { relay, receiver, gate, database, network, _cluster } =
+            Remote::start(Duration::ZERO).await;
         let port = format!(
             "SELECT client_port::bigint FROM pg_stat_activity WHERE application_name = 'promptpal-relay {session}'"
         );
@@ -464,14 +472,8 @@ async fn a_session_that_waits_for_a_lock_is_not_taken_for_lost() {
 
 #[tokio::test]
 async fn a_distant_relay_that_loses_its_sessions_keeps_its_rows() {
-    let cluster = Cluster::start(&[]).unwrap();
-    let network = Network::far(cluster.port(), Duration::from_millis(60));
-    let database = Database::on(&cluster.url("postgres")).await;
-    let (receiver, gate) = gated();
-    database.webhook(1, &receiver.url("/")).await;
-    let relay = Relay::spawn(&tcp_url(network.port), &[]);
-    database.events(1, 1).await;
-    receiver.wait_for(1);
+    let Remote { relay, receiver, gate, database, network: _network, _cluster } =
+        Remote::start(Duration::from_millis(60)).await;
     let peer = Relay::start(&database, &[]);
     cut_off(&database).await;
     let start = Instant::now();

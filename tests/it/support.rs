@@ -400,13 +400,8 @@ struct Carried {
 }
 
 impl Network {
-    /// A way to this port of loopback.
-    pub fn to(server: u16) -> Network {
-        Network::far(server, Duration::ZERO)
-    }
-
-    /// The same; everything takes so long to get there, and back.
-    pub fn far(server: u16, delay: Duration) -> Network {
+    /// A way to this port of loopback; everything takes so long to get there, and back.
+    pub fn to(server: u16, delay: Duration) -> Network {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let connections: Arc<Mutex<Vec<Arc<Carried>>>> = Arc::default();
