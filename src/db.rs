@@ -70,7 +70,7 @@ const CAN_WRITE: &str = "SELECT pg_is_in_recovery(), current_setting('transactio
 
 impl Settings {
     /// Opens a session. `role` says in `pg_stat_activity` what it is for ("claim", "listen", …): the session's
-    /// `application_name` is `promptpal-relay claim`, unless the user has set one.
+    /// `application_name` is `promptpal-relay claim`, unless the user has set one. `setup` are `SET` statements for it.
     ///
     /// Hosts, and the addresses of each, are tried in order until one accepts. One that answers for good (password,
     /// certificate, database) ends the search, as in libpq; one that is away, starting or read-only does not. Takes
@@ -78,11 +78,11 @@ impl Settings {
     ///
     /// # Errors
     /// Names user, host, port and database. Exit code 78 for what a restart does not change, 1 for what it may.
-    pub async fn connect(&self, role: &str) -> Result<Session> {
+    pub async fn connect(&self, role: &str, setup: &str) -> Result<Session> {
         let tls = self.tls.connector()?;
         let mut failures = Vec::new();
         for host in &self.hosts {
-            match self.connect_host(host, role, &tls).await {
+            match self.connect_host(host, role, setup, &tls).await {
                 Ok(session) => return Ok(session),
                 Err(error) if error.may_pass() => failures.push(error),
                 Err(error) => return Err(error),
@@ -97,7 +97,13 @@ impl Settings {
     }
 
     /// Tries the addresses of one host; the last failure speaks for all.
-    async fn connect_host(&self, host: &Host, role: &str, tls: &MakeRustlsConnect) -> Result<Session> {
+    async fn connect_host(
+        &self,
+        host: &Host,
+        role: &str,
+        setup: &str,
+        tls: &MakeRustlsConnect,
+    ) -> Result<Session> {
         let addresses = match &host.place {
             Place::Socket(_) => vec![None],
             Place::Tcp { address: Some(address), .. } => vec![Some(*address)],
@@ -110,7 +116,7 @@ impl Settings {
         };
         let mut failure = Error::Failed(format!("{}: the name has no address", self.doing(host)));
         for address in addresses {
-            match self.in_time(host, self.connect_address(host, address, role, tls.clone())).await {
+            match self.in_time(host, self.connect_address(host, address, role, setup, tls.clone())).await {
                 Err(error) if error.may_pass() => failure = error,
                 decided => {
                     if let (Ok(_), Some(address)) = (&decided, address) {
@@ -128,6 +134,7 @@ impl Settings {
         host: &Host,
         address: Option<IpAddr>,
         role: &str,
+        setup: &str,
         tls: MakeRustlsConnect,
     ) -> Result<Session> {
         let mut config = self.config.clone();
@@ -161,7 +168,7 @@ impl Settings {
 
         check_version(&connection, host)?;
         let session = Session::start(client, connection, role);
-        self.settle(&session, host).await?;
+        self.settle(&session, host, setup).await?;
         tracing::debug!(server = %host, role, "connected to Postgres");
         Ok(session)
     }
@@ -193,7 +200,7 @@ impl Settings {
     }
 
     /// One round trip: makes the session's settings and asks whether the server can be written to.
-    async fn settle(&self, session: &Session, host: &Host) -> Result<()> {
+    async fn settle(&self, session: &Session, host: &Host, setup: &str) -> Result<()> {
         let options = self.config.get_options().unwrap_or_default();
         let set = |(name, value): &(&str, &str)| match options.contains(name) {
             true => String::new(),
@@ -201,6 +208,8 @@ impl Settings {
         };
         let mut batch: String = SESSION_SETTINGS.iter().map(set).collect();
         batch.push_str(RELIED_ON);
+        batch.push_str(setup);
+        batch.push_str("; ");
         batch.push_str(CAN_WRITE);
         let check = set(&CHECK_CLIENT);
         let (answer, check) = tokio::join!(session.simple_query(&batch), session.batch_execute(&check));

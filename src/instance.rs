@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::store::{Peer, Store, Vital};
 
 /// The channel that sleeping relays listen to; `relay.wake()` notifies it.
@@ -37,12 +37,12 @@ pub struct Instance {
 impl Instance {
     /// Listens on this session, takes an epoch and lists it. Does not bury anybody: whoever had rows in hand under an
     /// older epoch of its own takes those over first.
-    pub async fn register(store: Store, round_trip: Duration) -> Result<Instance> {
+    pub async fn register(store: Store) -> Result<Instance> {
         // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
         store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;
         let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
-        let (epoch, server_started) = store.register(&host, pid, env!("CARGO_PKG_VERSION"), round_trip).await?.ok_or_else(|| {
+        let (epoch, server_started) = store.register(&host, pid, env!("CARGO_PKG_VERSION")).await?.ok_or_else(|| {
             Error::Failed(
                 "the advisory lock of a new epoch is taken: does another program use locks of class 1886415986?".into(),
             )
@@ -77,6 +77,20 @@ impl Instance {
         let sure = peers.borrow().sure_of(now);
         let found = self.store.bury(self.epoch, &sure).await?;
         Ok(peers.borrow_mut().learn(&found, now))
+    }
+
+    /// Ends the sessions that are left of older epochs of ours. The server may not hear us on them, and would keep them, and
+    /// the locks that they hold, for ever. Where we may not end them it is said in the log, and is no error.
+    pub async fn end_older(&self, epochs: &[i64]) -> Result<()> {
+        match self.store.end_sessions(epochs).await {
+            Ok(ended) => tracing::debug!(ended, "sessions that were left are ended"),
+            Err(error) if self.store.is_closed() => return Err(error),
+            Err(error) => tracing::warn!(
+                error = %one_line(&error),
+                "lost sessions may be left on the server: terminate those of promptpal-relay that are older than this"
+            ),
+        }
+        Ok(())
     }
 
     /// The end of this instance: it has nothing in hand any more. Wakes the others: one that slept because we had the

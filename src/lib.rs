@@ -18,7 +18,7 @@
 //! # Where things are
 //!
 //! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look, [`look`] and [`floor`] where;
-//!   [`instance`] knows who is alive; [`retention`] throws away; [`stop`] and [`systemd`] are the world outside.
+//!   [`link`] has its sessions, [`instance`] knows who is alive; [`retention`] throws away; [`stop`] and [`systemd`] are the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
 //! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`socket`] and [`resolver`] beneath
@@ -45,6 +45,7 @@ pub mod event;
 pub mod failures;
 pub mod floor;
 pub mod instance;
+pub mod link;
 pub mod logging;
 pub mod look;
 pub mod metrics;

@@ -20,11 +20,11 @@ use crate::endpoint::Caller;
 use crate::error::{Error, Result, one_line};
 use crate::failures::Failures;
 use crate::instance::{Instance, Peers, SURE};
+use crate::link::{Link, Patience, SILENCE, in_time};
 use crate::look::Look;
 use crate::metrics::{self, Metrics};
 use crate::places::Offer;
 use crate::pool::Pool;
-use crate::schema;
 use crate::stop::Stop;
 use crate::store::{Claimed, Finished, Role, Store};
 use crate::wake::{Cause, Wake};
@@ -44,14 +44,7 @@ const QUIET: Duration = Duration::from_secs(10);
 /// How long after the next look at the liveness locks is due calls may still start: one that was frozen longer looks
 /// first whether its rows are still its own.
 const LATE: Duration = Duration::from_millis(250);
-/// How long Postgres may take for an answer to a look, which it gives in a millisecond. Later we take the connection
-/// for dead: packets may vanish without anybody saying so.
-const SILENCE: Duration = Duration::from_secs(5);
-/// The longest that a session which claims or finishes waits before the server is asked whether it works for it. Each
-/// time that it did not, we wait twice as long from then on: on a line that needs so long to carry a statement, the
-/// next try shall come through.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// How often the server is asked that.
+/// How often it is asked whether the sessions that claim and finish are heard.
 const ASK: Duration = Duration::from_secs(1);
 /// How long all that a reconnection does may take before it begins anew.
 const CONNECT_MAX: Duration = Duration::from_secs(60);
@@ -76,64 +69,6 @@ const MEASURE_MAX: Duration = Duration::from_secs(10);
 /// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(3);
-/// The sessions of one registration.
-struct Link {
-    instance: Instance,
-    claim: Store,
-    finish: Store,
-    // Process ids of the server's ends of those two.
-    backends: [i32; 2],
-}
-
-impl Link {
-    /// Connects all sessions at once, and registers when they are there: an epoch that has only some of them would end
-    /// when the next one fails. `adopt` is for whoever had rows in hand under an older epoch: it runs before anything
-    /// else is done, because peers do not wait for long.
-    async fn connect(
-        config: &Config,
-        peers: &RefCell<Peers>,
-        adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
-    ) -> Result<Link> {
-        let session = |role| Store::connect(&config.database, role);
-        let (listen, claim, finish) =
-            tokio::try_join!(session(Role::Listen), session(Role::Claim), session(Role::Finish))?;
-        schema::require_current(&listen).await?;
-        let round_trip = listen.round_trip().min(claim.round_trip()).min(finish.round_trip());
-        let instance = Instance::register(listen, round_trip).await?;
-        let backends = tokio::try_join!(instance.share(&claim), instance.share(&finish))?;
-        adopt(&instance).await?;
-        peers.borrow_mut().connected(instance.server_started(), Instant::now());
-        instance.look_around(peers, Instant::now()).await?;
-        Ok(Link { instance, claim, finish, backends: backends.into() })
-    }
-
-    /// Since when the sessions that claim and finish have waited for an answer, if they have for longer than `patience`.
-    fn overdue(&self, patience: Duration) -> [Option<Instant>; 2] {
-        let overdue = |session: &Store| session.waiting_since().filter(|since| since.elapsed() > patience);
-        [overdue(&self.claim), overdue(&self.finish)]
-    }
-
-    /// The same of those for which Postgres has nothing to do, so that they seem to wait in vain. The listening session is
-    /// asked, which is known to work; one round trip when there is reason to ask.
-    async fn unheard(&self, patience: Duration) -> Result<[Option<Instant>; 2]> {
-        if self.overdue(patience) == [None; 2] {
-            return Ok([None; 2]);
-        }
-        let idle = self.instance.session().not_at_work(&self.backends).await?;
-        let [claim, finish] = self.overdue(patience);
-        let unheard = |since: Option<Instant>, backend| since.filter(|_| idle.contains(&backend));
-        Ok([unheard(claim, self.backends[0]), unheard(finish, self.backends[1])])
-    }
-
-    /// Resolves when one of the sessions is lost. Cancel-safe.
-    async fn lost(&self) -> Error {
-        tokio::select! {
-            error = self.instance.session().closed() => error,
-            error = self.claim.closed() => error,
-            error = self.finish.closed() => error,
-        }
-    }
-}
 
 /// What outlives a lost session.
 struct Relay<'a> {
@@ -164,8 +99,7 @@ struct Relay<'a> {
     epochs: RefCell<Vec<i64>>,
     // When we last woke the other instances.
     peers_called: Cell<Instant>,
-    // How long the sessions that claim and finish may wait before the server is asked whether it works for them.
-    patience: Cell<Duration>,
+    patience: Cell<Patience>,
     // Whether a commit is under way. Written by the finishing loop, and when its session is lost.
     commits: Cell<bool>,
 }
@@ -233,7 +167,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         stirred: Notify::new(),
         epochs: RefCell::default(),
         peers_called: Cell::new(Instant::now()),
-        patience: Cell::new(SILENCE),
+        patience: Cell::default(),
         commits: Cell::new(false),
     };
     tokio::select! {
@@ -261,7 +195,7 @@ impl Relay<'_> {
     /// From the first connection to the last commit.
     async fn live(&self) -> Result<()> {
         let mut link = tokio::select! {
-            link = Link::connect(self.config, &self.peers, async |_| Ok(())) => link?,
+            link = Link::connect(&self.config.database, &self.peers, async |_| Ok(())) => link?,
             () = self.stop.wait() => return Ok(()),
         };
         self.epochs.replace(vec![link.instance.epoch()]);
@@ -580,7 +514,7 @@ impl Relay<'_> {
         let mut watchdog = tokio::time::interval(systemd::watchdog_interval().unwrap_or(WATCH_QUIET));
         // A look proves that the sessions were there when it began, and so were the liveness lock and our claims.
         let mut looked = Instant::now();
-        let (mut asked, mut unheard) = (looked, [None; 2]);
+        let mut asked = looked;
         let mut status = Status { told: looked, calls: self.metrics.calls(), text: String::new() };
         loop {
             let next_look = looked + self.watch_pause(&self.peers.borrow());
@@ -601,24 +535,11 @@ impl Relay<'_> {
                     looked = start;
                     if asked.elapsed() >= ASK {
                         asked = start;
-                        unheard = self.require_heard(link, unheard).await?;
+                        in_time(SILENCE, link.require_heard(&self.patience)).await?;
                     }
                 }
             }
         }
-    }
-
-    /// Fails when Postgres does not hear what a session says, or is not heard by it: something between us takes what is
-    /// sent and does not pass it on. What nobody takes the kernel notices (`tcp_user_timeout`). Takes and returns what was
-    /// unheard at the last look and is at this one: what is at both is, and not only on its way to us.
-    async fn require_heard(&self, link: &Link, before: [Option<Instant>; 2]) -> Result<[Option<Instant>; 2]> {
-        let patience = self.patience.get();
-        let unheard = in_time(SILENCE, link.unheard(patience)).await?;
-        if unheard.iter().zip(before).any(|(now, before)| now.is_some() && *now == before) {
-            self.patience.set((patience * 2).min(SILENCE_MAX));
-            return Err(silence(patience));
-        }
-        Ok(unheard)
     }
 
     /// Looks at the other instances; while we have anything in hand, sees to it that they look at us.
@@ -771,7 +692,8 @@ impl Relay<'_> {
     }
 
     async fn connect_and_adopt(&self) -> Result<Link> {
-        let connect = Link::connect(self.config, &self.peers, async |instance| self.adopt(instance).await);
+        let connect =
+            Link::connect(&self.config.database, &self.peers, async |instance| self.adopt(instance).await);
         in_time(CONNECT_MAX, connect).await
     }
 
@@ -781,8 +703,12 @@ impl Relay<'_> {
         // A try whose answer was lost may have taken the rows over to its epoch.
         let older = self.epochs.borrow().clone();
         self.epochs.borrow_mut().push(new);
+        if older.len() > 1 {
+            // The last try has failed: it may be that one of their sessions, cut off within a statement, has our rows locked.
+            instance.end_older(&older).await?;
+        }
         let held: Vec<_> = self.in_hand.borrow().iter().map(|(id, held)| (*id, held.previous)).collect();
-        let adopted = instance.session().adopt(&held, &older, new).await?;
+        let adopted = in_time(SILENCE, instance.session().adopt(&held, &older, new)).await?;
         let mut lost: HashSet<i64> = held.into_iter().map(|(id, _)| id).collect();
         adopted.iter().for_each(|id| _ = lost.remove(id));
         let abandoned = self.pool.abandon(&lost);
@@ -797,18 +723,10 @@ impl Relay<'_> {
         }
         // What they had claimed beyond that, in a claim whose answer was lost, is anybody's now.
         instance.session().retire(&older, false).await?;
+        instance.end_older(&older).await?;
         self.epochs.replace(vec![new]);
         Ok(())
     }
-}
-
-/// The work's result, if Postgres takes no longer for it than this.
-async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(silence(limit)))
-}
-
-fn silence(limit: Duration) -> Error {
-    Error::Failed(format!("Postgres has not answered for {} s", limit.as_secs()))
 }
 
 /// The row with records that Postgres can hold, instead of those that it refused; none if they were such already.

@@ -81,7 +81,8 @@ pub struct Store {
     prepared: RefCell<HashMap<&'static str, Statement>>,
     // When the statement was sent whose answer has not come yet. Of two at a time, the later one.
     waiting_since: Cell<Option<Instant>>,
-    round_trip: Duration,
+    // The shortest time in which an answer came: what the network takes, on a machine that is busy, too.
+    round_trip: Cell<Duration>,
 }
 
 /// Ends the waiting for an answer, whether it came or nobody wants it any more.
@@ -246,20 +247,13 @@ pub struct Server {
 impl Store {
     /// Connects a session and sets it up for its role.
     pub async fn connect(settings: &Settings, role: Role) -> Result<Store> {
-        let session = settings.connect(role.name()).await?;
-        let start = Instant::now();
-        session.batch_execute(role.settings()).await.map_err(Error::postgres("setting up the session"))?;
+        let session = settings.connect(role.name(), role.settings()).await?;
         Ok(Store {
             session,
             prepared: RefCell::default(),
             waiting_since: Cell::default(),
-            round_trip: start.elapsed(),
+            round_trip: Cell::new(Duration::MAX),
         })
-    }
-
-    /// How long a round trip took when it connected.
-    pub fn round_trip(&self) -> Duration {
-        self.round_trip
     }
 
     /// When the statement was sent whose answer has not come yet, if there is one.
@@ -272,12 +266,20 @@ impl Store {
         Waiting(&self.waiting_since)
     }
 
+    /// Waits for one round trip.
+    async fn answer<T>(&self, answer: impl Future<Output = T>) -> T {
+        let start = Instant::now();
+        let answer = answer.await;
+        self.round_trip.set(self.round_trip.get().min(start.elapsed()));
+        answer
+    }
+
     /// Prepares a statement on its first use.
     async fn statement(&self, doing: &'static str, sql: &'static str) -> Result<Statement> {
         if let Some(statement) = self.prepared.borrow().get(sql) {
             return Ok(statement.clone());
         }
-        let statement = self.session.prepare(sql).await.map_err(Error::postgres(doing))?;
+        let statement = self.answer(self.session.prepare(sql)).await.map_err(Error::postgres(doing))?;
         self.prepared.borrow_mut().insert(sql, statement.clone());
         Ok(statement)
     }
@@ -290,7 +292,7 @@ impl Store {
     ) -> Result<Vec<Row>> {
         let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
-        self.session.query(&statement, parameters).await.map_err(Error::postgres(doing))
+        self.answer(self.session.query(&statement, parameters)).await.map_err(Error::postgres(doing))
     }
 
     async fn one(
@@ -301,7 +303,7 @@ impl Store {
     ) -> Result<Row> {
         let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
-        self.session.query_one(&statement, parameters).await.map_err(Error::postgres(doing))
+        self.answer(self.session.query_one(&statement, parameters)).await.map_err(Error::postgres(doing))
     }
 
     /// Claims up to `limit` rows with ids above `cursor`, in order of id; rows of the projects in `park` are parked
@@ -393,19 +395,13 @@ impl Store {
         Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated]).await?.get(0))
     }
 
-    /// Draws an epoch, takes its liveness lock for as long as this session lives, and lists the instance. Also tells
-    /// when the server was started. None when somebody else has that lock.
-    pub async fn register(
-        &self,
-        host: &str,
-        pid: i32,
-        version: &str,
-        round_trip: Duration,
-    ) -> Result<Option<(i32, SystemTime)>> {
-        let sql = include_str!("../sql/queries/register.sql");
-        let round_trip_ms = round_trip.as_secs_f32() * 1000.0;
-        let rows =
-            self.rows("registering the instance", sql, &[&host, &pid, &version, &round_trip_ms]).await?;
+    /// Draws an epoch, takes its liveness lock for as long as this session lives, and lists the instance, with how far it is
+    /// from Postgres. Also tells when the server was started. None when somebody else has that lock.
+    pub async fn register(&self, host: &str, pid: i32, version: &str) -> Result<Option<(i32, SystemTime)>> {
+        let (doing, sql) = ("registering the instance", include_str!("../sql/queries/register.sql"));
+        self.statement(doing, sql).await?;
+        let round_trip_ms = self.round_trip.get().as_secs_f32() * 1000.0;
+        let rows = self.rows(doing, sql, &[&host, &pid, &version, &round_trip_ms]).await?;
         Ok(rows.first().map(|row| (row.get(0), row.get(1))))
     }
 
@@ -441,6 +437,12 @@ impl Store {
         let sql = include_str!("../sql/queries/not_at_work.sql");
         let rows = self.rows("asking after our sessions", sql, &[&backends]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Ends the sessions that hold the liveness locks of these epochs, but this one; how many. See `end_sessions.sql`.
+    pub async fn end_sessions(&self, epochs: &[i64]) -> Result<i64> {
+        let sql = include_str!("../sql/queries/end_sessions.sql");
+        Ok(self.one("ending sessions that were left", sql, &[&epochs]).await?.get(0))
     }
 
     /// Wakes the other instances.

@@ -26,7 +26,7 @@ fn relay(server: &Server, more: &str) -> String {
 }
 
 async fn connect(text: &str) -> Result<Session, Error> {
-    settings(text, &[]).connect("test").await
+    settings(text, &[]).connect("test", "").await
 }
 
 /// What the server says about our connection: whether it is encrypted.
@@ -186,7 +186,7 @@ async fn the_password_comes_from_the_url_the_variable_or_the_file() {
         (bare.clone(), &[("PGPASSFILE", &wrong)], "password authentication failed"),
         (bare, &[("PGPASSFILE", &loose)], "chmod 0600"),
     ] {
-        let found = settings(&text, variables).connect("test").await;
+        let found = settings(&text, variables).connect("test", "").await;
         match (found, expected) {
             (Ok(_), "") => {}
             (Err(error), part) if !part.is_empty() => {
@@ -253,7 +253,7 @@ async fn where_a_session_was_opened_is_remembered_whatever_its_name_stands_for_l
     );
     let settings = settings(&text, &[]);
     let callers = settings.clone().reached;
-    let session = settings.connect("test").await.expect("connected");
+    let session = settings.connect("test", "").await.expect("connected");
     let address: std::net::IpAddr =
         session.query_one("SELECT inet_server_addr()", &[]).await.expect("asked").get(0);
     assert_eq!((callers.at(server.port), callers.at(closed)), (vec![address], vec![]));
@@ -424,7 +424,7 @@ async fn a_dropped_session_is_closed_also_while_a_statement_runs() {
 async fn sessions_have_our_settings_unless_the_user_has_others() {
     let server = PLAIN.server().await;
     let show = async |text: &str, variables: &[(&str, &str)], role: &str| {
-        let session = settings(text, variables).connect(role).await.expect("connected");
+        let session = settings(text, variables).connect(role, "").await.expect("connected");
         let names = [
             "application_name",
             "statement_timeout",

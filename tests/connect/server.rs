@@ -150,7 +150,7 @@ impl Server {
     /// A superuser's session over the socket.
     pub async fn admin(&self) -> Session {
         let socket = format!("host={} port={} user=postgres", self.folder.path().display(), self.port);
-        settings(&socket, &[]).connect("test").await.expect("the socket lets everybody in")
+        settings(&socket, &[]).connect("test", "").await.expect("the socket lets everybody in")
     }
 
     /// A file or folder of this server.

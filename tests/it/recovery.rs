@@ -408,6 +408,10 @@ impl Remote {
     }
 }
 
+/// The server has the sessions of one registration, and none of an older one.
+const NONE_IS_LEFT: &str = "SELECT count(*) = 3 FROM pg_stat_activity WHERE application_name IN
+    ('promptpal-relay claim', 'promptpal-relay finish', 'promptpal-relay listen')";
+
 #[tokio::test]
 async fn a_connection_that_has_gone_silent_is_noticed() {
     let Remote { relay, receiver, gate, database, network, _cluster } = Remote::start(Duration::ZERO).await;
@@ -415,6 +419,7 @@ async fn a_connection_that_has_gone_silent_is_noticed() {
     let start = Instant::now();
     relay.wait_for_log("found Postgres again");
     println!("noticed after {:?}", start.elapsed());
+    database.eventually(NONE_IS_LEFT).await;
     gate.open();
     database.events(1, 1).await;
     database.all_done().await;
@@ -438,12 +443,37 @@ async fn a_single_session_that_is_not_heard_is_noticed() {
         let start = Instant::now();
         relay.wait_for_log("found Postgres again");
         println!("noticed after {:?}", start.elapsed());
+        database.eventually(NONE_IS_LEFT).await;
         gate.open();
         database.events(1, 1).await;
         database.all_done().await;
         assert_eq!(receiver.requests().len(), 2, "{session} {server}\n{}", relay.log());
         assert_eq!(outcomes(&database).await, [(true, false); 2], "{session} {server}");
     }
+}
+
+#[tokio::test]
+async fn a_session_of_an_older_epoch_that_has_the_rows_locked_is_ended() {
+    let cluster = Cluster::start(&[]).unwrap();
+    let database = Database::on(&cluster.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    // As the end of a session that the server hears no more of, in the middle of a statement.
+    let left = connect(&cluster.url("postgres")).await;
+    left.batch_execute("SELECT pg_advisory_lock_shared(1886415986, max(epoch)) FROM relay.instances")
+        .await
+        .unwrap();
+    left.batch_execute("BEGIN; UPDATE relay.outbox SET claimed_by = claimed_by").await.unwrap();
+    terminate(&database, "%", "promptpal-relay claim").await;
+    relay.wait_for_log("found Postgres again");
+    gate.open();
+    database.all_done().await;
+    assert_eq!(outcomes(&database).await, [(true, false)], "{}", relay.log());
+    assert_eq!(receiver.requests().len(), 1);
+    assert!(left.batch_execute("COMMIT").await.is_err(), "it is there still");
 }
 
 #[tokio::test]
