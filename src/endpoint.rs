@@ -57,8 +57,8 @@ const FRAMING: u64 = 8;
 const FRAMING_MIN: u64 = 64 * 1024;
 /// Longest URL.
 const URL_BYTES_MAX: usize = 8 * 1024;
-/// How much of an answer is read at once.
-const CHUNK: usize = 8 * 1024;
+/// Most answers' bodies are shorter than this.
+const SHORT: usize = 512;
 
 /// How calls are made; one value for the process.
 #[derive(Clone, Debug)]
@@ -600,17 +600,9 @@ fn longest_line(request: &Request<&str>, target: &Target) -> usize {
 
 /// Reads one byte more than the limit, to know whether there is more; gives back what came and how it ended.
 fn read_body(body: Body, limit: usize) -> (Vec<u8>, Option<ureq::Error>) {
-    let mut reader = body.into_reader().take(limit as u64 + 1);
-    let mut bytes = Vec::new();
-    let mut chunk = [0; CHUNK];
-    loop {
-        match reader.read(&mut chunk) {
-            Ok(0) => return (bytes, None),
-            Ok(length) => bytes.extend_from_slice(&chunk[..length]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return (bytes, Some(error.into())),
-        }
-    }
+    let mut bytes = Vec::with_capacity(SHORT);
+    let end = body.into_reader().take(limit as u64 + 1).read_to_end(&mut bytes);
+    (bytes, end.err().map(ureq::Error::from))
 }
 
 /// The headers in a request's head, as JSON. Credentials are left out.

@@ -184,25 +184,32 @@ impl Pool {
 
     /// Starts the calls of a row, as places become free. A row without webhooks is finished at once.
     pub fn hand_in(&self, rows: Vec<Claimed>) {
+        // What takes time comes before the lock: the threads take it for each call.
+        let rows: Vec<(Arc<Row>, Vec<Webhook>)> = rows
+            .into_iter()
+            .map(|claimed| {
+                let row = Row {
+                    id: claimed.id,
+                    epoch: claimed.epoch,
+                    project_id: claimed.event.project_id,
+                    repeated: claimed.repeated(),
+                    body: claimed.event.payload().into(),
+                    webhooks: claimed.webhooks.len(),
+                    calls: Mutex::new(Vec::with_capacity(claimed.webhooks.len())),
+                    started: AtomicUsize::new(0),
+                    abandoned: AtomicBool::new(false),
+                };
+                (Arc::new(row), claimed.webhooks)
+            })
+            .collect();
         let now = Instant::now();
         let mut state = self.shared.lock();
-        for claimed in rows {
-            let row = Arc::new(Row {
-                id: claimed.id,
-                epoch: claimed.epoch,
-                project_id: claimed.event.project_id,
-                repeated: claimed.repeated(),
-                body: claimed.event.payload().into(),
-                webhooks: claimed.webhooks.len(),
-                calls: Mutex::new(Vec::with_capacity(claimed.webhooks.len())),
-                started: AtomicUsize::new(0),
-                abandoned: AtomicBool::new(false),
-            });
-            if claimed.webhooks.is_empty() {
+        for (row, webhooks) in rows {
+            if webhooks.is_empty() {
                 state.ended += 1;
                 self.shared.send(row.finished(Vec::new()));
             }
-            for webhook in claimed.webhooks {
+            for webhook in webhooks {
                 state.places.push(webhook.id, row.project_id, Job { row: row.clone(), webhook }, now);
             }
         }

@@ -1,16 +1,17 @@
 //! One TCP connection of a call. No read and no write outlasts the deadline it is given, however little the other
-//! side moves: the socket does not block, and each wait is for what is left.
+//! side moves: each wait is for what is left of it.
 //!
 //! Knows neither HTTP nor TLS, and not which addresses may be called.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv, send};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
 };
@@ -20,6 +21,8 @@ use crate::descriptors::Share;
 
 /// Longest single wait: poll(2) counts milliseconds in an int.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
+/// How long the first wait for an answer is done by the reading itself: one system call for most answers, not two.
+const READ_WAITS: Duration = Duration::from_millis(100);
 
 /// A connection.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub struct Socket {
     deaf: bool,
     /// A request has gone out since the last read: the answer is not there yet, so waiting for it comes first.
     asked: bool,
+    /// An answer was read, and nothing has asked since then whether the connection is open.
+    answered: bool,
     _descriptor: Share,
 }
 
@@ -59,13 +64,24 @@ impl Socket {
 
     fn over(stream: TcpStream, buffers: LazyBuffers, descriptor: Share) -> io::Result<Socket> {
         stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        Ok(Socket { stream: Arc::new(stream), buffers, deaf: false, asked: false, _descriptor: descriptor })
+        stream.set_read_timeout(Some(READ_WAITS))?;
+        Ok(Socket {
+            stream: Arc::new(stream),
+            buffers,
+            deaf: false,
+            asked: false,
+            answered: false,
+            _descriptor: descriptor,
+        })
     }
 
     /// Whether bytes of the other side's are waiting.
     fn has_input(&self) -> bool {
-        self.stream.peek(&mut [0]).is_ok_and(|length| length > 0)
+        self.receive(&mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK).is_ok_and(|length| length > 0)
+    }
+
+    fn receive(&self, input: &mut [u8], flags: MsgFlags) -> nix::Result<usize> {
+        recv(self.stream.as_raw_fd(), input, flags)
     }
 }
 
@@ -80,15 +96,14 @@ impl Transport for Socket {
         let mut sent = 0;
         while sent < amount && !self.deaf {
             let rest = &self.buffers.output()[sent..amount];
-            match (&*self.stream).write(rest) {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(self.stream.as_raw_fd(), rest, flags) {
                 Ok(length) => sent += length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    deadline.wait(&self.stream, PollFlags::POLLOUT)?;
-                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => deadline.wait(&self.stream, PollFlags::POLLOUT)?,
                 // An endpoint may answer before it has read all (413), and close: then the answer counts.
                 Err(_) if self.has_input() => self.deaf = true,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(Error::Io(error.into())),
             }
         }
         Ok(())
@@ -96,28 +111,31 @@ impl Transport for Socket {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let deadline = Deadline::of(timeout)?;
-        if std::mem::take(&mut self.asked) {
-            deadline.wait(&self.stream, PollFlags::POLLIN)?;
-        }
+        let waits = std::mem::take(&mut self.asked) && deadline.left() > READ_WAITS;
+        let mut flags = if waits { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
         let input = self.buffers.input_append_buf();
         let length = loop {
-            match (&*self.stream).read(input) {
+            match recv(self.stream.as_raw_fd(), input, flags) {
                 Ok(length) => break length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
                     deadline.wait(&self.stream, PollFlags::POLLIN)?;
+                    flags = MsgFlags::MSG_DONTWAIT;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(Error::Io(error.into())),
             }
         };
         self.buffers.input_appended(length);
+        self.answered = length > 0;
         Ok(length > 0)
     }
 
-    /// Nothing is to be read between an answer and the next request: neither an end nor a byte.
+    /// Nothing is to be read between an answer and the next request: neither an end nor a byte. ureq asks when it puts a
+    /// connection away, when the answer has been read a moment ago, and again when it takes it: only then is it looked.
     fn is_open(&mut self) -> bool {
-        let probe = (&*self.stream).read(&mut [0]);
-        !self.deaf && probe.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        let put_away = std::mem::take(&mut self.answered);
+        let quiet = || self.receive(&mut [0], MsgFlags::MSG_DONTWAIT) == Err(Errno::EAGAIN);
+        !self.deaf && (put_away || quiet())
     }
 }
 
@@ -138,10 +156,14 @@ impl Deadline {
         Ok(Deadline { at: Instant::now() + left, reason: timeout.reason })
     }
 
+    fn left(&self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
     /// Waits until the socket is ready.
     fn wait(&self, stream: &TcpStream, what: PollFlags) -> Result<(), Error> {
         loop {
-            let left = self.at.saturating_duration_since(Instant::now()).min(WAIT_MAX);
+            let left = self.left().min(WAIT_MAX);
             if left.is_zero() {
                 return Err(Error::Timeout(self.reason));
             }
@@ -158,6 +180,7 @@ impl Deadline {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::net::TcpListener;
     use std::thread;
 

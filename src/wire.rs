@@ -266,7 +266,7 @@ impl<In: Transport> Connector<In> for Tap {
 
     fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
         let remote = SEEN.with_borrow(|seen| seen.remote);
-        Ok(chained.map(|inner| Tapped { inner, remote, used: false, answering: true }))
+        Ok(chained.map(|inner| Tapped { inner, remote, used: false, answering: true, held: Vec::new() }))
     }
 }
 
@@ -279,6 +279,30 @@ pub struct Tapped<T: Transport> {
     used: bool,
     /// An answer, or nothing yet, was the last thing that moved: what is sent next begins a request.
     answering: bool,
+    /// A head that goes out together with the body behind it: ureq writes them apart, and two packets wake the other side
+    /// twice.
+    held: Vec<u8>,
+}
+
+impl<T: Transport> Tapped<T> {
+    /// Sends what is held, and `amount` of the output behind it.
+    fn send(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        if self.held.is_empty() {
+            return self.inner.transmit_output(amount, timeout);
+        }
+        let mut bytes = std::mem::take(&mut self.held);
+        let output = self.inner.buffers().output();
+        bytes.extend_from_slice(&output[..amount]);
+        let (most, start) = (output.len(), Instant::now());
+        for piece in bytes.chunks(most) {
+            self.inner.buffers().output()[..piece.len()].copy_from_slice(piece);
+            let after = timeout.after.saturating_sub(start.elapsed()).into();
+            self.inner.transmit_output(piece.len(), NextTimeout { after, ..timeout })?;
+        }
+        bytes.clear();
+        self.held = bytes;
+        Ok(())
+    }
 }
 
 impl<T: Transport> Transport for Tapped<T> {
@@ -300,10 +324,17 @@ impl<T: Transport> Transport for Tapped<T> {
             }
         });
         self.used = true;
-        self.inner.transmit_output(amount, timeout)
+        if begins && output.ends_with(b"\r\n\r\n") {
+            self.held.extend_from_slice(output);
+            return Ok(());
+        }
+        self.send(amount, timeout)
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        if !self.held.is_empty() {
+            self.send(0, timeout)?;
+        }
         let before = self.inner.buffers().input().len();
         let result = self.inner.await_input(timeout);
         if let Err(Error::Io(error)) = &result {
@@ -345,6 +376,8 @@ impl<T: Transport> Drop for Tapped<T> {
 
 #[cfg(test)]
 mod tests {
+    use ureq::unversioned::transport::LazyBuffers;
+
     use super::*;
 
     /// Every name is 127.0.0.1.
@@ -352,6 +385,58 @@ mod tests {
         let allow = allow.iter().map(|net| net.parse().expect("a network")).collect();
         let names = Resolver::new(Box::new(|_| Ok(vec![Ipv4Addr::LOCALHOST.into()])));
         Rules { allow, never: Vec::new(), reached: Reached::default(), names }
+    }
+
+    /// Keeps what is sent, packet by packet.
+    #[derive(Debug)]
+    struct Packets {
+        buffers: LazyBuffers,
+        sent: Vec<Vec<u8>>,
+    }
+
+    impl Transport for Packets {
+        fn buffers(&mut self) -> &mut dyn Buffers {
+            &mut self.buffers
+        }
+
+        fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), Error> {
+            self.sent.push(self.buffers.output()[..amount].to_vec());
+            Ok(())
+        }
+
+        fn await_input(&mut self, _: NextTimeout) -> Result<bool, Error> {
+            Ok(false)
+        }
+
+        fn is_open(&mut self) -> bool {
+            true
+        }
+    }
+
+    /// What goes out when these are written one after the other, and then an answer is waited for.
+    fn packets(writes: &[&[u8]]) -> Vec<Vec<u8>> {
+        let inner = Packets { buffers: LazyBuffers::new(64, 64), sent: Vec::new() };
+        let mut tapped = Tapped { inner, remote: None, used: false, answering: true, held: Vec::new() };
+        for write in writes {
+            tapped.buffers().output()[..write.len()].copy_from_slice(write);
+            tapped.transmit_output(write.len(), NextTimeout::default()).expect("it takes all");
+        }
+        tapped.await_input(NextTimeout::default()).expect("nothing");
+        take_seen();
+        std::mem::take(&mut tapped.inner.sent)
+    }
+
+    #[test]
+    fn a_head_goes_out_with_the_body_behind_it() {
+        let (head, body) = (&b"POST / HTTP/1.1\r\nhost: a\r\n\r\n"[..], [b'x'; 60]);
+        assert_eq!(packets(&[head, b"{}"]), [[head, b"{}"].concat()]);
+        assert_eq!(packets(&[head]), [head], "at the latest when the answer is waited for");
+        assert_eq!(packets(&[b"POST / HTTP/1.1\r\n", b"\r\n", b"{}"]).len(), 3, "a long head, in parts");
+        let long = packets(&[head, &body, &body]);
+        assert_eq!(long.concat(), [head, &body, &body].concat());
+        assert_eq!(long.len(), 3);
+        // A body that looks like the end of a head is none.
+        assert_eq!(packets(&[head, b"\r\n\r\n", b"y"]), [[head, b"\r\n\r\n"].concat(), b"y".to_vec()]);
     }
 
     #[test]
