@@ -57,8 +57,8 @@ const FRAMING: u64 = 8;
 const FRAMING_MIN: u64 = 64 * 1024;
 /// Longest URL.
 const URL_BYTES_MAX: usize = 8 * 1024;
-/// Most answers' bodies are shorter than this.
-const SHORT: usize = 512;
+/// Most bodies of answers that do not say how long they are are shorter than this.
+const SHORT: u64 = 512;
 
 /// How calls are made; one value for the process.
 #[derive(Clone, Debug)]
@@ -600,7 +600,8 @@ fn longest_line(request: &Request<&str>, target: &Target) -> usize {
 
 /// Reads one byte more than the limit, to know whether there is more; gives back what came and how it ended.
 fn read_body(body: Body, limit: usize) -> (Vec<u8>, Option<ureq::Error>) {
-    let mut bytes = Vec::with_capacity(SHORT);
+    let length = body.content_length().unwrap_or(SHORT).min(limit as u64 + 1);
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
     let end = body.into_reader().take(limit as u64 + 1).read_to_end(&mut bytes);
     (bytes, end.err().map(ureq::Error::from))
 }

@@ -19,9 +19,9 @@ const LISTEN: &str = "LISTEN promptpal_relay";
 /// A lock must be free for this time before its instance is dead. One that has merely lost its sessions, all at once,
 /// is back in a few milliseconds.
 pub const SURE: Duration = Duration::from_millis(100);
-/// Round trips that one which is far away gets for coming back, where they take longer than that. It needs 21 (measured),
-/// a password takes three more, TLS two.
-const COMES_BACK: u32 = 30;
+/// Round trips that one which is far away gets for coming back, where they take longer than that. It needs 22, a password
+/// takes three more, TLS two; and they may take longer than the shortest that it has seen.
+const COMES_BACK: u32 = 50;
 /// The same when the server has crashed, or we have lost our own sessions a moment ago: whatever took them (a restart
 /// of the server, a failover) has taken those of the others, and they need as long to come back as the longest pause
 /// between two tries, and the time to connect.
@@ -80,9 +80,10 @@ impl Instance {
     }
 
     /// Ends the sessions that are left of older epochs of ours. The server may not hear us on them, and would keep them, and
-    /// the locks that they hold, for ever. Where we may not end them it is said in the log, and is no error.
-    pub async fn end_older(&self, epochs: &[i64]) -> Result<()> {
-        match self.store.end_sessions(epochs).await {
+    /// the locks that they hold, for ever. With `cut_off` only those that are within a statement or a transaction and wait to
+    /// hear more. Where we may not end them it is said in the log, and is no error.
+    pub async fn end_older(&self, epochs: &[i64], cut_off: bool) -> Result<()> {
+        match self.store.end_sessions(epochs, cut_off).await {
             Ok(ended) => tracing::debug!(ended, "sessions that were left are ended"),
             Err(error) if self.store.is_closed() => return Err(error),
             Err(error) => tracing::warn!(

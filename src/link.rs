@@ -15,6 +15,8 @@ use crate::store::{Role, Store};
 /// How long Postgres may take for an answer to what takes it a millisecond. Later we take the connection for dead:
 /// packets may vanish without anybody saying so.
 pub const SILENCE: Duration = Duration::from_secs(5);
+/// The longest that a session which claims or finishes waits before the server is asked.
+const SILENCE_MAX: Duration = Duration::from_secs(160);
 /// How long we remember that a session was not heard.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -36,7 +38,7 @@ pub struct Link {
 type Overdue = [Option<Instant>; 2];
 
 /// How long a session that claims or finishes may wait before the server is asked whether it works for it: at first
-/// for [`SILENCE`]. Each time that it did not, it is twice as long from then on, until ten minutes have passed without: on
+/// for [`SILENCE`]. Each time that it did not, it is twice as long from then on, 160 s at most, until ten minutes have passed without: on
 /// a line that needs so long to carry a statement, the next try shall come through.
 #[derive(Clone, Copy, Default)]
 pub struct Patience {
@@ -49,7 +51,7 @@ impl Patience {
     }
 
     fn raise(self, now: Instant) -> Patience {
-        Patience { raised: Some((2 * self.limit(now), now)) }
+        Patience { raised: Some(((2 * self.limit(now)).min(SILENCE_MAX), now)) }
     }
 }
 
@@ -137,5 +139,7 @@ mod tests {
         let late = start + REMEMBERED - Duration::from_secs(1);
         assert_eq!(once.raise(late).limit(start + REMEMBERED), 4 * SILENCE);
         assert_eq!(once.limit(start + REMEMBERED), SILENCE);
+        let often = (0..9).fold(once, |patience, _| patience.raise(start));
+        assert_eq!(often.limit(start), SILENCE_MAX);
     }
 }

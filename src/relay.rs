@@ -703,12 +703,10 @@ impl Relay<'_> {
         // A try whose answer was lost may have taken the rows over to its epoch.
         let older = self.epochs.borrow().clone();
         self.epochs.borrow_mut().push(new);
-        if older.len() > 1 {
-            // The last try has failed: it may be that one of their sessions, cut off within a statement, has our rows locked.
-            instance.end_older(&older).await?;
-        }
+        // One that was cut off within a statement may have our rows locked, for ever. The others keep the older epochs alive.
+        instance.end_older(&older, true).await?;
         let held: Vec<_> = self.in_hand.borrow().iter().map(|(id, held)| (*id, held.previous)).collect();
-        let adopted = in_time(SILENCE, instance.session().adopt(&held, &older, new)).await?;
+        let adopted = instance.session().adopt(&held, &older, new).await?;
         let mut lost: HashSet<i64> = held.into_iter().map(|(id, _)| id).collect();
         adopted.iter().for_each(|id| _ = lost.remove(id));
         let abandoned = self.pool.abandon(&lost);
@@ -723,7 +721,7 @@ impl Relay<'_> {
         }
         // What they had claimed beyond that, in a claim whose answer was lost, is anybody's now.
         instance.session().retire(&older, false).await?;
-        instance.end_older(&older).await?;
+        instance.end_older(&older, false).await?;
         self.epochs.replace(vec![new]);
         Ok(())
     }

@@ -117,7 +117,8 @@ impl Transport for Socket {
         let length = loop {
             match recv(self.stream.as_raw_fd(), input, flags) {
                 Ok(length) => break length,
-                Err(Errno::EINTR) => {}
+                // It may have waited for its time already.
+                Err(Errno::EINTR) => flags = MsgFlags::MSG_DONTWAIT,
                 Err(Errno::EAGAIN) => {
                     deadline.wait(&self.stream, PollFlags::POLLIN)?;
                     flags = MsgFlags::MSG_DONTWAIT;

@@ -266,12 +266,15 @@ impl Store {
         Waiting(&self.waiting_since)
     }
 
-    /// Waits for one round trip.
-    async fn answer<T>(&self, answer: impl Future<Output = T>) -> T {
+    /// Waits for an answer: one round trip.
+    async fn answer<T, E>(
+        &self,
+        answer: impl Future<Output = std::result::Result<T, E>>,
+    ) -> std::result::Result<T, E> {
         let start = Instant::now();
-        let answer = answer.await;
+        let answer = answer.await?;
         self.round_trip.set(self.round_trip.get().min(start.elapsed()));
-        answer
+        Ok(answer)
     }
 
     /// Prepares a statement on its first use.
@@ -439,10 +442,11 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Ends the sessions that hold the liveness locks of these epochs, but this one; how many. See `end_sessions.sql`.
-    pub async fn end_sessions(&self, epochs: &[i64]) -> Result<i64> {
+    /// Ends the sessions that hold the liveness locks of these epochs, but this one; with `cut_off` only those that are
+    /// within a statement or a transaction and wait for their client. How many. See `end_sessions.sql`.
+    pub async fn end_sessions(&self, epochs: &[i64], cut_off: bool) -> Result<i64> {
         let sql = include_str!("../sql/queries/end_sessions.sql");
-        Ok(self.one("ending sessions that were left", sql, &[&epochs]).await?.get(0))
+        Ok(self.one("ending sessions that were left", sql, &[&epochs, &cut_off]).await?.get(0))
     }
 
     /// Wakes the other instances.

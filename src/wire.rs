@@ -296,13 +296,15 @@ impl<T: Transport> Tapped<T> {
         let (most, start) = (output.len(), Instant::now());
         for piece in bytes.chunks(most) {
             self.inner.buffers().output()[..piece.len()].copy_from_slice(piece);
-            let after = timeout.after.saturating_sub(start.elapsed()).into();
-            self.inner.transmit_output(piece.len(), NextTimeout { after, ..timeout })?;
+            self.inner.transmit_output(piece.len(), rest(timeout, start))?;
         }
-        bytes.clear();
-        self.held = bytes;
         Ok(())
     }
+}
+
+/// What is left of the time since `start`.
+fn rest(timeout: NextTimeout, start: Instant) -> NextTimeout {
+    NextTimeout { after: timeout.after.saturating_sub(start.elapsed()).into(), ..timeout }
 }
 
 impl<T: Transport> Transport for Tapped<T> {
@@ -332,8 +334,11 @@ impl<T: Transport> Transport for Tapped<T> {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let mut timeout = timeout;
         if !self.held.is_empty() {
+            let start = Instant::now();
             self.send(0, timeout)?;
+            timeout = rest(timeout, start);
         }
         let before = self.inner.buffers().input().len();
         let result = self.inner.await_input(timeout);

@@ -477,6 +477,34 @@ async fn a_session_of_an_older_epoch_that_has_the_rows_locked_is_ended() {
 }
 
 #[tokio::test]
+async fn rows_stay_ours_while_somebody_elses_lock_keeps_us_from_taking_them_over() {
+    let cluster = Cluster::start(&[]).unwrap();
+    let database = Database::on(&cluster.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let _peer = Relay::start(&database, &[]);
+    let other = connect(&cluster.url("postgres")).await;
+    other.batch_execute("BEGIN; SELECT FROM relay.outbox FOR UPDATE").await.unwrap();
+    let sql = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+               WHERE l.locktype = 'advisory' AND l.objid = 1 AND a.application_name = 'promptpal-relay claim'";
+    assert_eq!(database.number(sql).await, 1);
+    let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity
+                 WHERE application_name = 'promptpal-relay listen' AND wait_event_type = 'Lock')";
+    database.eventually(waits).await;
+    // Ten times as long as a lock must be free.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    other.batch_execute("ROLLBACK").await.unwrap();
+    relay.wait_for_log("found Postgres again");
+    gate.open();
+    database.all_done().await;
+    assert_eq!(outcomes(&database).await, [(true, false)], "{}", relay.log());
+    assert_eq!(receiver.requests().len(), 1);
+}
+
+#[tokio::test]
 async fn a_session_that_waits_for_a_lock_is_not_taken_for_lost() {
     let cluster = Cluster::start(&[]).unwrap();
     let database = Database::on(&cluster.url("postgres")).await;
