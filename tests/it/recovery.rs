@@ -496,6 +496,8 @@ async fn rows_stay_ours_while_somebody_elses_lock_keeps_us_from_taking_them_over
     database.eventually(waits).await;
     // Ten times as long as a lock must be free.
     tokio::time::sleep(Duration::from_secs(1)).await;
+    let dead = "SELECT count(*) FROM relay.instances WHERE dead_at IS NOT NULL";
+    assert_eq!(database.number(dead).await, 0, "{}", relay.log());
     other.batch_execute("ROLLBACK").await.unwrap();
     relay.wait_for_log("found Postgres again");
     gate.open();
