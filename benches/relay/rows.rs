@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::measure::{Table, Target, percentile};
+use crate::measure::{Table, Target, percentile, speed};
 use crate::nginx::Nginx;
 use crate::receiver::Receiver;
 use crate::world::{Database, INSERT, Relay, Server, connect, server_program};
@@ -62,6 +62,7 @@ struct Drain {
     statements: f64,
     hot: f64,
     dead: f64,
+    machine: f64,
 }
 
 impl Bench<'_> {
@@ -79,7 +80,11 @@ impl Bench<'_> {
             eprintln!("drain, run {} of {runs}", run + 1);
             let reference = self.drain_plain(1).await;
             if run == 0 || !self.full {
-                backlog.push(self.drain_with_backlog(waiting).await / reference.per_second);
+                let with = self.drain_with_backlog(waiting).await;
+                // To insert ten millions takes minutes, in which the machine's speed changes.
+                let after =
+                    if self.full { self.drain_plain(1).await.per_second } else { reference.per_second };
+                backlog.push(2.0 * with / (reference.per_second + after));
             }
             horizon.push(self.drain_with_held_horizon(delivered).await / reference.per_second);
             if self.full {
@@ -95,6 +100,7 @@ impl Bench<'_> {
             Target::AtLeast(25_000.0),
             of(|d| d.per_second),
         );
+        table.add("  SHA-256 on all cores just before", "MiB/s", Target::None, of(|d| d.machine));
         table.add("  CPU of the relay", "µs/call", Target::None, of(|d| d.relay_cpu));
         table.add("  CPU of Postgres", "µs/call", Target::None, of(|d| d.postgres_cpu));
         table.add("  WAL", "bytes/call", Target::None, of(|d| d.wal));
@@ -141,6 +147,7 @@ impl Bench<'_> {
         let (requests, cpu) = (self.drained(), self.server.cpu());
         let wal = database.number("SELECT (pg_current_wal_insert_lsn() - '0/0')::float8").await;
         let transactions = transactions(&database).await;
+        let machine = speed();
         let start = Instant::now();
         let relay = Relay::start(&database, &[]);
         self.until(requests + BACKLOG, start).await;
@@ -163,6 +170,7 @@ impl Bench<'_> {
                 .number("SELECT n_dead_tup::float8 FROM pg_stat_user_tables WHERE relname = 'outbox'")
                 .await
                 / calls,
+            machine,
         };
         assert_eq!(
             database.number("SELECT count(*)::float8 FROM relay.webhook_calls WHERE succeeded").await,
