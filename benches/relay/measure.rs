@@ -1,11 +1,6 @@
 //! Figures: what was measured how often, and what must be reached.
 
 use std::fmt::Write;
-use std::num::NonZero;
-use std::thread;
-use std::time::Instant;
-
-use sha2::{Digest, Sha256};
 
 /// What a figure must be.
 #[derive(Clone, Copy)]
@@ -94,25 +89,6 @@ impl Table {
             println!("{line}");
         }
     }
-}
-
-/// What the machine gives at this moment: SHA-256 on all cores, in MiB/s. On a shared one it changes from minute to minute,
-/// and all that takes CPU time with it.
-pub fn speed() -> f64 {
-    const MIB: usize = 256;
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let start = Instant::now();
-    thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| {
-                let block = vec![0; 1024 * 1024];
-                let mut hash = Sha256::new();
-                (0..MIB).for_each(|_| hash.update(&block));
-                std::hint::black_box(hash.finalize())
-            });
-        }
-    });
-    (cores * MIB) as f64 / start.elapsed().as_secs_f64()
 }
 
 /// By nearest rank.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::measure::{Table, Target, percentile, speed};
+use crate::measure::{Table, Target, percentile};
 use crate::nginx::Nginx;
 use crate::receiver::Receiver;
 use crate::world::{Database, INSERT, Relay, Server, connect, server_program};
@@ -62,7 +62,6 @@ struct Drain {
     statements: f64,
     hot: f64,
     dead: f64,
-    machine: f64,
 }
 
 impl Bench<'_> {
@@ -70,7 +69,7 @@ impl Bench<'_> {
 
     async fn drain(&mut self) {
         let runs = 3;
-        let mut plain = Vec::new();
+        let mut plain = vec![self.drain_plain(1).await];
         let mut backlog = Vec::new();
         let mut horizon = Vec::new();
         let mut many = Vec::new();
@@ -78,19 +77,17 @@ impl Bench<'_> {
         let delivered = if self.full { 600_000 } else { 100_000 };
         for run in 0..runs {
             eprintln!("drain, run {} of {runs}", run + 1);
-            let reference = self.drain_plain(1).await;
-            if run == 0 || !self.full {
-                let with = self.drain_with_backlog(waiting).await;
-                // To insert ten millions takes minutes, in which the machine's speed changes.
-                let after =
-                    if self.full { self.drain_plain(1).await.per_second } else { reference.per_second };
-                backlog.push(2.0 * with / (reference.per_second + after));
-            }
-            horizon.push(self.drain_with_held_horizon(delivered).await / reference.per_second);
-            if self.full {
-                many.push(self.drain_plain(1000).await.per_second / reference.per_second);
-            }
-            plain.push(reference);
+            let with_backlog =
+                if run == 0 || !self.full { Some(self.drain_with_backlog(waiting).await) } else { None };
+            let with_horizon = self.drain_with_held_horizon(delivered).await;
+            let to_many = if self.full { Some(self.drain_plain(1000).await.per_second) } else { None };
+            // The machine's speed changes within minutes: what these are compared with was before and after them.
+            let before = plain[run].per_second;
+            plain.push(self.drain_plain(1).await);
+            let reference = (before + plain[run + 1].per_second) / 2.0;
+            backlog.extend(with_backlog.map(|rate| rate / reference));
+            horizon.push(with_horizon / reference);
+            many.extend(to_many.map(|rate| rate / reference));
         }
         let of = |pick: fn(&Drain) -> f64| plain.iter().map(pick).collect::<Vec<_>>();
         let table = &mut self.table;
@@ -100,7 +97,6 @@ impl Bench<'_> {
             Target::AtLeast(25_000.0),
             of(|d| d.per_second),
         );
-        table.add("  SHA-256 on all cores just before", "MiB/s", Target::None, of(|d| d.machine));
         table.add("  CPU of the relay", "µs/call", Target::None, of(|d| d.relay_cpu));
         table.add("  CPU of Postgres", "µs/call", Target::None, of(|d| d.postgres_cpu));
         table.add("  WAL", "bytes/call", Target::None, of(|d| d.wal));
@@ -147,7 +143,6 @@ impl Bench<'_> {
         let (requests, cpu) = (self.drained(), self.server.cpu());
         let wal = database.number("SELECT (pg_current_wal_insert_lsn() - '0/0')::float8").await;
         let transactions = transactions(&database).await;
-        let machine = speed();
         let start = Instant::now();
         let relay = Relay::start(&database, &[]);
         self.until(requests + BACKLOG, start).await;
@@ -170,7 +165,6 @@ impl Bench<'_> {
                 .number("SELECT n_dead_tup::float8 FROM pg_stat_user_tables WHERE relname = 'outbox'")
                 .await
                 / calls,
-            machine,
         };
         assert_eq!(
             database.number("SELECT count(*)::float8 FROM relay.webhook_calls WHERE succeeded").await,
