@@ -38,8 +38,8 @@ pub struct Link {
 type Overdue = [Option<Instant>; 2];
 
 /// How long a session that claims or finishes may wait before the server is asked whether it works for it: at first
-/// for [`SILENCE`]. Each time that it did not, it is twice as long from then on, 160 s at most, until ten minutes have passed without: on
-/// a line that needs so long to carry a statement, the next try shall come through.
+/// for [`SILENCE`]. Each time that it did not, it is twice as long from then on, 160 s at most, until ten minutes have
+/// passed without: on a line that needs so long to carry a statement, the next try shall come through.
 #[derive(Clone, Copy, Default)]
 pub struct Patience {
     raised: Option<(Duration, Instant)>,

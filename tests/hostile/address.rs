@@ -617,19 +617,32 @@ fn a_resolver_that_hangs_for_a_moment_fails_no_call_to_a_known_name() {
     hangs.store(false, Ordering::SeqCst);
 }
 
-#[test]
-fn a_name_that_cannot_be_looked_up_for_want_of_files_is_a_shortage_of_ours() {
-    // The limit belongs to a process: one of its own looks the name up.
+/// Set in a process of its own.
+const ALONE: &str = "PROMPTPAL_RELAY_TEST_ALONE";
+
+/// Whether this process is a test's own: limits and variables belong to a process.
+fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
+}
+
+/// Runs this test again, in a process of its own: by a shell that first does what is in `setup`.
+fn run_alone(test: &str, setup: &str) {
     let mut child = std::process::Command::new("sh");
-    child.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
-    child.args(["--exact", "address::one_lookup_without_files", "--ignored", "--nocapture"]);
+    child.args(["-c", &format!("{setup}; exec \"$0\" \"$@\"")]).arg(std::env::current_exe().unwrap());
+    child.args(["--exact", &format!("address::{test}"), "--nocapture"]).env(ALONE, "1");
     let output = child.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
 }
 
 #[test]
-#[ignore = "is run by a_name_that_cannot_be_looked_up_for_want_of_files_is_a_shortage_of_ours, in a process of its own"]
-fn one_lookup_without_files() {
+fn a_name_that_cannot_be_looked_up_for_want_of_files_is_a_shortage_of_ours() {
+    if !is_alone() {
+        return run_alone(
+            "a_name_that_cannot_be_looked_up_for_want_of_files_is_a_shortage_of_ours",
+            "ulimit -n 40",
+        );
+    }
     let ask = |name| Resolver::system().addresses(name, Instant::now() + PATIENT);
     let shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::descriptors::take(1)).collect();
     assert_eq!(shares.len(), 20, "half of a low limit");
@@ -644,16 +657,9 @@ fn one_lookup_without_files() {
 
 #[test]
 fn a_connection_for_want_of_files_is_a_shortage_of_ours() {
-    let mut child = std::process::Command::new("sh");
-    child.args(["-c", "ulimit -n 60; exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
-    child.args(["--exact", "address::one_call_without_files", "--ignored", "--nocapture"]);
-    let output = child.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-}
-
-#[test]
-#[ignore = "is run by a_connection_for_want_of_files_is_a_shortage_of_ours, in a process of its own"]
-fn one_call_without_files() {
+    if !is_alone() {
+        return run_alone("a_connection_for_want_of_files_is_a_shortage_of_ours", "ulimit -n 60");
+    }
     let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
     let (caller, webhook) = (caller(PATIENT), webhook(&receiver.url()));
     let call = || caller.call(&webhook, 1, &"{}".into());
@@ -745,24 +751,15 @@ fn own_address() -> Option<IpAddr> {
 
 #[test]
 fn no_proxy_is_taken_from_the_environment() {
-    let proxy = Receiver::start(|peer| assert!(peer.send(OK)));
-    let url = proxy.url();
-    // The variables belong to a process: one of its own makes the call.
-    let me = std::env::current_exe().unwrap();
-    let mut child = std::process::Command::new(me);
-    child.args(["--exact", "address::one_call_without_a_proxy", "--ignored", "--nocapture"]);
-    for variable in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
-        child.env(variable, &url);
+    if is_alone() {
+        let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+        assert_eq!(kind(&post(&caller(PATIENT), &receiver.url())), "success");
+        assert_eq!(receiver.connections(), 1);
+        return;
     }
-    let output = child.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let proxy = Receiver::start(|peer| assert!(peer.send(OK)));
+    let variables = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]
+        .map(|variable| format!("{variable}={}", proxy.url()));
+    run_alone("no_proxy_is_taken_from_the_environment", &format!("export {}", variables.join(" ")));
     assert_eq!(proxy.connections(), 0);
-}
-
-#[test]
-#[ignore = "is run by no_proxy_is_taken_from_the_environment, in a process of its own"]
-fn one_call_without_a_proxy() {
-    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
-    assert_eq!(kind(&post(&caller(PATIENT), &receiver.url())), "success");
-    assert_eq!(receiver.connections(), 1);
 }

@@ -452,8 +452,8 @@ async fn a_single_session_that_is_not_heard_is_noticed() {
     }
 }
 
-#[tokio::test]
-async fn a_session_of_an_older_epoch_that_has_the_rows_locked_is_ended() {
+/// A server of its own, and a relay that has one call in flight.
+async fn one_in_flight() -> (Cluster, Database, Receiver, Gate, Relay) {
     let cluster = Cluster::start(&[]).unwrap();
     let database = Database::on(&cluster.url("postgres")).await;
     let (receiver, gate) = gated();
@@ -461,6 +461,12 @@ async fn a_session_of_an_older_epoch_that_has_the_rows_locked_is_ended() {
     let relay = Relay::start(&database, &[]);
     database.events(1, 1).await;
     receiver.wait_for(1);
+    (cluster, database, receiver, gate, relay)
+}
+
+#[tokio::test]
+async fn a_session_of_an_older_epoch_that_has_the_rows_locked_is_ended() {
+    let (cluster, database, receiver, gate, relay) = one_in_flight().await;
     // As the end of a session that the server hears no more of, in the middle of a statement.
     let left = connect(&cluster.url("postgres")).await;
     left.batch_execute("SELECT pg_advisory_lock_shared(1886415986, max(epoch)) FROM relay.instances")
@@ -478,13 +484,7 @@ async fn a_session_of_an_older_epoch_that_has_the_rows_locked_is_ended() {
 
 #[tokio::test]
 async fn rows_stay_ours_while_somebody_elses_lock_keeps_us_from_taking_them_over() {
-    let cluster = Cluster::start(&[]).unwrap();
-    let database = Database::on(&cluster.url("postgres")).await;
-    let (receiver, gate) = gated();
-    database.webhook(1, &receiver.url("/")).await;
-    let relay = Relay::start(&database, &[]);
-    database.events(1, 1).await;
-    receiver.wait_for(1);
+    let (cluster, database, receiver, gate, relay) = one_in_flight().await;
     let _peer = Relay::start(&database, &[]);
     let other = connect(&cluster.url("postgres")).await;
     other.batch_execute("BEGIN; SELECT FROM relay.outbox FOR UPDATE").await.unwrap();
@@ -508,13 +508,7 @@ async fn rows_stay_ours_while_somebody_elses_lock_keeps_us_from_taking_them_over
 
 #[tokio::test]
 async fn a_session_that_waits_for_a_lock_is_not_taken_for_lost() {
-    let cluster = Cluster::start(&[]).unwrap();
-    let database = Database::on(&cluster.url("postgres")).await;
-    let (receiver, gate) = gated();
-    database.webhook(1, &receiver.url("/")).await;
-    let relay = Relay::start(&database, &[]);
-    database.events(1, 1).await;
-    receiver.wait_for(1);
+    let (cluster, database, _receiver, gate, relay) = one_in_flight().await;
     let mut other = connect(&cluster.url("postgres")).await;
     let lock = other.transaction().await.unwrap();
     lock.batch_execute("LOCK relay.outbox").await.unwrap();
