@@ -47,7 +47,8 @@ BEGIN
         GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq, relay.instances_epoch_seq TO relay_daemon;
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
         GRANT SELECT, INSERT, DELETE ON relay.instances_since_crash TO relay_daemon;
-        GRANT EXECUTE ON FUNCTION relay.make_call_partition(date), relay.drop_call_partition(text, timestamptz),
+        GRANT EXECUTE ON FUNCTION relay.cut_text(text), relay.make_call_partition(date),
+                                  relay.drop_call_partition(text, timestamptz),
                                   relay.delete_stray_calls(timestamptz, integer), relay.call_partitions()
             TO relay_daemon;
     END IF;

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::body::floor_char_boundary;
 use crate::event::Webhook;
 
 /// Why a call failed, the column `error_kind`.
@@ -148,16 +149,60 @@ impl Call {
         self.error_kind == Some(ErrorKind::Timeout)
     }
 
-    /// Memory that this record keeps until it is written, in bytes, roughly.
-    pub fn size(&self) -> usize {
+    /// Bytes that the answer keeps in memory until the record is written.
+    pub fn answer_bytes(&self) -> usize {
         let text = |t: &Option<String>| t.as_ref().map_or(0, String::len);
+        text(&self.response_headers) + text(&self.response_body) + text(&self.error_message)
+    }
+
+    /// Bytes that the record has on the way to Postgres, roughly.
+    pub fn record_bytes(&self) -> usize {
         size_of::<Call>()
             + self.url.len()
             + self.request_headers.len()
-            + text(&self.response_headers)
-            + text(&self.response_body)
-            + text(&self.error_message)
+            + self.request_body.len()
+            + self.answer_bytes()
     }
+
+    /// Keeps no more than so many bytes of each text of the answer, and says so.
+    pub fn shorten(&mut self, most: usize, why: &str) {
+        let body = self.response_body.as_mut().is_some_and(|body| cut(body, most));
+        let headers = self.response_headers.as_ref().is_some_and(|headers| headers.len() > most);
+        if headers {
+            // A part of a JSON object is none.
+            self.response_headers = Some("{}".into());
+        }
+        if body || headers {
+            self.response_truncated = true;
+            self.note(why);
+        }
+    }
+
+    /// Adds a remark to what the record says.
+    pub fn note(&mut self, remark: &str) {
+        match &mut self.error_message {
+            None => self.error_message = Some(remark.to_owned()),
+            Some(text) if text.ends_with(remark) => {}
+            Some(text) => {
+                cut(text, MESSAGE_BYTES_MAX);
+                text.push_str("; ");
+                text.push_str(remark);
+            }
+        }
+    }
+}
+
+/// Longest message of a record, but for a remark behind it.
+pub const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Cuts a text to so many bytes at most, between two characters, and gives the memory back. Whether it was longer.
+pub fn cut(text: &mut String, most: usize) -> bool {
+    let longer = text.len() > most;
+    if longer {
+        text.truncate(floor_char_boundary(text, most));
+        text.shrink_to_fit();
+    }
+    longer
 }
 
 /// The same as [`storable`], and copies nothing that is valid.

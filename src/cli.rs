@@ -265,6 +265,9 @@ pub struct Run {
     /// How much of an answer's body is read and kept
     #[arg(long, value_name = "SIZE", env = "PROMPTPAL_RELAY_MAX_RESPONSE_BODY", default_value = "64KiB", value_parser = size)]
     pub max_response_body: usize,
+    /// Memory for rows in hand, their payloads and answers. While it is taken, claiming waits
+    #[arg(long, value_name = "SIZE", env = "PROMPTPAL_RELAY_MEMORY", default_value = "64MiB", value_parser = memory)]
+    pub memory: usize,
     /// Allow calls to this network although it is not globally reachable (repeatable; in the variable separated by
     /// commas)
     #[arg(long, value_name = "CIDR", env = "PROMPTPAL_RELAY_ALLOW_NET", value_delimiter = ',', value_parser = network)]
@@ -326,14 +329,21 @@ fn past(text: &str) -> Result<SystemTime, String> {
     })
 }
 
-/// `65536`, `64KiB`, `1MB`.
+/// `65536`, `64KiB`, `1MB`: at most 16 MiB. A record is one message to Postgres.
 fn size(text: &str) -> Result<usize, String> {
-    /// 256 calls at once keep their answers in memory.
-    const MAX: u64 = 16 * 1024 * 1024;
+    sized(text, 0, 16, "must be at most 16MiB")
+}
+
+/// The same for `--memory`. With less than 16 MiB many answers would be cut.
+fn memory(text: &str) -> Result<usize, String> {
+    sized(text, 16, 1024 * 1024, "must be at least 16MiB, and at most 1TiB")
+}
+
+fn sized(text: &str, min_mib: u64, max_mib: u64, refused: &str) -> Result<usize, String> {
     let size: bytesize::ByteSize =
         text.parse().map_err(|_| String::from("write a size such as 65536, 64KiB or 1MB"))?;
-    if size.as_u64() > MAX {
-        return Err("must be at most 16MiB".into());
+    if !(min_mib << 20..=max_mib << 20).contains(&size.as_u64()) {
+        return Err(refused.into());
     }
     usize::try_from(size.as_u64()).map_err(|error| error.to_string())
 }
@@ -381,7 +391,9 @@ mod tests {
         assert!(past("yesterday").is_err() && past("2024-13-01").is_err());
         assert_eq!(size("64KiB"), Ok(65536));
         assert_eq!(size("65536"), Ok(65536));
-        assert!(size("64 apples").is_err() && size("1TB").is_err());
+        assert!(size("64 apples").is_err() && size("17MiB").is_err() && size("1TB").is_err());
+        assert_eq!(memory("64MiB"), Ok(64 << 20));
+        assert!(memory("15MiB").is_err() && memory("2TiB").is_err());
         assert_eq!(network("10.1.2.3/8").map(|n| n.trunc().to_string()), Ok("10.0.0.0/8".into()));
         assert_eq!(network("::1").map(|n| n.to_string()), Ok("::1/128".into()));
         assert!(network("10.0.0.0/33").is_err());

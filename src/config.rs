@@ -12,10 +12,6 @@ use crate::endpoint;
 use crate::error::{Error, Result};
 use crate::places::Limits;
 
-/// Memory that the results of ended calls may take while they wait to be committed; more calls are not started then.
-/// A sixteenth of the memory budget: 256 threads can add four times as much.
-pub const RESULT_BYTES_MAX: usize = 4 * 1024 * 1024;
-
 /// The configuration of the daemon.
 pub struct Config {
     /// Where Postgres is.
@@ -24,6 +20,8 @@ pub struct Config {
     pub endpoint: endpoint::Settings,
     /// How many at once.
     pub limits: Limits,
+    /// Bytes that rows in hand may take, with their payloads and answers.
+    pub memory_bytes_max: usize,
     /// How often to look when nobody notifies us.
     pub poll_interval: Duration,
     /// What becomes of the rows of the dead.
@@ -110,6 +108,7 @@ impl Config {
                 workers: usize::try_from(run.workers).expect("at most 4096"),
                 per_webhook: usize::try_from(run.per_webhook).expect("at most 4096"),
             },
+            memory_bytes_max: run.memory,
             poll_interval: run.poll_interval,
             after_crash: run.after_crash,
             retain_calls: run.retain_calls,

@@ -25,9 +25,11 @@ use ureq::{Agent, Body};
 use url::Url;
 
 use crate::address::Reached;
-use crate::call::{Call, ErrorKind, storable, storable_text};
+use crate::body::BodyText;
+use crate::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, cut, storable, storable_text};
 use crate::error::{Result, one_line};
 use crate::event::Webhook;
+use crate::memory::Room;
 use crate::resolver::Resolver;
 use crate::signature;
 use crate::trust::{self, Tls};
@@ -59,6 +61,12 @@ const FRAMING_MIN: u64 = 64 * 1024;
 const URL_BYTES_MAX: usize = 8 * 1024;
 /// Most bodies of answers that do not say how long they are are shorter than this.
 const SHORT: u64 = 512;
+/// A longer body is read in pieces of this size.
+const PIECE_BYTES: u64 = 16 * 1024;
+/// Longest headers of an answer in the log, as JSON; what does not fit is left out.
+const HEADERS_BYTES_MAX: usize = HEAD_BYTES_MAX;
+/// Longest foreign text in a message.
+const QUOTED_BYTES_MAX: usize = 1024;
 
 /// How calls are made; one value for the process.
 #[derive(Clone, Debug)]
@@ -195,26 +203,26 @@ impl Caller {
     }
 
     /// One POST. Blocks for the timeout at most. Never panics for anything that an endpoint does, and never errs:
-    /// what went wrong is in the call.
-    pub fn call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>) -> Outcome {
-        match self.try_call(webhook, outbox_id, body) {
+    /// what went wrong is in the call. The answer keeps no more than `room` allows.
+    pub fn call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>, room: &mut Room) -> Outcome {
+        match self.try_call(webhook, outbox_id, body, room) {
             Outcome::Shortage(_) => {
                 // Connections that rest may be what is missing.
                 self.close(|_| true);
-                self.try_call(webhook, outbox_id, body)
+                self.try_call(webhook, outbox_id, body, room)
             }
             called => called,
         }
     }
 
-    fn try_call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>) -> Outcome {
+    fn try_call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>, room: &mut Room) -> Outcome {
         let target = self.known_target(&webhook.url);
         let shown =
             target.as_ref().map_or_else(|_| without_credentials(&webhook.url), |target| target.shown.clone());
         let mut call = Call::begun(webhook.id, shown, body, ErrorKind::Internal, String::new());
         let made = target
             .map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))
-            .and_then(|target| self.make(&target, webhook, outbox_id, &mut call));
+            .and_then(|target| self.make(&target, webhook, outbox_id, &mut call, room));
         match made {
             Ok(()) => call.error_kind = None,
             Err(Failure::Shortage(reason)) => return Outcome::Shortage(reason),
@@ -222,6 +230,9 @@ impl Caller {
             Err(Failure::Call(kind, message)) => {
                 (call.error_kind, call.error_message) = (Some(kind), Some(message));
             }
+        }
+        if let Some(message) = &mut call.error_message {
+            cut(message, MESSAGE_BYTES_MAX);
         }
         call.end_time = SystemTime::now();
         Outcome::Called(call)
@@ -263,6 +274,7 @@ impl Caller {
         webhook: &Webhook,
         outbox_id: i64,
         call: &mut Call,
+        room: &mut Room,
     ) -> std::result::Result<(), Failure> {
         let start = Instant::now();
         call.error_message = None;
@@ -300,10 +312,10 @@ impl Caller {
         call.remote_addr = seen.remote.map(|remote| remote.to_string());
         call.request_headers = headers_sent(&seen.head);
         let read = match result {
-            Ok(response) => self.read(response, call),
+            Ok(response) => self.read(response, call, room),
             Err(error) => {
                 if !seen.start.is_empty() {
-                    self.keep(&seen.start, seen.received, call);
+                    self.keep(&seen.start, seen.received, call, room);
                 }
                 Err(self.failure(&error, &seen))
             }
@@ -313,9 +325,10 @@ impl Caller {
     }
 
     /// Keeps an answer whose head was never complete, or is none: as it came.
-    fn keep(&self, start: &[u8], received: u64, call: &mut Call) {
-        let limit = self.settings.response_body_bytes_max;
-        call.response_body = Some(storable(&start[..start.len().min(limit)]));
+    fn keep(&self, start: &[u8], received: u64, call: &mut Call, room: &mut Room) {
+        let mut body = BodyText::new(self.settings.response_body_bytes_max, room);
+        body.push(start);
+        call.response_body = Some(body.end().0);
         call.response_bytes = received;
         call.response_truncated = true;
     }
@@ -395,22 +408,30 @@ impl Caller {
     }
 
     /// Reads the answer, and decides by its status.
-    fn read(&self, response: Response<Body>, call: &mut Call) -> std::result::Result<(), Failure> {
+    fn read(
+        &self,
+        response: Response<Body>,
+        call: &mut Call,
+        room: &mut Room,
+    ) -> std::result::Result<(), Failure> {
         let (head, body) = response.into_parts();
         call.status_code = Some(head.status.as_u16());
-        call.response_headers = Some(headers_received(&head.headers));
+        let (headers, headers_cut) = headers_received(&head.headers, HEADERS_BYTES_MAX.min(room.most()));
+        call.response_headers = Some(headers);
         let limit = self.settings.response_body_bytes_max;
         watch_body(FRAMING * limit as u64 + FRAMING_MIN);
-        let (mut bytes, end) = read_body(body, limit);
+        let mut text = BodyText::new(limit, room);
+        let (mut length, end) = read_body(body, limit as u64, &mut text);
         let seen = take_seen();
         if let Some(ureq::Error::Protocol(_)) = end {
             // Bad chunks, and good ones that came with them: ureq gives none of those. Kept as they came.
-            bytes.extend(&seen.rest[..seen.rest.len().min(limit + 1 - bytes.len())]);
+            let rest = &seen.rest[..seen.rest.len().min((limit + 1).saturating_sub(length as usize))];
+            text.push(rest);
+            length += rest.len() as u64;
         }
-        call.response_bytes = bytes.len() as u64;
-        let cut = bytes.len() > limit;
-        bytes.truncate(limit);
-        call.response_body = Some(storable(bytes));
+        call.response_bytes = length;
+        let (text, cut) = text.end();
+        call.response_body = Some(text);
         let flaw = match end {
             Some(ureq::Error::Timeout(_)) => {
                 call.response_truncated = true;
@@ -424,14 +445,16 @@ impl Caller {
             // A body that ends with the connection ends for ureq also when the connection breaks.
             None => seen.broken.map(|broken| format!("the answer broke off: {broken}")),
         };
-        call.response_truncated = cut || flaw.is_some();
+        call.response_truncated = cut || headers_cut || flaw.is_some();
         call.error_message = flaw.map(|flaw| flaw.replace('\0', "\u{FFFD}"));
         if head.status.is_success() {
             return Ok(());
         }
         let mut message = format!("status {}", head.status.as_u16());
         if let Some(location) = head.headers.get("location").filter(|_| head.status.is_redirection()) {
-            message.push_str(&format!(", not followed: {}", storable(location.as_bytes())));
+            let mut location = storable(location.as_bytes());
+            crate::call::cut(&mut location, QUOTED_BYTES_MAX);
+            message.push_str(&format!(", not followed: {location}"));
         }
         if let Some(flaw) = call.error_message.take() {
             message.push_str(&format!("; {flaw}"));
@@ -598,12 +621,26 @@ fn longest_line(request: &Request<&str>, target: &Target) -> usize {
     longest.max(target.url.as_str().len()) + LINE_BYTES
 }
 
-/// Reads one byte more than the limit, to know whether there is more; gives back what came and how it ended.
-fn read_body(body: Body, limit: usize) -> (Vec<u8>, Option<ureq::Error>) {
-    let length = body.content_length().unwrap_or(SHORT).min(limit as u64 + 1);
-    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
-    let end = body.into_reader().take(limit as u64 + 1).read_to_end(&mut bytes);
-    (bytes, end.err().map(ureq::Error::from))
+/// Reads one byte more than the limit, to know whether there is more; gives back how many came and how it ended.
+fn read_body(body: Body, limit: u64, text: &mut BodyText) -> (u64, Option<ureq::Error>) {
+    let most = limit.saturating_add(1);
+    let piece = body.content_length().unwrap_or(SHORT).clamp(SHORT, PIECE_BYTES);
+    let mut piece = vec![0; usize::try_from(piece).expect("some KiB")];
+    let mut reader = body.into_reader().take(most);
+    let mut length = 0;
+    loop {
+        match reader.read(&mut piece) {
+            Ok(0) => return (length, None),
+            Ok(some) => {
+                length += some as u64;
+                if !text.push(&piece[..some]) {
+                    return (length, None);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (length, Some(ureq::Error::from(error))),
+        }
+    }
 }
 
 /// The headers in a request's head, as JSON. Credentials are left out.
@@ -618,8 +655,23 @@ fn headers_sent(head: &[u8]) -> String {
     }))
 }
 
-fn headers_received(received: &HeaderMap) -> String {
-    headers(received.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
+/// The headers of an answer that fit into so many bytes, and whether others were left out.
+fn headers_received(received: &HeaderMap, most: usize) -> (String, bool) {
+    let pairs = || received.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+    let json = headers(pairs());
+    if json.len() <= most {
+        return (json, false);
+    }
+    let mut kept: Vec<(&[u8], &[u8])> = Vec::new();
+    let mut bytes = 2;
+    for (name, value) in pairs() {
+        // As it is alone; more than its share of an array.
+        bytes += headers([(name, value)].into_iter()).len();
+        if bytes <= most {
+            kept.push((name, value));
+        }
+    }
+    (headers(kept.into_iter()), true)
 }
 
 /// The value of a header, or the values of one that came more than once.

@@ -95,14 +95,18 @@ impl Error {
         self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
     }
 
-    /// Whether the *data* of a statement is what Postgres refused (SQLSTATE classes 21, 22 and 23): the same
-    /// statement fails again, with other data it succeeds. Not so a row for which there is no partition, or whose
-    /// partition was made a moment ago: that has the code of a violated constraint, and no constraint's name.
+    /// Whether the *data* of a statement is what was refused: the same statement fails again, with other data it
+    /// succeeds. By Postgres: SQLSTATE classes 21, 22 and 23, and 54 (too large, too many). Not so a row for which there is no
+    /// partition, or whose partition was made a moment ago: that has the code of a violated constraint, and no
+    /// constraint's name. Or by the client, which cannot send it: then the session is as good as before.
     pub fn is_data(&self) -> bool {
         let Error::Postgres { source, .. } = self else { return false };
-        let Some(error) = source.as_db_error() else { return false };
+        let Some(error) = source.as_db_error() else {
+            let is_network = StdError::source(source).is_some_and(|cause| cause.is::<std::io::Error>());
+            return !source.is_closed() && !is_network;
+        };
         let about_partitions = *error.code() == SqlState::CHECK_VIOLATION && error.constraint().is_none();
-        matches!(&error.code().code()[..2], "21" | "22" | "23") && !about_partitions
+        matches!(&error.code().code()[..2], "21" | "22" | "23" | "54") && !about_partitions
     }
 }
 

@@ -18,21 +18,23 @@
 //! # Where things are
 //!
 //! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look, [`look`] and [`floor`] where;
-//!   [`link`] has its sessions, [`instance`] knows who is alive; [`retention`] throws away; [`stop`] and [`systemd`] are
-//!   the world outside.
+//!   [`link`] has its sessions, [`instance`] knows who is alive; [`retention`] throws away; [`stall`] says when nothing moves; [`stop`] and
+//!   [`systemd`] are the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
 //! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`socket`] and [`resolver`] beneath
-//!   it; [`address`] says what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit.
+//!   it; [`body`] reads the answer's; [`address`] says what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit.
 //!   It blocks, and knows no Postgres.
 //! - Between them: [`pool`], the threads, where asynchronous meets blocking and nowhere else; [`places`] decides
-//!   which call is next.
+//!   which call is next, [`admission`] which row begins, [`memory`] counts what they take.
 //! - Data that both sides share: [`event`] and [`call`].
 //! - What the user typed is [`cli`], what it means [`config`]; [`command`] has the commands, [`error`] the exit codes,
 //!   [`logging`] the journal, [`failures`] the failed calls in it, [`terminal`] its colours; [`metrics`] what is
 //!   counted.
 
 pub mod address;
+pub mod admission;
+pub mod body;
 pub mod call;
 pub mod cli;
 pub mod cluster;
@@ -49,6 +51,7 @@ pub mod instance;
 pub mod link;
 pub mod logging;
 pub mod look;
+pub mod memory;
 pub mod metrics;
 pub mod places;
 pub mod pool;
@@ -58,6 +61,7 @@ pub mod retention;
 pub mod schema;
 pub mod signature;
 pub mod socket;
+pub mod stall;
 pub mod stop;
 pub mod store;
 pub mod systemd;

@@ -16,7 +16,7 @@ use crate::floor::Floor;
 use crate::instance::Peers;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
-use crate::store::{Claimed, Store};
+use crate::store::{Claim, Claimed, Store};
 
 /// Most rows in one claim: a few milliseconds of a transaction.
 const CLAIM_MAX: usize = 500;
@@ -174,8 +174,10 @@ impl<'a> Look<'a> {
             self.begin_rescan(start).await?;
         }
         let limit = limit.min(CLAIM_MAX);
-        let rows = self.claim.claim(self.cursor, &self.dead, limit, self.epoch, park).await?;
-        let more = rows.len() == limit;
+        let bytes = self.pool.text_bytes();
+        let Claim { rows, left } =
+            self.claim.claim(self.cursor, &self.dead, limit, self.epoch, park, bytes).await?;
+        let more = rows.len() == limit || left > 0;
         self.cursor = rows.last().map_or(self.cursor, |row| row.id);
         self.go_on_with_rescan(start.elapsed(), more);
         self.metrics.claims.inc();
@@ -233,15 +235,17 @@ impl<'a> Look<'a> {
             return Ok(Found { rows: Vec::new(), more: false });
         }
         let (projects, places): (Vec<i64>, Vec<i64>) = rooms.into_iter().unzip();
-        let rows = self.claim.claim_parked(&projects, &places, &self.dead, self.epoch).await?;
+        let bytes = self.pool.text_bytes();
+        let Claim { rows, left } =
+            self.claim.claim_parked(&projects, &places, &self.dead, self.epoch, bytes).await?;
         let mut got: HashMap<i64, i64> = HashMap::new();
         for row in &rows {
             *got.entry(row.event.project_id).or_default() += 1;
         }
-        // A project that gave less than it has room for has no more.
-        let mut more = false;
+        // A project that gave less than it has room for has no more, unless the texts were too much.
+        let mut more = left > 0;
         for (project, room) in projects.iter().zip(places) {
-            if got.get(project).copied().unwrap_or_default() < room {
+            if got.get(project).copied().unwrap_or_default() < room && left == 0 {
                 self.parked.remove(project);
             } else {
                 more = true;

@@ -4,7 +4,7 @@
 //! asked when somebody scrapes. Counting never waits, and never asks Postgres.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64};
@@ -64,14 +64,29 @@ pub struct Metrics {
     running: Count,
     waiting: Count,
     threads: Count,
-    result_bytes: Count,
+    memory_bytes: Count,
     shortages: Count,
     places: Family<Labels, Count>,
     healthy: Count,
     oldest_pending: Seconds,
     oldest_parked: Seconds,
-    // Why we are not healthy; none: we are.
-    trouble: RefCell<Option<String>>,
+    // Why we are not healthy, by who says so; empty: we are. Each source writes its own.
+    trouble: RefCell<BTreeMap<Source, String>>,
+}
+
+/// Who says that the daemon does not work, in the order of telling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// It is told to stop.
+    Stop,
+    /// The sessions with Postgres: not there yet, or lost.
+    Sessions,
+    /// Nothing moves.
+    Stall,
+    /// The claiming loop.
+    Claim,
+    /// The finishing loop.
+    Finish,
 }
 
 /// For a call without an error.
@@ -118,7 +133,7 @@ impl Default for Metrics {
         let running = gauge("calls_running", "Calls in flight");
         let waiting = gauge("calls_waiting", "Calls that wait for a place");
         let threads = gauge("threads", "Threads for calls");
-        let result_bytes = gauge("result_bytes", "Memory of results that wait for their commit");
+        let memory_bytes = gauge("memory_bytes", "Memory of rows in hand, of what --memory allows");
         let shortages =
             gauge("shortage_pauses", "Pauses for want of descriptors, threads or memory, since the start");
         let healthy = gauge("healthy", "1 while rows can be delivered, as /healthz has it; else 0");
@@ -153,13 +168,13 @@ impl Default for Metrics {
             running,
             waiting,
             threads,
-            result_bytes,
+            memory_bytes,
             shortages,
             places,
             healthy,
             oldest_pending,
             oldest_parked,
-            trouble: RefCell::new(Some("starting".into())),
+            trouble: RefCell::new(BTreeMap::from([(Source::Sessions, "starting".into())])),
         }
     }
 }
@@ -209,14 +224,20 @@ impl Metrics {
         self.oldest_parked.set(parked);
     }
 
-    /// Says why the daemon does not work; none: it does.
-    pub fn trouble(&self, why: Option<String>) {
-        self.trouble.replace(why);
+    /// Says why the daemon does not work; none: as far as this source knows, it does.
+    pub fn trouble(&self, source: Source, why: Option<String>) {
+        let mut trouble = self.trouble.borrow_mut();
+        match why {
+            Some(why) => _ = trouble.insert(source, why),
+            None => _ = trouble.remove(&source),
+        }
     }
 
     /// Why the daemon does not work; none: it does.
     pub fn why(&self) -> Option<String> {
-        self.trouble.borrow().clone()
+        let trouble = self.trouble.borrow();
+        let all: Vec<&str> = trouble.values().map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// How old the oldest row is that is not done, in seconds; none when it is not known.
@@ -231,8 +252,8 @@ impl Metrics {
         self.running.set(number(load.running));
         self.waiting.set(number(load.waiting));
         self.threads.set(number(load.threads));
-        self.result_bytes.set(number(load.result_bytes));
-        self.healthy.set(i64::from(self.trouble.borrow().is_none()));
+        self.memory_bytes.set(number(load.memory_bytes));
+        self.healthy.set(i64::from(self.trouble.borrow().is_empty()));
         self.shortages.set(i64::try_from(load.shortages).unwrap_or(i64::MAX));
         self.places.clear();
         for (webhook_id, calls) in &load.fullest {
@@ -307,7 +328,7 @@ async fn answer(
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ("200 OK", kind, metrics.text(&load, in_hand))
         }
-        (Some("GET" | "HEAD"), "/healthz") => match &*metrics.trouble.borrow() {
+        (Some("GET" | "HEAD"), "/healthz") => match metrics.why() {
             None => ("200 OK", text, "ok\n".into()),
             Some(why) => ("503 Service Unavailable", text, format!("{why}\n")),
         },

@@ -20,6 +20,12 @@ const AHEAD_MAX: usize = 1000;
 /// A full webhook whose calls take no longer than this has room again in a moment: claiming waits for it. A slower
 /// one has its rows parked.
 const QUICK: Duration = Duration::from_millis(5);
+/// When claiming waits for a quick webhook, it is worth asking again after this time: it may turn out not to be quick.
+const AGAIN_MIN: Duration = Duration::from_millis(5);
+/// Webhooks turn out to be slow with time, too; this often is often enough.
+const AGAIN: Duration = Duration::from_millis(100);
+/// And when none can, only what ends changes the offer. It is asked for all the same, now and then.
+const AGAIN_MAX: Duration = Duration::from_secs(1);
 /// Parked rows that are claimed at once of a project of whose webhooks nothing is known.
 const UNKNOWN: usize = 8;
 /// Most calls running while we are stopping, whatever the limit is otherwise.
@@ -80,6 +86,8 @@ pub struct Offer {
     pub worth: usize,
     /// Projects with a full webhook: their rows are parked, not claimed.
     pub park: Vec<i64>,
+    /// After this time the offer may be another one although no call has ended.
+    pub again: Duration,
 }
 
 struct Running {
@@ -174,6 +182,11 @@ impl<J> Places<J> {
             parked: HashSet::new(),
             last_unparked: i64::MAX,
         }
+    }
+
+    /// Most calls running, as the operator set it.
+    pub fn workers(&self) -> usize {
+        self.limits.workers
     }
 
     /// Calls running.
@@ -381,7 +394,12 @@ impl<J> Places<J> {
         let worth = (self.limits.workers / 4).min(ahead_all).max(1);
         park.sort_unstable();
         park.dedup();
-        Offer { limit: if wait { 0 } else { limit }, worth, park }
+        let again = match self.young.front() {
+            _ if wait => AGAIN_MIN,
+            Some((started, ..)) => (*started + SLOW).saturating_duration_since(now).max(AGAIN),
+            None => AGAIN_MAX,
+        };
+        Offer { limit: if wait { 0 } else { limit }, worth, park, again }
     }
 
     fn is_full(&self, endpoint: &Endpoint<J>, now: Instant) -> bool {
@@ -446,6 +464,11 @@ impl<J> Places<J> {
             given.push((project, i64::try_from(rows).unwrap_or(i64::MAX)));
         }
         given
+    }
+
+    /// Each call that waits for a place.
+    pub fn for_each_waiting(&mut self, change: impl FnMut(&mut J)) {
+        self.endpoints.values_mut().flat_map(|endpoint| &mut endpoint.waiting).for_each(change);
     }
 
     /// Waiting calls that are not to be kept are dropped.
@@ -596,15 +619,25 @@ mod tests {
         let mut places = Places::new(LIMITS);
         push(&mut places, 1, 3, now);
         let mut tickets = start_all(&mut places, now);
-        assert_eq!(places.offer(now).limit, 0, "it may be quick: wait a moment");
+        let offer = places.offer(now);
+        assert_eq!((offer.limit, offer.again), (0, AGAIN_MIN), "it may be quick: wait a moment");
         let later = now + ms(50);
         let offer = places.offer(later);
-        assert_eq!(offer.park, [10]);
+        assert_eq!((offer.park, offer.again), (vec![10], SLOW - ms(50)), "then it is slow");
         assert_eq!(offer.limit, 7);
         places.set_parked(HashSet::from([10]));
         assert_eq!(places.parked_room(100, later), []);
         assert!(places.finish(tickets.remove(0), now + ms(2000)), "somebody must look");
         assert_eq!(places.parked_room(100, now + ms(2000)), [(10, 1)]);
+    }
+
+    #[test]
+    fn when_all_that_runs_is_slow_only_what_ends_changes_the_offer() {
+        let now = Instant::now();
+        let mut places = Places::new(LIMITS);
+        push(&mut places, 1, 3, now);
+        start_all(&mut places, now);
+        assert_eq!(places.offer(now + SLOW + ms(1)).again, AGAIN_MAX);
     }
 
     #[test]
@@ -690,7 +723,8 @@ mod tests {
         push(&mut places, 1, 3, now);
         start_all(&mut places, now);
         // 3 places, 1 ms a call, 20 ms ahead: 60 rows.
-        assert_eq!(places.offer(now), Offer { limit: 8 + 60 - 3, worth: 2, park: vec![] });
+        let offer = places.offer(now);
+        assert_eq!((offer.limit, offer.worth, offer.park), (8 + 60 - 3, 2, vec![]));
     }
 
     #[test]

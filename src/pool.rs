@@ -1,8 +1,11 @@
 //! The worker threads: where asynchronous meets blocking, and the only place where it does.
 //!
-//! The relay hands rows in; threads make the calls, one blocking POST each; a row whose last call has ended goes out
-//! through a channel. Threads are started when needed and leave when idle. Knows no Postgres. Which call is next is
-//! decided in [`crate::places`].
+//! The relay hands rows in; a row begins when its share of the memory is free ([`crate::admission`]); threads make the
+//! calls, one blocking POST each; a row whose last call has ended goes out through a channel. Threads are started when
+//! needed and leave when idle. Knows no Postgres. Which call is next is decided in [`crate::places`].
+//!
+//! Once a row has begun, no call of its waits for memory. What it holds for long while others need memory is taken from
+//! it: its answers are kept shorter.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,9 +17,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::admission::Admission;
 use crate::call::{Call, ErrorKind};
 use crate::endpoint::Outcome;
 use crate::event::Webhook;
+use crate::memory::{Held, Memory, Room, Share};
 use crate::places::{Limits, Offer, Places, Ticket};
 use crate::store::{Claimed, Finished};
 
@@ -27,18 +32,31 @@ const IDLE: Duration = Duration::from_secs(10);
 const STACK_BYTES: usize = 512 * 1024;
 /// No call is started for this time after one that could not be made for a shortage of ours.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(200);
-/// When claiming waits for a quick endpoint, it looks again after this time at the latest: the endpoint may turn out
-/// not to be quick.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// When claiming waits for memory, it looks again after this time at the latest: rows grow old.
+const RELIEVE_AGAIN: Duration = Duration::from_millis(250);
 
 /// Ended rows that may wait to be committed, a few commits' worth; more rows are not claimed then.
 const ENDED_MAX: usize = 4000;
+/// Rows that may wait for memory; more rows are not claimed then.
+const WAITING_MAX: usize = 100;
+/// Bytes of text that are claimed at once. In the payload a byte can become six.
+const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// And at least.
+const TEXT_BYTES_MIN: usize = 64 * 1024;
+/// Memory of a row in hand, besides its payload.
+const ROW_BYTES: usize = 512;
+/// Memory of a call, besides its URL and its answer: the job, the record, the request's headers.
+const CALL_BYTES: usize = size_of::<Job>() + size_of::<Call>() + 512;
+/// While others need memory, a row that began longer ago keeps less of its answers.
+const OLD: Duration = Duration::from_secs(1);
+/// So many bytes of each.
+const OLD_ANSWER_BYTES: usize = 1024;
 
 /// Webhooks that are named in a [`Load`].
 pub const FULLEST: usize = 20;
 
-/// Makes one call, blocking.
-pub type Post = dyn Fn(&Webhook, i64, &Arc<str>) -> Outcome + Send + Sync;
+/// Makes one call, blocking. The answer keeps no more than the room allows.
+pub type Post = dyn Fn(&Webhook, i64, &Arc<str>, &mut Room) -> Outcome + Send + Sync;
 
 /// A row in hand.
 struct Row {
@@ -47,25 +65,58 @@ struct Row {
     epoch: i64,
     project_id: i64,
     repeated: bool,
+    // The event's texts were cut.
+    cut: bool,
     body: Arc<str>,
-    webhooks: usize,
-    // Written under the pool's lock as the calls end; the last one takes them all along.
-    calls: Mutex<Vec<Call>>,
+    webhooks: Arc<[Arc<Webhook>]>,
+    // Written under the pool's lock as the calls end; the last one takes all of it along.
+    ended: Mutex<Ended>,
     // Calls that have started and were not put back. Written under the pool's lock.
     started: AtomicUsize,
     // Set under the pool's lock when it is not ours any more: it never goes out.
     abandoned: AtomicBool,
 }
 
+/// What there is of a row that has not ended.
+struct Ended {
+    calls: Vec<Call>,
+    /// The row's memory, but for that of calls that have not ended.
+    held: Held,
+    // When it was admitted.
+    since: Option<Instant>,
+}
+
 impl Row {
-    fn finished(&self, calls: Vec<Call>) -> Finished {
-        Finished { id: self.id, epoch: self.epoch, repeated: self.repeated, calls }
+    fn ended(&self) -> MutexGuard<'_, Ended> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finished(&self) -> Finished {
+        let mut ended = self.ended();
+        Finished {
+            id: self.id,
+            epoch: self.epoch,
+            repeated: self.repeated,
+            calls: std::mem::take(&mut ended.calls),
+            held: ended.held.take(),
+        }
+    }
+
+    /// What its calls need, besides the payload.
+    fn need(&self, share: Share) -> usize {
+        let urls: usize = self.webhooks.iter().map(|webhook| 2 * webhook.url.len()).sum();
+        urls + self.webhooks.len() * (CALL_BYTES + share.sure)
+    }
+
+    fn is_old(&self, now: Instant) -> bool {
+        self.ended().since.is_some_and(|since| now.saturating_duration_since(since) > OLD)
     }
 }
 
 struct Job {
     row: Arc<Row>,
-    webhook: Webhook,
+    webhook: Arc<Webhook>,
+    room: Room,
 }
 
 /// Handle to the threads; cheap to clone.
@@ -77,7 +128,9 @@ pub struct Pool {
 struct Shared {
     post: Box<Post>,
     results: UnboundedSender<Finished>,
-    result_bytes_max: usize,
+    memory: Arc<Memory>,
+    /// Bytes of an answer's body that are kept at most.
+    answer_bytes_max: usize,
     state: Mutex<State>,
     // For whoever waits in Pool::room or Pool::freed.
     freed: Notify,
@@ -88,12 +141,16 @@ struct Shared {
 pub struct Load {
     /// Calls running.
     pub running: usize,
-    /// Calls that wait for a place.
+    /// Calls that wait for a place, or for memory.
     pub waiting: usize,
+    /// Rows that have gone out and are not committed yet.
+    pub ended: usize,
+    /// Grows with each call that starts and each row that is committed.
+    pub progress: u64,
     /// Threads, busy or not.
     pub threads: usize,
-    /// Memory of the calls that have ended and are not committed yet.
-    pub result_bytes: usize,
+    /// Memory of the rows in hand, in bytes.
+    pub memory_bytes: usize,
     /// Pauses for a shortage of ours, since the start.
     pub shortages: u64,
     /// The webhooks with most calls running, at most [`FULLEST`], each with how many.
@@ -102,46 +159,62 @@ pub struct Load {
 
 struct State {
     places: Places<Job>,
+    admission: Admission<Arc<Row>>,
+    // Rows of which some calls have ended and others have not, by id and epoch.
+    half_done: HashMap<(i64, i64), Arc<Row>>,
     threads: usize,
     // Threads without work, the last one to go idle at the end: it is taken first, and the others can leave.
     idle: Vec<Thread>,
-    // Memory of the calls that have ended and are not committed yet.
-    result_bytes: usize,
     // Rows that have gone out and are not committed yet.
     ended: usize,
+    progress: u64,
     paused_until: Option<Instant>,
     shortages: u64,
     // No call starts later than this.
     start_until: Option<Instant>,
     // Notify `freed` when no more than this many calls are in hand.
     notify_at: Option<usize>,
+    // Notify `freed` when rows are committed, or admitted.
+    notify_released: bool,
+    // When to look again without being notified.
+    look_again: Duration,
+    // When what is held for long was last looked at.
+    relieved: Option<Instant>,
 }
 
 impl Pool {
-    /// No threads yet. `post` makes a call; rows whose calls have all ended go to `results`. No call starts while
-    /// more than `result_bytes_max` of results wait for [`Pool::release`].
+    /// No threads yet. `post` makes a call, whose answer keeps at most `answer_bytes_max` of its body; rows whose calls have
+    /// all ended go to `results`. What the rows hold of `memory` is free when they are dropped, and
+    /// [`Pool::released`] says so.
     pub fn new(
         limits: Limits,
-        result_bytes_max: usize,
+        memory: Arc<Memory>,
+        answer_bytes_max: usize,
         post: Box<Post>,
         results: UnboundedSender<Finished>,
     ) -> Pool {
         let state = State {
             places: Places::new(limits),
+            admission: Admission::new(),
+            half_done: HashMap::new(),
             threads: 0,
             idle: Vec::new(),
-            result_bytes: 0,
             ended: 0,
+            progress: 0,
             paused_until: None,
             shortages: 0,
             start_until: None,
             notify_at: None,
+            notify_released: false,
+            look_again: RELIEVE_AGAIN,
+            relieved: None,
         };
         Pool {
             shared: Arc::new(Shared {
                 post,
                 results,
-                result_bytes_max,
+                memory,
+                answer_bytes_max,
                 state: Mutex::new(state),
                 freed: Notify::new(),
             }),
@@ -150,30 +223,54 @@ impl Pool {
 
     /// What may be claimed now, if a claim is worth its round trip.
     pub fn try_offer(&self) -> Option<Offer> {
+        let now = Instant::now();
         let mut state = self.shared.lock();
-        let offer = state.places.offer(Instant::now());
-        let held = state.result_bytes > self.shared.result_bytes_max / 2
-            || state.ended >= ENDED_MAX
-            || state.paused();
-        let taken = offer.limit >= offer.worth && !held;
+        let mut offer = state.places.offer(now);
+        let tight = state.relieve(&self.shared.memory, now);
+        let held = tight || state.ended >= ENDED_MAX || state.admission.len() >= WAITING_MAX;
+        let paused = state.paused_until.filter(|until| *until > now);
+        let taken = offer.limit >= offer.worth && !held && paused.is_none();
+        // What rows will need is not known before they are claimed: mostly what one webhook's answer needs.
+        let sure =
+            Share::of_row(1, self.shared.answer_bytes_max, self.shared.memory.max(), state.places.workers())
+                .sure;
+        offer.limit = offer.limit.min((self.shared.memory.free() / (CALL_BYTES + sure)).max(1));
         state.notify_at = (!taken).then(|| state.places.in_hand().saturating_sub(offer.worth));
+        state.notify_released = !taken;
+        state.look_again = match paused {
+            Some(until) => until - now,
+            None if tight => RELIEVE_AGAIN,
+            None => offer.again,
+        };
         self.shared.wake_one(state);
         taken.then_some(offer)
     }
 
-    /// Starts what may start by now without anything having ended: a webhook's class changes with time, and a thread
-    /// that was refused to us may be had. To be called every second or so.
+    /// Bytes of text that may be claimed now.
+    pub fn text_bytes(&self) -> i64 {
+        let bytes = (self.shared.memory.free() / 8).clamp(TEXT_BYTES_MIN, TEXT_BYTES_MAX);
+        i64::try_from(bytes).unwrap_or(i64::MAX)
+    }
+
+    /// Starts what may start by now without anything having ended: a webhook's class changes with time, a thread
+    /// that was refused to us may be had, and a row may have become old. To be called every second or so.
     pub fn nudge(&self) {
+        let now = Instant::now();
         let mut state = self.shared.lock();
-        state.places.grow_old(Instant::now());
+        state.places.grow_old(now);
+        if state.admission.len() > 0 {
+            state.relieve(&self.shared.memory, now);
+            self.shared.admit(&mut state, now);
+        }
         self.shared.wake_one(state);
     }
 
     /// Waits until [`Pool::try_offer`] may have something. Cancel-safe.
     pub async fn room(&self) {
+        let look_again = self.shared.lock().look_again;
         tokio::select! {
             () = self.shared.freed.notified() => {}
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = tokio::time::sleep(look_again) => {}
         }
     }
 
@@ -182,57 +279,78 @@ impl Pool {
         self.shared.freed.notified().await;
     }
 
-    /// Starts the calls of a row, as places become free. A row without webhooks is finished at once.
+    /// Starts the calls of rows, as memory and places become free. A row without webhooks is finished at once.
     pub fn hand_in(&self, rows: Vec<Claimed>) {
         // What takes time comes before the lock: the threads take it for each call.
-        let rows: Vec<(Arc<Row>, Vec<Webhook>)> = rows
+        let rows: Vec<Row> = rows
             .into_iter()
             .map(|claimed| {
-                let row = Row {
+                let body: Arc<str> = claimed.event.payload().into();
+                let held = self.shared.memory.hold(ROW_BYTES + body.len());
+                Row {
                     id: claimed.id,
                     epoch: claimed.epoch,
                     project_id: claimed.event.project_id,
                     repeated: claimed.repeated(),
-                    body: claimed.event.payload().into(),
-                    webhooks: claimed.webhooks.len(),
-                    calls: Mutex::new(Vec::with_capacity(claimed.webhooks.len())),
+                    cut: claimed.cut,
+                    body,
+                    webhooks: claimed.webhooks,
+                    ended: Mutex::new(Ended { calls: Vec::new(), held, since: None }),
                     started: AtomicUsize::new(0),
                     abandoned: AtomicBool::new(false),
-                };
-                (Arc::new(row), claimed.webhooks)
+                }
             })
             .collect();
         let now = Instant::now();
         let mut state = self.shared.lock();
-        for (row, webhooks) in rows {
-            if webhooks.is_empty() {
+        for row in rows {
+            if row.webhooks.is_empty() {
+                state.admission.count();
                 state.ended += 1;
-                self.shared.send(row.finished(Vec::new()));
-            }
-            for webhook in webhooks {
-                state.places.push(webhook.id, row.project_id, Job { row: row.clone(), webhook }, now);
+                self.shared.send(row.finished());
+            } else {
+                let bytes = row.need(self.shared.share(&state, &row));
+                state.admission.push(Arc::new(row), bytes, now);
             }
         }
+        self.shared.admit(&mut state, now);
         self.shared.wake_one(state);
     }
 
-    /// Sends a row out whose calls are not made.
-    pub fn skip(&self, row: Finished) {
+    /// Sends a row out whose calls are not made, and ended with this.
+    pub fn skip(&self, row: &Claimed, kind: ErrorKind, message: &str) {
+        let body: Arc<str> = row.event.payload().into();
+        let calls: Vec<Call> =
+            row.webhooks.iter().map(|webhook| Call::unanswered(webhook, &body, kind, message)).collect();
+        let held = self.shared.memory.hold(calls.iter().map(Call::record_bytes).sum());
+        let finished = Finished { id: row.id, epoch: row.epoch, repeated: row.repeated(), calls, held };
         let mut state = self.shared.lock();
+        state.admission.count();
         state.ended += 1;
-        state.result_bytes += row.size();
         drop(state);
-        self.shared.send(row);
+        self.shared.send(finished);
     }
 
-    /// Says that so many rows that went out, with results of this size, are committed, or given up.
-    pub fn release(&self, rows: usize, bytes: usize) {
+    /// Says that so many rows that went out are committed, or given up, and dropped.
+    pub fn released(&self, rows: usize) {
+        self.released_of(rows, rows);
+    }
+
+    /// So many rows that went out, and so many that were admitted, are not in hand any more.
+    fn released_of(&self, out: usize, admitted: usize) {
         let mut state = self.shared.lock();
-        let was_held = state.result_bytes > self.shared.result_bytes_max;
-        state.ended = state.ended.saturating_sub(rows);
-        state.result_bytes = state.result_bytes.saturating_sub(bytes);
-        if was_held {
+        state.ended = state.ended.saturating_sub(out);
+        state.progress += out as u64;
+        state.admission.ended(admitted);
+        let notify = std::mem::take(&mut state.notify_released);
+        if state.admission.len() > 0 {
+            self.shared.admit(&mut state, Instant::now());
             self.shared.wake_one(state);
+        } else {
+            drop(state);
+        }
+        if notify {
+            self.shared.freed.notify_one();
         }
     }
 
@@ -251,7 +369,9 @@ impl Pool {
     pub fn stop(&self) -> HashMap<i64, bool> {
         let mut state = self.shared.lock();
         let now = Instant::now();
-        let mut unstarted = HashMap::new();
+        let mut unstarted: HashMap<i64, bool> =
+            state.admission.waiting().map(|row| (row.id, row.repeated)).collect();
+        state.admission.retain(|_| false);
         for job in state.places.take_waiting() {
             if job.row.started.load(Ordering::Relaxed) > 0 {
                 state.places.push(job.webhook.id, job.row.project_id, job, now);
@@ -275,20 +395,24 @@ impl Pool {
     /// Gives up rows that are not ours any more: calls of theirs that wait are dropped. Returns the ids of those that
     /// will never go out; the others have all their calls in flight, or have gone out already.
     pub fn abandon(&self, ids: &HashSet<i64>) -> HashSet<i64> {
-        let mut abandoned = HashSet::new();
-        let mut bytes = 0;
         let mut state = self.shared.lock();
+        let waiting = state.admission.waiting().map(|row| row.id).filter(|id| ids.contains(id));
+        let mut abandoned: HashSet<i64> = waiting.collect();
+        state.admission.retain(|row| !ids.contains(&row.id));
+        let mut admitted = 0;
         state.places.retain_waiting(|job| {
             let keep = !ids.contains(&job.row.id);
             if !keep && abandoned.insert(job.row.id) {
                 job.row.abandoned.store(true, Ordering::Relaxed);
-                let mut calls = job.row.calls.lock().unwrap_or_else(PoisonError::into_inner);
-                bytes += calls.drain(..).map(|call| call.size()).sum::<usize>();
+                admitted += 1;
+                // What its calls hold that are in flight is free when they end.
+                drop(job.row.finished());
             }
             keep
         });
+        state.half_done.retain(|(id, _), _| !abandoned.contains(id));
         drop(state);
-        self.release(0, bytes);
+        self.released_of(0, admitted);
         abandoned
     }
 
@@ -302,9 +426,12 @@ impl Pool {
         let state = self.shared.lock();
         Load {
             running: state.places.running(),
-            waiting: state.places.in_hand() - state.places.running(),
+            waiting: state.places.in_hand() - state.places.running()
+                + state.admission.waiting().map(|row| row.webhooks.len()).sum::<usize>(),
+            ended: state.ended,
+            progress: state.progress,
             threads: state.threads,
-            result_bytes: state.result_bytes,
+            memory_bytes: self.shared.memory.used(),
             shortages: state.shortages,
             fullest: state.places.fullest(FULLEST),
         }
@@ -328,22 +455,60 @@ impl State {
     }
 
     /// Adds a call to its row; with the last one the row goes out.
-    fn record(&mut self, row: &Row, call: Call) -> Option<Finished> {
+    fn record(&mut self, job: Job, mut call: Call) -> Option<Finished> {
+        let Job { row, room, .. } = job;
         if row.abandoned.load(Ordering::Relaxed) {
             return None;
         }
-        self.result_bytes += call.size();
-        let mut calls = row.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.push(call);
-        let is_last = calls.len() == row.webhooks;
-        self.ended += usize::from(is_last);
-        is_last.then(|| row.finished(std::mem::take(&mut calls)))
+        if row.cut {
+            call.note("texts of the event are longer than 8 KiB and were cut");
+        }
+        let mut ended = row.ended();
+        ended.held.absorb(room.ended(call.answer_bytes()));
+        ended.calls.push(call);
+        let is_last = ended.calls.len() == row.webhooks.len();
+        let is_first = ended.calls.len() == 1;
+        drop(ended);
+        if is_last {
+            self.ended += 1;
+            self.half_done.remove(&(row.id, row.epoch));
+            return Some(row.finished());
+        }
+        if is_first {
+            self.half_done.insert((row.id, row.epoch), row);
+        }
+        None
     }
 
     /// Whether a call may start, as far as it is not for the places to say.
-    fn may_start(&self, result_bytes_max: usize) -> bool {
-        let in_time = self.start_until.is_none_or(|until| Instant::now() < until);
-        in_time && !self.paused() && self.result_bytes <= result_bytes_max
+    fn may_start(&self) -> bool {
+        self.start_until.is_none_or(|until| Instant::now() < until) && !self.paused()
+    }
+
+    /// Whether most of the memory is taken, so that no more is claimed. Then old rows keep less of their answers: no
+    /// endpoint that is slow holds for long what others need.
+    fn relieve(&mut self, memory: &Memory, now: Instant) -> bool {
+        let tight = || memory.used() > memory.max() / 4 * 3;
+        let lately = self.relieved.is_some_and(|at| now.saturating_duration_since(at) < RELIEVE_AGAIN);
+        if (tight() || self.admission.len() > 0) && !lately {
+            self.relieved = Some(now);
+            self.places.for_each_waiting(|job| {
+                if job.row.is_old(now) {
+                    job.room.shrink(OLD_ANSWER_BYTES);
+                }
+            });
+            for row in self.half_done.values().filter(|row| row.is_old(now)) {
+                let Ended { calls, held, .. } = &mut *row.ended();
+                for call in calls {
+                    let before = call.answer_bytes();
+                    if before > 2 * OLD_ANSWER_BYTES {
+                        call.shorten(OLD_ANSWER_BYTES, "the answer is kept shorter: memory was short");
+                        held.set((held.bytes() + call.answer_bytes()).saturating_sub(before));
+                    }
+                }
+            }
+        }
+        tight()
     }
 }
 
@@ -353,11 +518,31 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn share(&self, state: &State, row: &Row) -> Share {
+        Share::of_row(row.webhooks.len(), self.answer_bytes_max, self.memory.max(), state.places.workers())
+    }
+
+    /// Gives the calls of rows whose share of the memory is free to the places.
+    fn admit(&self, state: &mut State, now: Instant) {
+        while let Some((row, mut held)) = state.admission.admit(&self.memory, now) {
+            let share = self.share(state, &row);
+            for webhook in row.webhooks.iter() {
+                let room = Room::new(held.split(share.sure), share.most);
+                let job = Job { row: row.clone(), webhook: webhook.clone(), room };
+                state.places.push(webhook.id, row.project_id, job, now);
+            }
+            let mut ended = row.ended();
+            ended.since = Some(now);
+            ended.held.absorb(held);
+            ended.calls.reserve_exact(row.webhooks.len());
+        }
+    }
+
     /// Wakes a thread if there is a call to start; each thread that takes one wakes the next. So there are as many
     /// awake as calls that can run, and short calls need few. Takes the lock's guard: waking is a system call, which
     /// the others need not wait for.
     fn wake_one(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        if !state.may_start(self.result_bytes_max) || !state.places.may_start() {
+        if !state.may_start() || !state.places.may_start() {
             return;
         }
         if let Some(thread) = state.idle.pop() {
@@ -379,9 +564,9 @@ impl Shared {
     /// A thread: one call after the other.
     fn work(self: Arc<Self>) {
         let mut ended = None;
-        while let Some((ticket, job)) = self.next(ended.take()) {
-            let Job { row, webhook } = &job;
-            let outcome = catch_unwind(AssertUnwindSafe(|| (self.post)(webhook, row.id, &row.body)))
+        while let Some((ticket, mut job)) = self.next(ended.take()) {
+            let Job { row, webhook, room } = &mut job;
+            let outcome = catch_unwind(AssertUnwindSafe(|| (self.post)(webhook, row.id, &row.body, room)))
                 .unwrap_or_else(|_| {
                     let text = "the call ended in a panic; see the journal";
                     Outcome::Called(Call::unanswered(webhook, &row.body, ErrorKind::Internal, text))
@@ -402,7 +587,7 @@ impl Shared {
         let mut freed = false;
         let mut finished = None;
         if let Some((ticket, job, call)) = ended {
-            finished = state.record(&job.row, call);
+            finished = state.record(job, call);
             freed = state.places.finish(ticket, Instant::now());
             if state.notify_at.is_some_and(|at| state.places.in_hand() <= at) {
                 state.notify_at = None;
@@ -417,9 +602,10 @@ impl Shared {
         };
         let me = thread::current();
         loop {
-            let may = state.may_start(self.result_bytes_max);
+            let may = state.may_start();
             if let Some((ticket, job)) = may.then(|| state.places.start(Instant::now())).flatten() {
                 job.row.started.fetch_add(1, Ordering::Relaxed);
+                state.progress += 1;
                 self.wake_one(state);
                 tell();
                 return Some((ticket, job));
@@ -495,13 +681,14 @@ mod tests {
             provider_id: None,
             provider_default_model: None,
         };
-        let webhook = |id: &i64| Webhook { id: *id, url: "http://a/".into(), signing_secret: None };
+        let webhook = |id: &i64| Arc::new(Webhook { id: *id, url: "http://a/".into(), signing_secret: None });
         Claimed {
             id,
             epoch: 1,
             parked: false,
             previous: None,
             event,
+            cut: false,
             webhooks: webhooks.iter().map(webhook).collect(),
         }
     }
@@ -512,12 +699,18 @@ mod tests {
         Outcome::Called(call)
     }
 
+    const MIB: usize = 1024 * 1024;
+
+    fn new(limits: Limits, post: Box<Post>, results: UnboundedSender<Finished>) -> Pool {
+        Pool::new(limits, Memory::new(64 * MIB), 64 * 1024, post, results)
+    }
+
     const LIMITS: Limits = Limits { workers: 4, per_webhook: 2 };
 
     #[tokio::test]
     async fn a_row_goes_out_once_with_a_call_for_each_webhook() {
         let (results, mut out) = unbounded_channel();
-        let pool = Pool::new(LIMITS, usize::MAX, Box::new(|w, _, body| success(w, body)), results);
+        let pool = new(LIMITS, Box::new(|w, _, body, _| success(w, body)), results);
         pool.hand_in(vec![claimed(1, &[10, 11, 12]), claimed(2, &[])]);
         let mut got = [out.recv().await.expect("a row"), out.recv().await.expect("a row")];
         got.sort_by_key(|row| row.id);
@@ -530,11 +723,11 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_a_failed_call_and_the_thread_goes_on() {
         let (results, mut out) = unbounded_channel();
-        let post = |w: &Webhook, id: i64, body: &Arc<str>| {
+        let post = |w: &Webhook, id: i64, body: &Arc<str>, _: &mut Room| {
             assert!(id != 1, "a defect");
             success(w, body)
         };
-        let pool = Pool::new(LIMITS, usize::MAX, Box::new(post), results);
+        let pool = new(LIMITS, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
         let mut got = [out.recv().await.expect("a row"), out.recv().await.expect("a row")];
         got.sort_by_key(|row| row.id);
@@ -546,11 +739,13 @@ mod tests {
     async fn a_shortage_is_no_failed_call() {
         let (results, mut out) = unbounded_channel();
         let tries = AtomicUsize::new(0);
-        let post = move |w: &Webhook, _: i64, body: &Arc<str>| match tries.fetch_add(1, Ordering::SeqCst) {
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| match tries
+            .fetch_add(1, Ordering::SeqCst)
+        {
             0 => Outcome::Shortage("too many open files".into()),
             _ => success(w, body),
         };
-        let pool = Pool::new(LIMITS, usize::MAX, Box::new(post), results);
+        let pool = new(LIMITS, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10])]);
         assert!(out.recv().await.expect("a row").calls[0].succeeded());
     }
@@ -560,14 +755,14 @@ mod tests {
         let (results, mut out) = unbounded_channel();
         let (open, gate) = mpsc::channel::<()>();
         let (gate, tries) = (Mutex::new(gate), AtomicUsize::new(0));
-        let post = move |w: &Webhook, _: i64, body: &Arc<str>| {
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
             if w.id == 10 && tries.fetch_add(1, Ordering::SeqCst) < 3 {
                 gate.lock().expect("one at a time").recv().expect("the test holds the gate");
                 return Outcome::Crowded;
             }
             success(w, body)
         };
-        let pool = Pool::new(Limits { workers: 1, per_webhook: 1 }, usize::MAX, Box::new(post), results);
+        let pool = new(Limits { workers: 1, per_webhook: 1 }, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[11])]);
         open.send(()).expect("the thread waits");
         assert_eq!(out.recv().await.expect("the other's").id, 2, "it comes behind the others");
@@ -579,8 +774,7 @@ mod tests {
     #[tokio::test]
     async fn a_row_whose_only_call_was_put_back_has_not_begun() {
         let (results, _out) = unbounded_channel();
-        let pool =
-            Pool::new(LIMITS, usize::MAX, Box::new(|_, _, _| Outcome::Shortage("none".into())), results);
+        let pool = new(LIMITS, Box::new(|_, _, _, _| Outcome::Shortage("none".into())), results);
         pool.hand_in(vec![claimed(1, &[10])]);
         while pool.load().shortages == 0 {
             tokio::task::yield_now().await;
@@ -593,13 +787,13 @@ mod tests {
         let (results, mut out) = unbounded_channel();
         let (open, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
-        let post = move |w: &Webhook, _: i64, body: &Arc<str>| {
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
             if w.id == 10 {
                 gate.lock().expect("one at a time").recv().expect("the test holds the gate");
             }
             success(w, body)
         };
-        let pool = Pool::new(Limits { workers: 1, per_webhook: 1 }, usize::MAX, Box::new(post), results);
+        let pool = new(Limits { workers: 1, per_webhook: 1 }, Box::new(post), results);
         // Row 1 begins with webhook 10 and waits there; its call to 11 and row 2 have not begun.
         pool.hand_in(vec![claimed(1, &[10, 11]), claimed(2, &[10])]);
         while pool.running() == 0 {
@@ -613,7 +807,7 @@ mod tests {
     #[tokio::test]
     async fn no_call_starts_after_its_time_until_the_next_word() {
         let (results, mut out) = unbounded_channel();
-        let pool = Pool::new(LIMITS, usize::MAX, Box::new(|w, _, body| success(w, body)), results);
+        let pool = new(LIMITS, Box::new(|w, _, body, _| success(w, body)), results);
         pool.may_start_until(Instant::now());
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
         pool.nudge();
@@ -624,16 +818,153 @@ mod tests {
         assert!(out.try_recv().is_err());
     }
 
+    /// A success whose answer has so many bytes.
+    fn answer(webhook: &Webhook, body: &Arc<str>, room: &mut Room, bytes: usize) -> Outcome {
+        let Outcome::Called(mut call) = success(webhook, body) else { unreachable!("it was made above") };
+        call.response_body = Some("x".repeat(room.allow(bytes)));
+        Outcome::Called(call)
+    }
+
     #[tokio::test]
-    async fn no_call_starts_while_too_many_results_wait() {
+    async fn rows_with_long_answers_that_wait_for_slow_calls_keep_nobody_from_anything() {
+        // The first answers at once, with 64 KiB; the second waits for the gate. Their rows need a hundred times as much
+        // memory as there is.
         let (results, mut out) = unbounded_channel();
-        let one = Limits { workers: 1, per_webhook: 1 };
-        let pool = Pool::new(one, 0, Box::new(|w, _, body| success(w, body)), results);
-        pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
-        let first = out.recv().await.expect("a row");
-        pool.hand_in(vec![claimed(3, &[10])]);
-        assert!(out.try_recv().is_err(), "one result waits, and that is too many");
-        pool.release(1, first.calls[0].size());
-        assert!(out.recv().await.is_some());
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>, room: &mut Room| {
+            if w.id == 11 {
+                gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+            }
+            answer(w, body, room, 64 * 1024)
+        };
+        let memory = Memory::new(MIB);
+        let limits = Limits { workers: 8, per_webhook: 4 };
+        let pool = Pool::new(limits, memory.clone(), 64 * 1024, Box::new(post), results);
+        pool.hand_in((1..=800).map(|id| claimed(id, &[10, 11])).collect());
+        for _ in 1..=800 {
+            open.send(()).expect("the threads wait");
+        }
+        let mut ended = HashSet::new();
+        while ended.len() < 800 {
+            let row = out.recv().await.expect("a row");
+            assert_eq!(row.calls.len(), 2);
+            assert!(memory.used() < 3 * MIB, "payloads besides");
+            assert!(ended.insert(row.id));
+            drop(row);
+            pool.released(1);
+        }
+        assert_eq!((memory.used(), pool.load().waiting), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn an_old_row_keeps_less_of_its_answers_when_memory_is_short() {
+        let (results, mut out) = unbounded_channel();
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>, room: &mut Room| {
+            if w.id == 11 {
+                gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+            }
+            answer(w, body, room, 64 * 1024)
+        };
+        let memory = Memory::new(MIB);
+        let pool = Pool::new(LIMITS, memory.clone(), 64 * 1024, Box::new(post), results);
+        pool.hand_in(vec![claimed(1, &[10, 11])]);
+        while pool.running() == 0 || pool.shared.lock().half_done.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let other = memory.hold(MIB);
+        assert!(pool.try_offer().is_none());
+        // As if it had begun long ago.
+        let mut state = pool.shared.lock();
+        state.half_done[&(1, 1)].ended().since = Instant::now().checked_sub(2 * OLD);
+        let before = memory.used();
+        assert!(state.relieve(&memory, Instant::now() + RELIEVE_AGAIN));
+        drop(state);
+        assert!(memory.used() < before - 60 * 1024);
+        drop(other);
+        open.send(()).expect("the thread waits");
+        let row = out.recv().await.expect("a row");
+        let kept: Vec<_> = row.calls.iter().map(|call| (call.webhook_id, call.response_truncated)).collect();
+        assert_eq!(kept, [(10, true), (11, false)]);
+        assert!(row.calls[0].error_message.as_deref().is_some_and(|text| text.contains("memory was short")));
+        drop(row);
+        pool.released(1);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn rows_that_wait_for_memory_are_given_back_and_given_up() {
+        let (results, mut out) = unbounded_channel();
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
+            gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+            success(w, body)
+        };
+        let memory = Memory::new(MIB);
+        let pool = Pool::new(LIMITS, memory.clone(), 64 * 1024, Box::new(post), results);
+        let many: Vec<i64> = (10..5000).collect();
+        pool.hand_in(vec![claimed(1, &[10]), claimed(2, &many), claimed(3, &many)]);
+        while pool.running() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pool.load().waiting, 2 * many.len(), "neither fits beside the first");
+        assert_eq!(pool.abandon(&HashSet::from([2])), HashSet::from([2]));
+        assert_eq!(pool.stop(), HashMap::from([(3, false)]));
+        open.send(()).expect("the thread waits");
+        assert_eq!(out.recv().await.expect("a row").id, 1);
+        pool.released(1);
+        assert_eq!((memory.used(), pool.load().waiting), (0, 0));
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+        /// Whatever the rows need, and however long their calls take: every row ends, with all its calls.
+        #[test]
+        fn every_row_ends(
+            rows in proptest::collection::vec(
+                (proptest::collection::vec((1i64..30, 0usize..3_000_000, 0u64..3), 0..40), 0usize..200_000), 1..60),
+            memory in 64usize * 1024..4 * MIB,
+            workers in 1usize..24,
+            per_webhook in 1usize..6,
+            answer_max in 0usize..3_000_000,
+        ) {
+            let (results, mut out) = unbounded_channel();
+            let plans: Vec<HashMap<i64, (usize, u64)>> = rows
+                .iter()
+                .map(|(webhooks, _)| webhooks.iter().map(|(id, size, ms)| (*id, (*size, *ms))).collect())
+                .collect();
+            let scripts = plans.clone();
+            let post = move |w: &Webhook, id: i64, body: &Arc<str>, room: &mut Room| {
+                let (size, ms) = scripts[usize::try_from(id).expect("small")][&w.id];
+                thread::sleep(Duration::from_millis(ms));
+                answer(w, body, room, size)
+            };
+            let memory = Memory::new(memory);
+            let pool = Pool::new(
+                Limits { workers, per_webhook }, memory.clone(), answer_max, Box::new(post), results);
+            let claims = plans.iter().zip(&rows).enumerate().map(|(id, (plan, (_, text)))| {
+                let webhooks: Vec<i64> = plan.keys().copied().collect();
+                let mut row = claimed(i64::try_from(id).expect("small"), &webhooks);
+                row.event.user_agent = "x".repeat(*text);
+                row
+            });
+            pool.hand_in(claims.collect());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+            runtime.block_on(async {
+                for _ in 0..plans.len() {
+                    let next = tokio::time::timeout(Duration::from_secs(60), out.recv());
+                    let row = next.await.expect("no row ends").expect("the pool is there");
+                    assert_eq!(row.calls.len(), plans[usize::try_from(row.id).expect("small")].len());
+                    drop(row);
+                    pool.released(1);
+                    pool.nudge();
+                }
+            });
+            proptest::prop_assert_eq!(memory.used(), 0);
+        }
     }
 }

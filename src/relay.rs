@@ -15,25 +15,34 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::call::{Call, ErrorKind};
 use crate::cli::AfterCrash;
-use crate::config::{Config, RESULT_BYTES_MAX};
+use crate::config::Config;
 use crate::endpoint::Caller;
 use crate::error::{Error, Result, one_line};
 use crate::failures::Failures;
 use crate::instance::{Instance, Peers, SURE};
 use crate::link::{Link, Patience, SILENCE, in_time};
 use crate::look::Look;
-use crate::metrics::{self, Metrics};
+use crate::memory::Memory;
+use crate::metrics::{self, Metrics, Source};
 use crate::places::Offer;
 use crate::pool::Pool;
+use crate::stall::Stall;
 use crate::stop::Stop;
-use crate::store::{Claimed, Finished, Role, Store};
+use crate::store::{Claimed, Finished, Role, STATEMENT_BYTES_MAX, Store};
 use crate::wake::{Cause, Wake};
-use crate::{retention, systemd};
+use crate::{retention, stall, systemd};
 
 /// Most rows in one finish.
 const FINISH_MAX: usize = 1000;
-/// Most bytes of records in one finish, but for one row that has more: it is in memory twice while it is written.
-const FINISH_BYTES_MAX: usize = 1024 * 1024;
+/// A record that Postgres refuses keeps so many bytes of each text of the answer. If it is refused again, none.
+const REFUSED_ANSWER_BYTES: usize = 1024;
+/// When the finishing session was lost so many times in a row while it wrote the same large record, the record may be
+/// what it is lost for.
+const LOST_MAX: u32 = 3;
+/// A record is large that has more bytes than this.
+const LARGE_BYTES: usize = 256 * 1024;
+/// How long a record that Postgres refuses in any form is set aside.
+const SET_ASIDE: Duration = Duration::from_secs(60);
 /// How often the other instances are looked at while we have rows in hand, or something is going on: with [`SURE`], the time
 /// to a takeover.
 const WATCH: Duration = Duration::from_millis(50);
@@ -102,6 +111,8 @@ struct Relay<'a> {
     patience: Cell<Patience>,
     // Whether a commit is under way. Written by the finishing loop, and when its session is lost.
     commits: Cell<bool>,
+    // How often the finishing session was lost within a commit since the last one that succeeded.
+    lost_commits: Cell<u32>,
 }
 
 /// A row that is ours.
@@ -135,6 +146,8 @@ struct EndedRows {
     results: UnboundedReceiver<Finished>,
     // Taken from `results` and not committed yet.
     uncommitted: Vec<Finished>,
+    // Postgres refuses each record of these, until when they are not tried again.
+    aside: Vec<(Finished, Instant)>,
 }
 
 /// The daemon, until it is told to stop or cannot go on.
@@ -147,14 +160,20 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
     let (to_results, results) = mpsc::unbounded_channel();
     let post = Box::new({
         let caller = caller.clone();
-        move |webhook: &_, outbox_id, body: &_| caller.call(webhook, outbox_id, body)
+        move |webhook: &_, outbox_id, body: &_, room: &mut _| caller.call(webhook, outbox_id, body, room)
     });
     let relay = Relay {
         config,
         stop,
-        pool: Pool::new(config.limits, RESULT_BYTES_MAX, post, to_results),
+        pool: Pool::new(
+            config.limits,
+            Memory::new(config.memory_bytes_max),
+            config.endpoint.response_body_bytes_max,
+            post,
+            to_results,
+        ),
         caller,
-        ended_rows: Mutex::new(EndedRows { results, uncommitted: Vec::new() }),
+        ended_rows: Mutex::new(EndedRows { results, uncommitted: Vec::new(), aside: Vec::new() }),
         in_hand: RefCell::default(),
         unstarted: RefCell::default(),
         claimed_last: Cell::new(false),
@@ -169,6 +188,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         peers_called: Cell::new(Instant::now()),
         patience: Cell::default(),
         commits: Cell::new(false),
+        lost_commits: Cell::new(0),
     };
     tokio::select! {
         result = relay.live_and_tell() => result,
@@ -199,13 +219,18 @@ impl Relay<'_> {
             () = self.stop.wait() => return Ok(()),
         };
         self.epochs.replace(vec![link.instance.epoch()]);
-        self.metrics.trouble(None);
+        self.metrics.trouble(Source::Sessions, None);
         systemd::ready();
         tracing::info!(epoch = link.instance.epoch(), database = %self.config.database.describe(), "relaying");
         while let Err(error) = self.serve(&link).await {
             self.pool.may_start_until(Instant::now());
-            self.commits.set(false);
-            self.metrics.trouble(Some(format!("lost Postgres: {}", one_line(&error))));
+            if self.commits.take() {
+                self.lost_commits.set(self.lost_commits.get() + 1);
+            }
+            // What was wrong with statements on the old sessions is not known of the new ones.
+            self.metrics.trouble(Source::Claim, None);
+            self.metrics.trouble(Source::Finish, None);
+            self.metrics.trouble(Source::Sessions, Some(format!("lost Postgres: {}", one_line(&error))));
             self.metrics.oldest((f64::NAN, f64::NAN));
             tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
             // A session that ends says why a moment before it is closed. If none ends, a statement failed for another
@@ -218,7 +243,7 @@ impl Relay<'_> {
             let Some(again) = self.reconnect().await? else { return Ok(()) };
             link = again;
             self.metrics.reconnects.inc();
-            self.metrics.trouble(None);
+            self.metrics.trouble(Source::Sessions, None);
             tracing::info!(epoch = link.instance.epoch(), "found Postgres again");
         }
         tracing::info!("drained");
@@ -273,7 +298,10 @@ impl Relay<'_> {
                 Err(error) if link.claim.is_closed() => return Err(error),
                 Err(error) => {
                     tracing::error!(error = %one_line(&error), retry_ms = pause.as_millis() as u64, "trying again");
-                    self.metrics.trouble(Some(format!("rows cannot be claimed: {}", one_line(&error))));
+                    self.metrics.trouble(
+                        Source::Claim,
+                        Some(format!("rows cannot be claimed: {}", one_line(&error))),
+                    );
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = self.stop.wait() => break,
@@ -283,7 +311,7 @@ impl Relay<'_> {
                 }
             };
             if std::mem::replace(&mut pause, RETRY_MIN) > RETRY_MIN {
-                self.metrics.trouble(None);
+                self.metrics.trouble(Source::Claim, None);
             }
             if found.any {
                 self.stir();
@@ -370,20 +398,14 @@ impl Relay<'_> {
             rows.into_iter().partition(|row| record && row.repeated());
         self.pool.hand_in(rows);
         for row in interrupted {
-            let body = row.event.payload().into();
             let text = "the instance that had this call in hand died; it may or may not have been made";
-            let calls = row
-                .webhooks
-                .iter()
-                .map(|webhook| Call::unanswered(webhook, &body, ErrorKind::Interrupted, text))
-                .collect();
-            self.pool.skip(Finished { id: row.id, epoch: row.epoch, repeated: true, calls });
+            self.pool.skip(&row, ErrorKind::Interrupted, text);
         }
     }
 
     /// We are stopping: what has not begun goes back, for a peer or the next start.
     async fn give_back(&self, link: &Link) -> Result<()> {
-        self.metrics.trouble(Some("stopping".into()));
+        self.metrics.trouble(Source::Stop, Some("stopping".into()));
         self.unstarted.borrow_mut().extend(self.pool.stop());
         let ids: Vec<i64> = self.unstarted.borrow().keys().copied().collect();
         let repeated: Vec<i64> =
@@ -403,28 +425,38 @@ impl Relay<'_> {
     /// Commits what has ended; the next commit starts when the last one returned. Returns when drained.
     async fn finishing(&self, link: &Link) -> Result<()> {
         let mut rows = self.ended_rows.lock().await;
-        let EndedRows { results, uncommitted } = &mut *rows;
+        let EndedRows { results, uncommitted, aside } = &mut *rows;
         loop {
             // What a lost session left comes first.
-            self.commit(link, uncommitted).await?;
+            self.commit(link, uncommitted, aside).await?;
             if self.claimed_last.get() && self.in_hand.borrow().is_empty() {
                 return Ok(());
             }
+            let next = aside.iter().map(|(_, until)| *until).min();
             tokio::select! {
                 _ = results.recv_many(uncommitted, FINISH_MAX) => {}
                 () = self.claiming_ended.notified() => {}
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {
+                    let now = Instant::now();
+                    uncommitted.extend(aside.extract_if(.., |(_, until)| *until <= now).map(|(row, _)| row));
+                }
             }
         }
     }
 
-    /// Commits these rows, whatever it takes short of a lost session. What is committed is taken out.
-    async fn commit(&self, link: &Link, uncommitted: &mut Vec<Finished>) -> Result<()> {
+    /// Commits these rows, whatever it takes short of a lost session. What is committed is taken out, and what Postgres
+    /// refuses in any form is set aside, so that the others do not wait for it.
+    async fn commit(
+        &self,
+        link: &Link,
+        uncommitted: &mut Vec<Finished>,
+        aside: &mut Vec<(Finished, Instant)>,
+    ) -> Result<()> {
         loop {
-            let lost: Vec<Finished> =
-                uncommitted.extract_if(.., |row| self.epoch_of(row).is_none()).collect();
-            if !lost.is_empty() {
-                self.note_fenced(lost.len());
-                self.pool.release(lost.len(), lost.iter().map(Finished::size).sum());
+            let lost = uncommitted.extract_if(.., |row| self.epoch_of(row).is_none()).count();
+            if lost > 0 {
+                self.note_fenced(lost);
+                self.pool.released(lost);
             }
             // One epoch, but for those that were in hand when a session was lost.
             let Some(epoch) = uncommitted.first().and_then(|first| self.epoch_of(first)) else {
@@ -433,25 +465,51 @@ impl Relay<'_> {
             let mut bytes = 0;
             let fits = |row: &&Finished| {
                 let first = bytes == 0;
-                bytes += row.size();
-                self.epoch_of(row) == Some(epoch) && (first || bytes <= FINISH_BYTES_MAX)
+                bytes += row.record_bytes();
+                self.epoch_of(row) == Some(epoch) && (first || bytes <= STATEMENT_BYTES_MAX)
             };
             let same = uncommitted.iter().take_while(fits).count();
-            let ours = self.record(&link.finish, epoch, &uncommitted[..same]).await?;
-            self.metrics.finish(ours);
-            if ours < same {
-                self.note_fenced(same - ours);
+            let rows = &mut uncommitted[..same];
+            if self.lost_commits.get() >= LOST_MAX {
+                rows.iter_mut().for_each(|row| self.suspect(row));
             }
-            let mut bytes = 0;
+            let recorded = self.record(&link.finish, epoch, rows).await?;
+            self.lost_commits.set(0);
+            self.metrics.finish(recorded.ours);
+            let done = same - recorded.refused.len();
+            if recorded.ours < done {
+                self.note_fenced(done - recorded.ours);
+            }
             for row in uncommitted.drain(..same) {
+                if recorded.refused.contains(&row.id) {
+                    aside.push((row, Instant::now() + SET_ASIDE));
+                    continue;
+                }
                 self.in_hand.borrow_mut().remove(&row.id);
-                bytes += row.size();
                 for call in &row.calls {
                     self.metrics.call(call, row.repeated);
                     self.failures.borrow_mut().note(row.id, call);
                 }
             }
-            self.pool.release(same, bytes);
+            self.pool.released(done);
+            let why = (!aside.is_empty())
+                .then(|| format!("Postgres refuses the records of {} rows: see the journal", aside.len()));
+            self.metrics.trouble(Source::Finish, why);
+        }
+    }
+
+    /// Takes a large record for what the session is lost for, again and again, and makes it shorter: something on the way
+    /// may not let it through.
+    fn suspect(&self, row: &mut Finished) {
+        if row.record_bytes() > LARGE_BYTES {
+            tracing::error!(
+                outbox_id = row.id,
+                bytes = row.record_bytes(),
+                "Postgres was lost again and again while this record was written: its answers are cut"
+            );
+            let why = "the answer is kept shorter: Postgres was lost while the record was written";
+            row.calls.iter_mut().for_each(|call| call.shorten(REFUSED_ANSWER_BYTES, why));
+            row.held.set(row.record_bytes());
         }
     }
 
@@ -462,41 +520,49 @@ impl Relay<'_> {
         in_hand.get(&row.id).filter(|held| held.claimed == row.epoch).map(|held| held.epoch)
     }
 
-    /// Writes the records of some rows, and returns how many of the rows were ours. A record that Postgres refuses is
-    /// found by halving, and replaced; what has nothing to do with the data is tried again until it works: the calls
-    /// were made, and are never made again for it.
+    /// Writes the records of some rows. A record that Postgres refuses is found by halving, and made shorter, and then
+    /// bare; what has nothing to do with the data is tried again until it works: the calls were made, and are never made
+    /// again for it.
     ///
     /// # Errors
     ///
     /// Only when the session is lost.
-    async fn record(&self, finish: &Store, epoch: i64, rows: &[Finished]) -> Result<usize> {
+    async fn record(&self, finish: &Store, epoch: i64, rows: &mut [Finished]) -> Result<Recorded> {
         let mut pause = RETRY_MIN;
         loop {
             self.commits.set(true);
             let recorded = finish.finish(epoch, rows).await;
-            self.commits.set(false);
             let error = match recorded {
                 Ok(ours) => {
-                    if pause > RETRY_MIN {
-                        self.metrics.trouble(None);
-                    }
-                    return Ok(ours.len());
+                    self.commits.set(false);
+                    return Ok(Recorded { ours: ours.len(), refused: Vec::new() });
                 }
+                // Whether it was within a commit is asked when the session is made anew.
                 Err(error) if finish.is_closed() => return Err(error),
                 Err(error) => error,
             };
+            self.commits.set(false);
             if error.is_data() {
-                if rows.len() > 1 {
-                    let (left, right) = rows.split_at(rows.len() / 2);
-                    let left = Box::pin(self.record(finish, epoch, left)).await?;
-                    return Ok(left + Box::pin(self.record(finish, epoch, right)).await?);
+                match rows {
+                    [row] => {
+                        if !make_storable(row, &error) {
+                            return Ok(Recorded { ours: 0, refused: vec![row.id] });
+                        }
+                    }
+                    rows => {
+                        let (left, right) = rows.split_at_mut(rows.len() / 2);
+                        let mut all = Box::pin(self.record(finish, epoch, left)).await?;
+                        let other = Box::pin(self.record(finish, epoch, right)).await?;
+                        all.ours += other.ours;
+                        all.refused.extend(other.refused);
+                        return Ok(all);
+                    }
                 }
-                if let Some(replaced) = rows.first().and_then(|row| unstorable(row, &error)) {
-                    return Box::pin(self.record(finish, epoch, &[replaced])).await;
-                }
+                continue;
             }
             tracing::error!(error = %one_line(&error), rows = rows.len(), retry_ms = pause.as_millis() as u64, "trying again");
-            self.metrics.trouble(Some(format!("calls cannot be recorded: {}", one_line(&error))));
+            self.metrics
+                .trouble(Source::Finish, Some(format!("calls cannot be recorded: {}", one_line(&error))));
             tokio::time::sleep(pause).await;
             pause = longer(pause);
         }
@@ -515,19 +581,21 @@ impl Relay<'_> {
         // A look proves that the sessions were there when it began, and so were the liveness lock and our claims.
         let mut looked = Instant::now();
         let mut asked = looked;
+        let mut stall = Stall::default();
         let mut status = Status { told: looked, calls: self.metrics.calls(), text: String::new() };
         loop {
             let next_look = looked + self.watch_pause(&self.peers.borrow());
             self.pool.may_start_until(next_look + LATE);
             tokio::select! {
                 error = link.lost() => return Err(error),
-                _ = watchdog.tick() => self.tell_watchdog(),
+                _ = watchdog.tick() => self.tell_watchdog(&stall),
                 () = self.stirred.notified() => {}
                 () = tokio::time::sleep_until(next_look.into()) => {
                     self.pool.nudge();
                     self.caller.close_resting();
                     self.failures.borrow_mut().flush();
                     self.tell_status(&mut status);
+                    self.look_for_stall(&mut stall);
                     let start = Instant::now();
                     if in_time(SILENCE, self.look_around(link, start)).await? {
                         self.takeover.notify_one();
@@ -550,17 +618,46 @@ impl Relay<'_> {
         link.instance.look_around(&self.peers, now).await
     }
 
-    /// We make progress: this thread runs, or nobody would be here, and no call has outlived its time limit by much. A
-    /// Postgres that is away, or that keeps us waiting, is no reason to be restarted.
-    fn tell_watchdog(&self) {
+    /// Says when nothing moves although there is something to do, and nobody else says why.
+    fn look_for_stall(&self, stall: &mut Stall) {
+        let load = self.pool.load();
+        let before = stall.is_stalled();
+        stall.look(&load, Instant::now());
+        if stall.is_stalled() == before {
+            return;
+        }
+        let why = stall.is_stalled().then(|| {
+            format!(
+                "{} calls wait, and none has started or been recorded for {} s",
+                load.waiting,
+                stall::LIMIT.as_secs()
+            )
+        });
+        match &why {
+            Some(why) => tracing::error!(
+                rows = self.in_hand.borrow().len(),
+                memory_bytes = load.memory_bytes,
+                shortages = load.shortages,
+                "{why}; if this does not pass, restart the daemon"
+            ),
+            None => tracing::info!("calls go on"),
+        }
+        self.metrics.trouble(Source::Stall, why);
+    }
+
+    /// We make progress: this thread runs, or nobody would be here, no call has outlived its time limit by much, and what
+    /// waits is not kept by us. A Postgres that is away, or that keeps us waiting, is no reason to be restarted.
+    fn tell_watchdog(&self, stall: &Stall) {
         let longest = self.pool.longest_running();
-        if longest < self.config.endpoint.timeout + STUCK {
-            systemd::watchdog();
-        } else {
+        if longest >= self.config.endpoint.timeout + STUCK {
             tracing::error!(
                 running_s = longest.as_secs(),
                 "a call does not end; the watchdog is not told that all is well"
             );
+        } else if stall.is_long(Instant::now()) {
+            tracing::error!("calls wait and nothing moves; the watchdog is not told that all is well");
+        } else {
+            systemd::watchdog();
         }
     }
 
@@ -686,7 +783,7 @@ impl Relay<'_> {
         loop {
             tokio::select! {
                 done = &mut work => return done,
-                _ = watchdog.tick() => self.tell_watchdog(),
+                _ = watchdog.tick() => self.tell_watchdog(&Stall::default()),
             }
         }
     }
@@ -727,25 +824,47 @@ impl Relay<'_> {
     }
 }
 
-/// The row with records that Postgres can hold, instead of those that it refused; none if they were such already.
-fn unstorable(row: &Finished, error: &Error) -> Option<Finished> {
-    const MARK: &str = "the call was made, its record could not be stored";
-    let is_bare = |call: &Call| call.error_message.as_deref().is_some_and(|text| text.starts_with(MARK));
+/// What came of writing records.
+struct Recorded {
+    /// Rows that were ours, and are done.
+    ours: usize,
+    /// Rows whose records are refused in any form.
+    refused: Vec<i64>,
+}
+
+/// Makes the records of a row that Postgres refuses such that it may take them: their answers short, and when they are
+/// short already, the records bare. False: they were bare already.
+fn make_storable(row: &mut Finished, error: &Error) -> bool {
+    const BARE: &str = "the call was made, its record could not be stored";
+    let is_bare = |call: &Call| call.error_message.as_deref().is_some_and(|text| text.starts_with(BARE));
     if row.calls.iter().all(is_bare) {
-        return None;
+        tracing::error!(
+            outbox_id = row.id,
+            error = %one_line(error),
+            "not even a bare record can be stored: it is tried again in {} s. Mend what refuses it (a constraint, a trigger)",
+            SET_ASIDE.as_secs()
+        );
+        return false;
     }
-    tracing::error!(outbox_id = row.id, error = %one_line(error), "a record could not be stored, a bare one is written");
-    let bare = |call: &Call| Call {
-        request_headers: "{}".into(),
-        response_headers: None,
-        response_body: None,
-        response_truncated: true,
-        error_kind: Some(ErrorKind::Internal),
-        error_message: Some(format!("{MARK}: {}", one_line(error))),
-        remote_addr: None,
-        ..call.clone()
-    };
-    Some(Finished { calls: row.calls.iter().map(bare).collect(), ..row.clone() })
+    let before = row.record_bytes();
+    let why = format!("the answer is kept shorter: Postgres refused the record: {}", one_line(error));
+    row.calls.iter_mut().for_each(|call| call.shorten(REFUSED_ANSWER_BYTES, &why));
+    if row.record_bytes() + REFUSED_ANSWER_BYTES >= before {
+        tracing::error!(outbox_id = row.id, error = %one_line(error), "a record could not be stored, a bare one is written");
+        for call in &mut row.calls {
+            call.request_headers = "{}".into();
+            call.response_headers = None;
+            call.response_body = None;
+            call.response_truncated = true;
+            call.error_kind = Some(ErrorKind::Internal);
+            call.error_message = Some(format!("{BARE}: {}", one_line(error)));
+            call.remote_addr = None;
+        }
+    } else {
+        tracing::error!(outbox_id = row.id, error = %one_line(error), "a record could not be stored, a shorter one is written");
+    }
+    row.held.set(row.record_bytes());
+    true
 }
 
 /// The next pause: twice as long, a little random, bounded. Several relays that lost the same Postgres do not come

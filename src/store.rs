@@ -5,7 +5,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio_postgres::types::ToSql;
@@ -16,6 +17,7 @@ use crate::db::{Session, Settings};
 use crate::error::{Error, Result};
 use crate::event::{Event, Secret, Webhook};
 use crate::floor::Snapshot;
+use crate::memory::Held;
 
 /// What a session is for: its name in `pg_stat_activity` and how its statements are planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +104,19 @@ impl Deref for Store {
     }
 }
 
+/// Most bytes of records in one statement, but for a single record that has more: they are in memory up to three times
+/// while they are sent.
+pub const STATEMENT_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a claim returned.
+#[derive(Debug, Default)]
+pub struct Claim {
+    /// In order of id.
+    pub rows: Vec<Claimed>,
+    /// Rows that were not taken because the texts of those before them were too much.
+    pub left: usize,
+}
+
 /// A row that the claim returned.
 #[derive(Clone, Debug)]
 pub struct Claimed {
@@ -115,8 +130,10 @@ pub struct Claimed {
     pub previous: Option<i64>,
     /// The event to deliver.
     pub event: Event,
-    /// The enabled webhooks; none for a parked row.
-    pub webhooks: Vec<Webhook>,
+    /// One of the event's texts was longer than what is delivered of it.
+    pub cut: bool,
+    /// The enabled webhooks, shared with the other rows of the project; none for a parked row.
+    pub webhooks: Arc<[Arc<Webhook>]>,
 }
 
 impl Claimed {
@@ -127,7 +144,7 @@ impl Claimed {
 }
 
 /// A row whose calls have ended, for [`Store::finish`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Finished {
     /// `relay.outbox.id`.
     pub id: i64,
@@ -137,12 +154,14 @@ pub struct Finished {
     pub repeated: bool,
     /// One for each webhook that was enabled at the claim.
     pub calls: Vec<Call>,
+    /// The memory that it takes.
+    pub held: Held,
 }
 
 impl Finished {
-    /// Memory that its records keep until they are written, in bytes, roughly.
-    pub fn size(&self) -> usize {
-        self.calls.iter().map(Call::size).sum()
+    /// Bytes that its records have on the way to Postgres, roughly.
+    pub fn record_bytes(&self) -> usize {
+        self.calls.iter().map(Call::record_bytes).sum()
     }
 }
 
@@ -309,8 +328,8 @@ impl Store {
         self.answer(self.session.query_one(&statement, parameters)).await.map_err(Error::postgres(doing))
     }
 
-    /// Claims up to `limit` rows with ids above `cursor`, in order of id; rows of the projects in `park` are parked
-    /// instead. See `claim.sql`.
+    /// Claims up to `limit` rows with ids above `cursor`, in order of id, with at most so many bytes of text unless it is a
+    /// single one; rows of the projects in `park` are parked instead. See `claim.sql`.
     pub async fn claim(
         &self,
         cursor: i64,
@@ -318,10 +337,13 @@ impl Store {
         limit: usize,
         epoch: i64,
         park: &[i64],
-    ) -> Result<Vec<Claimed>> {
+        text_bytes_max: i64,
+    ) -> Result<Claim> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let sql = include_str!("../sql/queries/claim.sql");
-        let rows = self.rows("claiming rows", sql, &[&cursor, &dead, &limit, &epoch, &park]).await?;
+        let rows = self
+            .rows("claiming rows", sql, &[&cursor, &dead, &limit, &epoch, &park, &text_bytes_max])
+            .await?;
         Ok(gather(&rows, epoch))
     }
 
@@ -331,16 +353,20 @@ impl Store {
         Ok(Snapshot { xmin: row.get("xmin"), xmax: row.get("xmax") })
     }
 
-    /// Claims the oldest parked rows of each project, at most as many as its room. See `claim_parked.sql`.
+    /// Claims the oldest parked rows of each project, at most as many as its room, and with at most so many bytes of text
+    /// unless it is a single one. See `claim_parked.sql`.
     pub async fn claim_parked(
         &self,
         projects: &[i64],
         rooms: &[i64],
         dead: &[i64],
         epoch: i64,
-    ) -> Result<Vec<Claimed>> {
+        text_bytes_max: i64,
+    ) -> Result<Claim> {
         let sql = include_str!("../sql/queries/claim_parked.sql");
-        let rows = self.rows("claiming parked rows", sql, &[&projects, &rooms, &dead, &epoch]).await?;
+        let rows = self
+            .rows("claiming parked rows", sql, &[&projects, &rooms, &dead, &epoch, &text_bytes_max])
+            .await?;
         Ok(gather(&rows, epoch))
     }
 
@@ -352,43 +378,62 @@ impl Store {
     }
 
     /// Marks rows done and writes their call logs, all or nothing. Returns the ids that were still ours; the others
-    /// were finished or taken over by somebody else, and nothing was written for them. See `finish.sql`.
+    /// were finished or taken over by somebody else, and nothing was written for them. One statement, see `finish.sql`;
+    /// where the records have more than [`STATEMENT_BYTES_MAX`], one transaction of several.
     ///
     /// Fails with [`Error::is_data`] when one of the records cannot be stored.
     pub async fn finish(&self, epoch: i64, rows: &[Finished]) -> Result<Vec<i64>> {
-        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
         let calls: Vec<(&Finished, &Call)> =
             rows.iter().flat_map(|row| row.calls.iter().map(move |call| (row, call))).collect();
-        let column = Column(&calls);
+        let pieces = pieces(calls.iter().map(|(_, call)| call.record_bytes()));
+        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        match pieces.as_slice() {
+            [] | [_] => self.mark_done(&ids, epoch, &calls).await,
+            [first, others @ ..] => {
+                let (first, others) =
+                    (&calls[first.clone()], others.iter().map(|piece| &calls[piece.clone()]));
+                let finished = self.finish_in_parts(&ids, epoch, first, others).await;
+                if finished.is_err() && !self.is_closed() {
+                    self.command("ROLLBACK").await?;
+                }
+                finished
+            }
+        }
+    }
+
+    async fn finish_in_parts<'a>(
+        &self,
+        ids: &[i64],
+        epoch: i64,
+        first: &[(&Finished, &Call)],
+        others: impl Iterator<Item = &'a [(&'a Finished, &'a Call)]>,
+    ) -> Result<Vec<i64>> {
+        self.command("BEGIN").await?;
+        let done = self.mark_done(ids, epoch, first).await?;
+        for calls in others {
+            let columns = Columns::of(calls);
+            let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&done];
+            parameters.extend(columns.parameters());
+            let sql = include_str!("../sql/queries/log_calls.sql");
+            self.rows("recording calls", sql, &parameters).await?;
+        }
+        self.command("COMMIT").await?;
+        Ok(done)
+    }
+
+    async fn mark_done(&self, ids: &[i64], epoch: i64, calls: &[(&Finished, &Call)]) -> Result<Vec<i64>> {
+        let columns = Columns::of(calls);
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&ids, &epoch];
+        parameters.extend(columns.parameters());
         let sql = include_str!("../sql/queries/finish.sql");
-        let done = self
-            .rows(
-                "recording calls",
-                sql,
-                &[
-                    &ids,
-                    &epoch,
-                    &column.of(|row, _| row.id),
-                    &column.of(|_, call| call.webhook_id),
-                    &column.of(|_, call| call.url.as_str()),
-                    &column.of(|_, call| call.request_headers.as_str()),
-                    &column.of(|_, call| &*call.request_body),
-                    &column.of(|_, call| call.status_code.map(i32::from)),
-                    &column.of(|_, call| call.response_headers.as_deref()),
-                    &column.of(|_, call| call.response_body.as_deref()),
-                    &column.of(|_, call| i64::try_from(call.response_bytes).unwrap_or(i64::MAX)),
-                    &column.of(|_, call| call.response_truncated),
-                    &column.of(|_, call| call.start_time),
-                    &column.of(|_, call| call.end_time),
-                    &column.of(|_, call| call.is_timeout()),
-                    &column.of(|_, call| call.error_message.as_deref()),
-                    &column.of(|_, call| call.error_kind.map(|kind| kind.as_str())),
-                    &column.of(|row, _| row.repeated),
-                    &column.of(|_, call| call.remote_addr.as_deref()),
-                ],
-            )
-            .await?;
+        let done = self.rows("recording calls", sql, &parameters).await?;
         Ok(done.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// BEGIN, COMMIT or ROLLBACK.
+    async fn command(&self, sql: &str) -> Result<()> {
+        let _waiting = self.wait();
+        self.session.batch_execute(sql).await.map_err(Error::postgres("recording calls"))
     }
 
     /// Gives claimed rows back that were not started, `repeated` ones of which a dead instance had in hand before, and
@@ -670,56 +715,158 @@ impl Store {
     }
 }
 
-/// One array parameter from all calls.
-struct Column<'a>(&'a [(&'a Finished, &'a Call)]);
+/// Where to cut a list of records, so that each piece has at most [`STATEMENT_BYTES_MAX`], or is a single record.
+fn pieces(sizes: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+    let mut pieces: Vec<Range<usize>> = Vec::new();
+    let mut bytes = 0;
+    for (at, size) in sizes.enumerate() {
+        match pieces.last_mut() {
+            Some(piece) if bytes + size <= STATEMENT_BYTES_MAX => {
+                piece.end = at + 1;
+                bytes += size;
+            }
+            _ => {
+                pieces.push(at..at + 1);
+                bytes = size;
+            }
+        }
+    }
+    pieces
+}
 
-impl<'a> Column<'a> {
-    fn of<T>(&self, value: impl Fn(&'a Finished, &'a Call) -> T) -> Vec<T> {
-        self.0.iter().map(|&(row, call)| value(row, call)).collect()
+/// Calls as the statements take them: one array a column, in the order of their parameters.
+struct Columns<'a> {
+    outbox_id: Vec<i64>,
+    webhook_id: Vec<i64>,
+    url: Vec<&'a str>,
+    request_headers: Vec<&'a str>,
+    request_body: Vec<&'a str>,
+    status_code: Vec<Option<i32>>,
+    response_headers: Vec<Option<&'a str>>,
+    response_body: Vec<Option<&'a str>>,
+    response_bytes: Vec<i64>,
+    response_truncated: Vec<bool>,
+    start_time: Vec<SystemTime>,
+    end_time: Vec<SystemTime>,
+    is_timeout: Vec<bool>,
+    error_message: Vec<Option<&'a str>>,
+    error_kind: Vec<Option<&'static str>>,
+    repeated: Vec<bool>,
+    remote_addr: Vec<Option<&'a str>>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(calls: &[(&'a Finished, &'a Call)]) -> Columns<'a> {
+        fn column<'a, T>(
+            calls: &[(&'a Finished, &'a Call)],
+            value: impl Fn(&'a Finished, &'a Call) -> T,
+        ) -> Vec<T> {
+            calls.iter().map(|&(row, call)| value(row, call)).collect()
+        }
+        Columns {
+            outbox_id: column(calls, |row, _| row.id),
+            webhook_id: column(calls, |_, call| call.webhook_id),
+            url: column(calls, |_, call| call.url.as_str()),
+            request_headers: column(calls, |_, call| call.request_headers.as_str()),
+            request_body: column(calls, |_, call| &*call.request_body),
+            status_code: column(calls, |_, call| call.status_code.map(i32::from)),
+            response_headers: column(calls, |_, call| call.response_headers.as_deref()),
+            response_body: column(calls, |_, call| call.response_body.as_deref()),
+            response_bytes: column(calls, |_, call| i64::try_from(call.response_bytes).unwrap_or(i64::MAX)),
+            response_truncated: column(calls, |_, call| call.response_truncated),
+            start_time: column(calls, |_, call| call.start_time),
+            end_time: column(calls, |_, call| call.end_time),
+            is_timeout: column(calls, |_, call| call.is_timeout()),
+            error_message: column(calls, |_, call| call.error_message.as_deref()),
+            error_kind: column(calls, |_, call| call.error_kind.map(|kind| kind.as_str())),
+            repeated: column(calls, |row, _| row.repeated),
+            remote_addr: column(calls, |_, call| call.remote_addr.as_deref()),
+        }
+    }
+
+    fn parameters(&self) -> [&(dyn ToSql + Sync); 17] {
+        [
+            &self.outbox_id,
+            &self.webhook_id,
+            &self.url,
+            &self.request_headers,
+            &self.request_body,
+            &self.status_code,
+            &self.response_headers,
+            &self.response_body,
+            &self.response_bytes,
+            &self.response_truncated,
+            &self.start_time,
+            &self.end_time,
+            &self.is_timeout,
+            &self.error_message,
+            &self.error_kind,
+            &self.repeated,
+            &self.remote_addr,
+        ]
     }
 }
 
-/// Rows of a claim, one for each webhook, become one value for each outbox row. They come in order of id. Columns are
-/// taken by position, as claim.sql and claim_parked.sql have them: to look for them by name takes longer than to read
-/// them.
-fn gather(rows: &[Row], epoch: i64) -> Vec<Claimed> {
-    let mut all: Vec<Claimed> = Vec::with_capacity(rows.len());
-    for row in rows {
-        let id: i64 = row.get(0);
-        if all.last().is_none_or(|last| last.id != id) {
-            all.push(Claimed {
-                id,
-                epoch,
-                parked: row.get(1),
-                previous: row.get(2),
-                event: event(row),
-                webhooks: Vec::new(),
-            });
-        }
-        if let (Some(last), Some(id)) = (all.last_mut(), row.get(18)) {
-            last.webhooks.push(webhook(id, row, 19));
-        }
+/// What a claim returns, rows and their webhooks, becomes one value for each outbox row. Rows of a project share its webhooks.
+/// Columns are taken by position, as claim.sql and claim_parked.sql have them: to look for them by name takes longer than
+/// to read them.
+fn gather(rows: &[Row], epoch: i64) -> Claim {
+    let mut webhooks: HashMap<(i64, &str), Vec<Arc<Webhook>>> = HashMap::new();
+    for row in rows.iter().filter(|row| row.get(0)) {
+        webhooks.entry((row.get(5), row.get(4))).or_default().push(Arc::new(webhook(row.get(1), row, 22)));
     }
-    all
+    let none: Arc<[Arc<Webhook>]> = Arc::new([]);
+    let webhooks: HashMap<(i64, &str), Arc<[Arc<Webhook>]>> = webhooks
+        .into_iter()
+        .map(|(event, mut webhooks)| {
+            webhooks.sort_unstable_by_key(|webhook| webhook.id);
+            (event, webhooks.into())
+        })
+        .collect();
+    let of = |row: &Row| {
+        let all = webhooks.get(&(row.get(5), row.get(4))).unwrap_or(&none);
+        match row.get::<_, Option<i64>>(19) {
+            None => all.clone(),
+            Some(only) => all.iter().filter(|webhook| webhook.id == only).cloned().collect(),
+        }
+    };
+    let mut seen: i64 = 0;
+    let mut claimed: Vec<Claimed> = Vec::with_capacity(rows.len());
+    for row in rows.iter().filter(|row| !row.get::<_, bool>(0)) {
+        let parked = row.get(2);
+        seen = row.get(21);
+        claimed.push(Claimed {
+            id: row.get(1),
+            epoch,
+            parked,
+            previous: row.get(3),
+            event: event(row),
+            cut: row.get(20),
+            webhooks: if parked { none.clone() } else { of(row) },
+        });
+    }
+    claimed.sort_unstable_by_key(|row| row.id);
+    let left = usize::try_from(seen).unwrap_or_default().saturating_sub(claimed.len());
+    Claim { rows: claimed, left }
 }
 
 fn event(row: &Row) -> Event {
     Event {
-        event: row.get(3),
-        project_id: row.get(4),
-        prompt_id: row.get(5),
-        user_id: row.get(6),
-        result: row.get(7),
-        finished_at: row.get::<_, SystemTime>(8),
-        duration_ms: row.get(9),
-        prompt_tokens: row.get(10),
-        completion_tokens: row.get(11),
-        total_tokens: row.get(12),
-        cached: row.get(13),
-        ip: row.get(14),
-        user_agent: row.get(15),
-        provider_id: row.get(16),
-        provider_default_model: row.get(17),
+        event: row.get(4),
+        project_id: row.get(5),
+        prompt_id: row.get(6),
+        user_id: row.get(7),
+        result: row.get(8),
+        finished_at: row.get::<_, SystemTime>(9),
+        duration_ms: row.get(10),
+        prompt_tokens: row.get(11),
+        completion_tokens: row.get(12),
+        total_tokens: row.get(13),
+        cached: row.get(14),
+        ip: row.get(15),
+        user_agent: row.get(16),
+        provider_id: row.get(17),
+        provider_default_model: row.get(18),
     }
 }
 
@@ -730,5 +877,19 @@ fn webhook(id: i64, row: &Row, url: usize) -> Webhook {
         // A view over foreign tables may have nulls here; an empty URL becomes a logged bad_url.
         url: row.get::<_, Option<String>>(url).unwrap_or_default(),
         signing_secret: row.get::<_, Option<String>>(url + 1).map(Secret),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_cut_into_pieces_that_one_statement_takes() {
+        const MAX: usize = STATEMENT_BYTES_MAX;
+        assert_eq!(pieces([].into_iter()), []);
+        assert_eq!(pieces([1, MAX - 1, 1].into_iter()), [0..2, 2..3]);
+        assert_eq!(pieces([9 * MAX, 1, 9 * MAX].into_iter()), [0..1, 1..2, 2..3]);
+        assert_eq!(pieces(std::iter::repeat_n(MAX / 3, 7)), [0..3, 3..6, 6..7]);
     }
 }

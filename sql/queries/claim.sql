@@ -1,10 +1,13 @@
--- Claim: take the next pending rows in order of id and stamp them with our epoch; join the webhooks to call.
+-- Claim: take the next pending rows in order of id and stamp them with our epoch; tell the webhooks to call.
 --
 -- Rows of projects whose webhooks are full ($5) are parked instead, once, so that they cost nothing while they wait.
--- The subquery is materialized: a plain IN (SELECT … LIMIT) may be run again and claim more than $3. Statistics may be
--- of another hour: id + 0 is the expression of outbox_pending and of no other index, and OFFSET 0 keeps the webhooks
--- apart, to be found by project for each row. Their columns are cast: relay.webhooks may be a view over columns of other
--- types, and become one while the statement is prepared.
+-- The first subquery is materialized: a plain IN (SELECT … LIMIT) may be run again and claim more than $3. Of the rows
+-- that it locks, as many are claimed as have no more text than $6, and one in any case: lengths are known without
+-- reading the texts. The locks of the others end with the statement. Texts come once for each row, and webhooks once
+-- for each project and event. Statistics may be of another hour: id + 0 is the expression of outbox_pending and of no
+-- other index, and OFFSET 0 keeps the webhooks apart, to be found by project. Their columns are cast: relay.webhooks
+-- may be a view over columns of other types, and become one while the statement is prepared. A URL or a secret that is
+-- far too long is not read whole: the daemon refuses it.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED: nobody is waited for. Meant for synchronous_commit = off: when the
 --             server crashes our session dies too, and a claim that was lost was not acted upon.
@@ -14,12 +17,17 @@
 --             $3 bigint    most rows
 --             $4 bigint    our epoch
 --             $5 bigint[]  projects to park
--- Returns:    one row for each claimed row and webhook (webhook columns null: nothing to call), one for each parked.
---             previous is claimed_by before: a dead instance that had the row in hand, 0 for one forgotten, null for none.
+--             $6 bigint    most bytes of text
+-- Returns:    one row for each claimed or parked row (is_webhook false), and one for each webhook of theirs (is_webhook true:
+--             id, project_id, event, url and signing_secret). previous is claimed_by before: a dead instance that had the
+--             row in hand, 0 for one forgotten, null for none. seen: how many rows were looked at; more than there are
+--             when their texts were too much. cut: one of the texts is longer than 8 KiB.
 WITH next AS MATERIALIZED (
     SELECT o.id,
            o.claimed_by AS previous,
-           o.project_id = ANY ($5) AS park
+           o.project_id = ANY ($5) AS park,
+           octet_length(o.user_agent) + octet_length(o.user_id) + octet_length(o.ip) + octet_length(o.trace_id)
+               + coalesce(octet_length(o.provider_default_model), 0) AS bytes
       FROM relay.outbox o
      WHERE o.done_at IS NULL
        AND NOT o.parked
@@ -28,28 +36,45 @@ WITH next AS MATERIALIZED (
      ORDER BY o.id + 0
      LIMIT $3
        FOR UPDATE SKIP LOCKED
+), weighed AS MATERIALIZED (
+    SELECT n.id, n.previous, n.park,
+           -- What is read of the five texts is at most 5 * 8 KiB.
+           sum(CASE WHEN n.park THEN 0 ELSE least(n.bytes, 40960) END)
+               OVER (ORDER BY n.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+      FROM next n
 ), claimed AS (
     UPDATE relay.outbox o
-       SET claimed_by = CASE WHEN next.park THEN o.claimed_by ELSE $4 END,
-           parked = next.park
-      FROM next
-     WHERE o.id = next.id
-    RETURNING o.id, next.park, next.previous, o.event, o.project_id, o.prompt_id, o.user_id, o.result, o.finished_at,
-              o.duration_ms, o.prompt_tokens, o.completion_tokens, o.total_tokens, o.cached, o.ip, o.user_agent,
-              o.provider_id, o.provider_default_model, o.webhook_id AS only_webhook_id
+       SET claimed_by = CASE WHEN w.park THEN o.claimed_by ELSE $4 END,
+           parked = w.park
+      FROM weighed w
+     WHERE o.id = w.id
+       AND (w.bytes_before IS NULL OR w.bytes_before <= $6)
+    RETURNING o.id, w.park, w.previous, o.event, o.project_id, o.prompt_id, o.result, o.finished_at, o.duration_ms,
+              o.prompt_tokens, o.completion_tokens, o.total_tokens, o.cached, o.provider_id,
+              o.webhook_id AS only_webhook_id,
+              CASE WHEN w.park THEN '' ELSE relay.cut_text(o.user_id) END AS user_id,
+              CASE WHEN w.park THEN '' ELSE relay.cut_text(o.ip) END AS ip,
+              CASE WHEN w.park THEN '' ELSE relay.cut_text(o.user_agent) END AS user_agent,
+              CASE WHEN NOT w.park THEN relay.cut_text(o.provider_default_model) END AS provider_default_model,
+              greatest(octet_length(o.user_agent), octet_length(o.user_id), octet_length(o.ip),
+                       octet_length(o.trace_id), octet_length(o.provider_default_model)) > 8192 AS cut
 )
-SELECT c.id, c.park, c.previous, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at,
-       c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent,
-       c.provider_id, c.provider_default_model, w.id AS webhook_id, w.url, w.signing_secret
+SELECT false AS is_webhook, c.id, c.park, c.previous, c.event, c.project_id, c.prompt_id, c.user_id, c.result,
+       c.finished_at, c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent,
+       c.provider_id, c.provider_default_model, c.only_webhook_id, c.cut, (SELECT count(*) FROM next) AS seen,
+       NULL::text AS url, NULL::text AS signing_secret
   FROM claimed c
-  LEFT JOIN LATERAL (
-        SELECT w.id::bigint AS id, w.url::text AS url, w.signing_secret::text AS signing_secret
+ UNION ALL
+SELECT true, w.id, NULL, NULL, p.event, p.project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL, w.url, w.signing_secret
+  FROM (SELECT DISTINCT c.project_id, c.event
+          FROM claimed c
+         WHERE NOT c.park) AS p
+ CROSS JOIN LATERAL (
+        SELECT w.id::bigint AS id, left(w.url::text, 8200) AS url, left(w.signing_secret::text, 8200) AS signing_secret
           FROM relay.webhooks w
-         WHERE w.project_id = c.project_id
-           AND w.event = c.event
+         WHERE w.project_id = p.project_id
+           AND w.event = p.event
            AND w.enabled
-           AND (c.only_webhook_id IS NULL OR w.id = c.only_webhook_id)
         OFFSET 0
        ) AS w
-    ON NOT c.park
- ORDER BY c.id, w.id

@@ -1,4 +1,5 @@
--- Finish: mark rows done and write their call logs, in one statement and so in one transaction.
+-- Finish: mark rows done and write their call logs. Where the records are too many bytes for one statement, the rest
+-- of them follows with log_calls.sql in the same transaction.
 --
 -- The guard decides: a row that is not ours any more (claimed_by) or that is done already is not updated, and what
 -- is not updated logs nothing. So there are never two records of one call, whoever comes late.
@@ -7,7 +8,7 @@
 -- Index:      outbox_pkey.
 -- Parameters: $1 bigint[]  outbox ids
 --             $2 bigint    the epoch that has them in hand
---             $3 … $19     the calls, one array a column, in the order of the list below
+--             $3 … $19     calls of these rows, one array a column, in the order of the list below
 -- Returns:    the ids that were marked done.
 WITH done AS (
     UPDATE relay.outbox o
@@ -15,7 +16,8 @@ WITH done AS (
      WHERE o.id = ANY ($1)
        AND o.claimed_by = $2
        AND o.done_at IS NULL
-    RETURNING o.id, o.project_id, o.trace_id, o.user_agent, o.ip, o.provider_id
+    RETURNING o.id, o.project_id, relay.cut_text(o.trace_id) AS trace_id, relay.cut_text(o.user_agent) AS user_agent,
+              relay.cut_text(o.ip) AS ip, o.provider_id
 ), logged AS (
     INSERT INTO relay.webhook_calls (
         outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body, status_code,
