@@ -44,9 +44,13 @@ CREATE TABLE relay.outbox (
     CONSTRAINT outbox_prompt_tokens_not_negative CHECK (prompt_tokens >= 0),
     CONSTRAINT outbox_completion_tokens_not_negative CHECK (completion_tokens >= 0),
     CONSTRAINT outbox_total_tokens_not_negative CHECK (total_tokens >= 0),
+    -- Ages are computed from it, and of infinity there is none.
+    CONSTRAINT outbox_created_at_has_four_digit_year CHECK (
+        created_at >= '1970-01-01 00:00:00+00' AND created_at < '10000-01-01 00:00:00+00'),
     -- What the payload's timestamp (YYYY-MM-DDThh:mm:ssZ) can say; keeps out infinity, too.
     CONSTRAINT outbox_finished_at_has_four_digit_year CHECK (
-        finished_at >= '1970-01-01 00:00:00+00' AND finished_at < '10000-01-01 00:00:00+00')
+        finished_at >= '1970-01-01 00:00:00+00' AND finished_at < '10000-01-01 00:00:00+00'),
+    CONSTRAINT outbox_webhook_id_positive CHECK (webhook_id > 0)
 ) WITH (
     fillfactor = 45,
     -- Each row is updated twice and soon deleted: vacuum by count, not by share of the table, and without pauses.
@@ -698,7 +702,7 @@ CREATE VIEW relay.backlog AS
     SELECT project_id,
            count(*)                         AS pending,
            count(*) FILTER (WHERE parked)   AS parked,
-           now() - min(created_at)          AS oldest_age
+           greatest(now() - min(created_at), interval '0')  AS oldest_age
       FROM (
             (SELECT project_id, created_at, parked
                FROM relay.outbox
@@ -720,7 +724,7 @@ COMMENT ON VIEW relay.backlog IS
 COMMENT ON COLUMN relay.backlog.project_id IS 'From the outbox rows.';
 COMMENT ON COLUMN relay.backlog.pending IS 'Rows that are not done, parked ones included.';
 COMMENT ON COLUMN relay.backlog.parked IS 'Those of them that wait for a place at a slow webhook.';
-COMMENT ON COLUMN relay.backlog.oldest_age IS 'How long ago the oldest was inserted.';
+COMMENT ON COLUMN relay.backlog.oldest_age IS 'How long ago the oldest was inserted; 0 when created_at is in the future.';
 
 CREATE VIEW relay.in_flight AS
     SELECT o.id, o.project_id, o.trace_id, o.created_at, o.claimed_by AS epoch, i.host, i.pid,
