@@ -624,6 +624,14 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
+    /// Our tables whose rows cannot be updated or deleted because of a publication, each with its name. See
+    /// `publications.sql`.
+    pub async fn publications(&self) -> Result<Vec<(String, String)>> {
+        let sql = include_str!("../sql/queries/publications.sql");
+        let rows = self.rows("looking at publications", sql, &[]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
     /// Makes the partition of the call log for the day so many days ahead, if it is missing; whether it did.
     pub async fn make_partition(&self, days_ahead: i32) -> Result<bool> {
         let sql = include_str!("../sql/queries/make_partition.sql");

@@ -164,8 +164,11 @@ CREATE TABLE relay.webhook_calls (
 
 ALTER SEQUENCE relay.webhook_calls_id_seq OWNED BY relay.webhook_calls.id;
 
--- Where a call goes whose day has no partition: a missing partition never loses a log.
+-- Where a call goes whose day has no partition: a missing partition never loses a log. The log has no key, and rows are
+-- deleted here: where a publication has all tables, Postgres refuses that without a replica identity. Full costs nothing
+-- until a row is deleted. Each partition has it (it is not inherited).
 CREATE TABLE relay.webhook_calls_default PARTITION OF relay.webhook_calls DEFAULT;
+ALTER TABLE relay.webhook_calls_default REPLICA IDENTITY FULL;
 
 CREATE INDEX webhook_calls_place ON relay.webhook_calls
     USING brin (id, start_time, outbox_id) WITH (pages_per_range = 32, autosummarize = on);
@@ -577,6 +580,7 @@ BEGIN
     -- Somebody took the default partition away: without it a call of a day without a partition has nowhere to go.
     IF to_regclass('relay.webhook_calls_default') IS NULL THEN
         CREATE TABLE relay.webhook_calls_default (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+        ALTER TABLE relay.webhook_calls_default REPLICA IDENTITY FULL;
         COMMENT ON TABLE relay.webhook_calls_default IS 'Calls of days without a partition; empty in a healthy system.';
         IF (SELECT partdefid = 0 FROM pg_partitioned_table WHERE partrelid = 'relay.webhook_calls'::regclass) THEN
             ALTER TABLE relay.webhook_calls ATTACH PARTITION relay.webhook_calls_default DEFAULT;
@@ -588,6 +592,8 @@ BEGIN
     END IF;
     -- Made apart and attached: that takes a lock on the parent which lets inserts and reports go on.
     EXECUTE format('CREATE TABLE relay.%I (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
+    -- So that a DBA can delete from it also where a publication has all tables.
+    EXECUTE format('ALTER TABLE relay.%I REPLICA IDENTITY FULL', name);
     EXECUTE format('COMMENT ON TABLE relay.%I IS %L', name, format('Calls of %s (UTC).', day));
     -- Calls of the day that came before its partition.
     SELECT count(*)
@@ -662,19 +668,26 @@ COMMENT ON FUNCTION relay.drop_call_partition(text, timestamptz) IS
     'Drops a daily partition of relay.webhook_calls (webhook_calls_YYYYMMDD) that ends before the given time; whether it did. Partitions of other names are the DBA''s.';
 
 CREATE FUNCTION relay.delete_stray_calls(before timestamptz, most integer) RETURNS bigint
-    LANGUAGE sql
+    LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH deleted AS (
-        DELETE FROM relay.webhook_calls_default c
-         WHERE c.ctid = ANY (ARRAY(SELECT s.ctid
-                                     FROM relay.webhook_calls_default s
-                                    WHERE s.start_time < before
-                                    LIMIT most))
-        RETURNING 1
-    )
-    SELECT count(*) FROM deleted
+DECLARE
+    deleted bigint;
+BEGIN
+    -- A DELETE is refused where a publication has a table without replica identity (one that a DBA made), also one that
+    -- finds nothing.
+    IF NOT EXISTS (SELECT FROM relay.webhook_calls_default c WHERE c.start_time < before) THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM relay.webhook_calls_default c
+     WHERE c.ctid = ANY (ARRAY(SELECT s.ctid
+                                 FROM relay.webhook_calls_default s
+                                WHERE s.start_time < before
+                                LIMIT most));
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    RETURN deleted;
+END
 $$;
 
 COMMENT ON FUNCTION relay.delete_stray_calls(timestamptz, integer) IS

@@ -107,7 +107,8 @@ async fn ages_are_told_whatever_the_application_says_of_its_rows() {
     // What is asked: the metrics, the view, the command.
     let ages = async || {
         let (pending, parked) = session.oldest().await.unwrap();
-        let view = "SELECT coalesce(min(extract(epoch FROM oldest_age)), 0)::double precision FROM relay.backlog";
+        let view =
+            "SELECT coalesce(min(extract(epoch FROM oldest_age)), 0)::double precision FROM relay.backlog";
         let view: f64 = database.client.query_one(view, &[]).await.unwrap().get(0);
         // No instance runs, which is told when all else was.
         let (code, out, err) = outcome(database.command(&["status", "--json"]));

@@ -45,6 +45,7 @@ const SMALL: &[&str] = &[
     "notify_peers",
     "peer_sleeps",
     "privileges",
+    "publications",
     "record_migration",
     "register",
     "retire",

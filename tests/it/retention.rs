@@ -6,6 +6,7 @@ use promptpal_relay::cli::Cli;
 use promptpal_relay::{config, retention};
 
 use clap::Parser;
+use nix::sys::signal::Signal;
 
 use crate::support::{Database, Receiver, Relay, connect, outcome};
 
@@ -278,6 +279,99 @@ async fn a_report_holds_up_the_dropping_and_nothing_else() {
     report.batch_execute("COMMIT").await.unwrap();
     run(&database).await;
     assert_eq!(partitions(&database, -60, -1).await, 0);
+}
+
+#[tokio::test]
+async fn a_publication_of_all_tables_is_in_the_way_of_nothing() {
+    let database = Database::new().await;
+    let run_sql = async |sql: &str| database.client.batch_execute(sql).await;
+    let strays = async || database.number("SELECT count(*) FROM relay.webhook_calls_default").await;
+    run_sql("CREATE PUBLICATION everything FOR ALL TABLES").await.unwrap();
+    let today = partition(&database, 0).await;
+    run_sql(&format!("DROP TABLE relay.{today}")).await.unwrap();
+    for at in ["now()", "now() - interval '1 year'"] {
+        calls(&database, 3, at).await;
+    }
+    run(&database).await;
+    assert_eq!(strays().await, 0);
+    assert_eq!(database.number(&format!("SELECT count(*) FROM relay.{today}")).await, 3);
+    // The default partition is made again when it is gone.
+    run_sql("DROP TABLE relay.webhook_calls_default").await.unwrap();
+    run(&database).await;
+    calls(&database, 3, "now() - interval '1 year'").await;
+    run(&database).await;
+    assert_eq!(strays().await, 0);
+    // All the rest: a day's calls by a DBA, claims, records, instances, done rows.
+    run_sql("DELETE FROM relay.webhook_calls").await.unwrap();
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let mut relay = Relay::start(&database, &[]);
+    database.events(1, 3).await;
+    database.all_done().await;
+    relay.signal(Signal::SIGTERM);
+    assert!(relay.wait().success());
+    run_sql(
+        "UPDATE relay.outbox SET done_at = now() - interval '2 days', created_at = now() - interval '2 days'",
+    )
+    .await
+    .unwrap();
+    run_sql("UPDATE relay.instances SET cleared_at = now() - interval '8 days'").await.unwrap();
+    run(&database).await;
+    for table in ["outbox", "instances", "instances_since_crash"] {
+        assert_eq!(database.number(&format!("SELECT count(*) FROM relay.{table}")).await, 0, "{table}");
+    }
+    let (code, out, err) = outcome(database.command(&["check"]));
+    assert!(code == 0 && !out.contains("publication"), "{out}{err}");
+}
+
+#[tokio::test]
+async fn check_names_the_tables_that_a_publication_breaks() {
+    let database = Database::new().await;
+    let (today, tomorrow) = (partition(&database, 0).await, partition(&database, 1).await);
+    let run_sql = async |sql: &str| database.client.batch_execute(sql).await.unwrap();
+    let named = async || {
+        let (code, out, err) = outcome(database.command(&["check"]));
+        assert_eq!(code, 0, "{out}{err}");
+        let lines =
+            out.lines().filter_map(|line| line.strip_prefix("warning  publication")?.split(" is in ").next());
+        lines.map(|table| table.trim().to_owned()).collect::<Vec<_>>()
+    };
+    run_sql(&format!(
+        "ALTER TABLE relay.{today} REPLICA IDENTITY DEFAULT;
+         ALTER TABLE relay.webhook_calls DETACH PARTITION relay.{tomorrow};
+         ALTER TABLE relay.{tomorrow} REPLICA IDENTITY NOTHING;
+         ALTER TABLE relay.webhook_calls_default REPLICA IDENTITY DEFAULT;
+         DROP TABLE relay.webhooks;
+         CREATE TABLE relay.webhooks (id bigint, project_id bigint, url text, event text, enabled boolean, signing_secret text)"
+    ))
+    .await;
+    assert!(named().await.is_empty());
+    run_sql("CREATE PUBLICATION everything FOR ALL TABLES").await;
+    let day = |name: &str| format!("relay.{name}");
+    assert_eq!(named().await, [day(&today), day(&tomorrow), day("webhook_calls_default"), day("webhooks")]);
+    // Retention, too, has nothing to say as long as it has nothing to delete there.
+    run(&database).await;
+    run_sql(
+        "DROP PUBLICATION everything; CREATE PUBLICATION inserts FOR ALL TABLES WITH (publish = 'insert')",
+    )
+    .await;
+    assert!(named().await.is_empty());
+    // By the table that it is a part of, under whose name its rows are published.
+    run_sql("DROP PUBLICATION inserts; CREATE PUBLICATION log FOR TABLE relay.webhook_calls WITH (publish_via_partition_root)").await;
+    assert_eq!(named().await, [day(&today), day("webhook_calls_default")]);
+    run_sql("DROP PUBLICATION log").await;
+    if database.number("SELECT current_setting('server_version_num')::bigint").await >= 150_000 {
+        run_sql("CREATE PUBLICATION few FOR TABLE relay.outbox (project_id), relay.instances (epoch, host)")
+            .await;
+        assert_eq!(named().await, ["relay.outbox"]);
+        run_sql("DROP PUBLICATION few; CREATE PUBLICATION filtered FOR TABLE relay.outbox WHERE (project_id > 1), relay.instances WHERE (epoch > 1)").await;
+        assert_eq!(named().await, ["relay.outbox"]);
+        run_sql("DROP PUBLICATION filtered; CREATE PUBLICATION ours FOR TABLES IN SCHEMA relay").await;
+        assert_eq!(
+            named().await,
+            [day(&today), day(&tomorrow), day("webhook_calls_default"), day("webhooks")]
+        );
+    }
 }
 
 #[tokio::test]
