@@ -25,10 +25,11 @@ use crate::look::Look;
 use crate::metrics::{self, Metrics};
 use crate::places::Offer;
 use crate::pool::Pool;
+use crate::retention::Retention;
 use crate::stop::Stop;
 use crate::store::{Claimed, Finished, Role, Store};
+use crate::systemd;
 use crate::wake::{Cause, Wake};
-use crate::{retention, systemd};
 
 /// Most rows in one finish.
 const FINISH_MAX: usize = 1000;
@@ -100,6 +101,7 @@ struct Relay<'a> {
     // When we last woke the other instances.
     peers_called: Cell<Instant>,
     patience: Cell<Patience>,
+    retention: Retention,
     // Whether a commit is under way. Written by the finishing loop, and when its session is lost.
     commits: Cell<bool>,
 }
@@ -168,6 +170,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         epochs: RefCell::default(),
         peers_called: Cell::new(Instant::now()),
         patience: Cell::default(),
+        retention: Retention::default(),
         commits: Cell::new(false),
     };
     tokio::select! {
@@ -207,6 +210,7 @@ impl Relay<'_> {
             self.commits.set(false);
             self.metrics.trouble(Some(format!("lost Postgres: {}", one_line(&error))));
             self.metrics.oldest((f64::NAN, f64::NAN));
+            self.metrics.retention_age(f64::NAN);
             tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
             // A session that ends says why a moment before it is closed. If none ends, a statement failed for another
             // reason: do not turn that into a storm of connections.
@@ -235,7 +239,7 @@ impl Relay<'_> {
             result = self.claiming(link) => result,
             result = self.finishing(link) => result,
             result = self.watching(link) => result,
-            never = retention::keep_house(self.config) => match never {},
+            never = self.retention.keep_house(self.config) => match never {},
             never = self.measuring() => match never {},
         }
     }
@@ -597,6 +601,7 @@ impl Relay<'_> {
         loop {
             if let Err(error) = self.measure().await {
                 self.metrics.oldest((f64::NAN, f64::NAN));
+                self.metrics.retention_age(f64::NAN);
                 tracing::debug!(error = %one_line(&error), "the age of the queue is not known");
             }
             tokio::time::sleep(MEASURE).await;
@@ -607,6 +612,7 @@ impl Relay<'_> {
         let store = Store::connect(&self.config.database, Role::Metrics).await?;
         loop {
             self.metrics.oldest(in_time(MEASURE_MAX, store.oldest()).await?);
+            self.metrics.retention_age(in_time(MEASURE_MAX, store.retention_age()).await?);
             tokio::time::sleep(MEASURE).await;
         }
     }

@@ -1,7 +1,7 @@
 -- The schema of promptpal-relay.
 --
 -- What the application writes: relay.outbox (inserts only) and relay.webhooks. What the daemon writes: the columns
--- claimed_by, done_at and parked of relay.outbox, relay.webhook_calls and relay.instances. No foreign keys between
+-- claimed_by, done_at and parked of relay.outbox, relay.webhook_calls, relay.instances and relay.retention. No foreign keys between
 -- them: a call log outlives its webhook, and relay.webhooks may be replaced by a view over other tables; for the
 -- same reason no view here depends on it.
 
@@ -244,6 +244,34 @@ CREATE UNLOGGED TABLE relay.instances_since_crash (
 
 COMMENT ON TABLE relay.instances_since_crash IS 'Epochs that registered since the server last crashed: crash recovery empties this table.';
 COMMENT ON COLUMN relay.instances_since_crash.epoch IS 'Of relay.instances.';
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- When the retention ran, and what it dropped last. It stands here, not in a process, so that neither a reconnection nor a
+-- restart runs it earlier, and so that a wrong clock is seen: what is thrown away is thrown away by Postgres' clock, and
+-- only after that has gone on for an hour without a jump. Times that lie in the future are not believed.
+
+CREATE TABLE relay.retention (
+    only_row      boolean     NOT NULL DEFAULT true,
+    seen_at       timestamptz NOT NULL DEFAULT now(),
+    steady_since  timestamptz NOT NULL DEFAULT now(),
+    next_at       timestamptz NOT NULL DEFAULT now(),
+    completed_at  timestamptz NOT NULL DEFAULT now(),
+    dropped       text,
+    dropped_at    timestamptz,
+    CONSTRAINT retention_pkey PRIMARY KEY (only_row),
+    CONSTRAINT retention_has_one_row CHECK (only_row)
+);
+
+COMMENT ON TABLE relay.retention IS 'When old rows and partitions were last thrown away. One row, written by the daemon''s retention.';
+COMMENT ON COLUMN relay.retention.only_row IS 'Always true: there is one row.';
+COMMENT ON COLUMN relay.retention.seen_at IS 'Postgres'' clock when the last run began.';
+COMMENT ON COLUMN relay.retention.steady_since IS 'Since then that clock has not jumped by more than an hour. Nothing is thrown away before that is an hour ago.';
+COMMENT ON COLUMN relay.retention.next_at IS 'When the next run is due.';
+COMMENT ON COLUMN relay.retention.completed_at IS 'When a run last did all of its work; at first, when this table was made.';
+COMMENT ON COLUMN relay.retention.dropped IS 'The partition of the call log that was dropped last.';
+COMMENT ON COLUMN relay.retention.dropped_at IS 'When that was. The next one is not dropped within an hour.';
+
+INSERT INTO relay.retention DEFAULT VALUES;
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- The wake-up. A NOTIFY in every inserting transaction would take a cluster-wide lock at commit, so only a sleeping
@@ -660,12 +688,15 @@ BEGIN
         RETURN false;
     END IF;
     EXECUTE format('DROP TABLE relay.%I', name);
+    UPDATE relay.retention r
+       SET dropped = drop_call_partition.name,
+           dropped_at = now();
     RETURN true;
 END
 $$;
 
 COMMENT ON FUNCTION relay.drop_call_partition(text, timestamptz) IS
-    'Drops a daily partition of relay.webhook_calls (webhook_calls_YYYYMMDD) that ends before the given time; whether it did. Partitions of other names are the DBA''s.';
+    'Drops a daily partition of relay.webhook_calls (webhook_calls_YYYYMMDD) that ends before the given time, and notes that in relay.retention; whether it did. Partitions of other names are the DBA''s.';
 
 CREATE FUNCTION relay.delete_stray_calls(before timestamptz, most integer) RETURNS bigint
     LANGUAGE plpgsql
