@@ -47,6 +47,7 @@ BEGIN
         GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq, relay.instances_epoch_seq TO relay_daemon;
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
         GRANT SELECT, INSERT, DELETE ON relay.instances_since_crash TO relay_daemon;
+        GRANT SELECT, INSERT, UPDATE (seen_at, steady_since, next_at, completed_at, dropped_at) ON relay.retention TO relay_daemon;
         GRANT EXECUTE ON FUNCTION relay.cut_text(text), relay.make_call_partition(date),
                                   relay.drop_call_partition(text, timestamptz),
                                   relay.delete_stray_calls(timestamptz, integer), relay.call_partitions()
@@ -56,7 +57,8 @@ BEGIN
     -- Reads everything but signing secrets.
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_reader') THEN
         GRANT USAGE ON SCHEMA relay TO relay_reader;
-        GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.instances_since_crash, relay.migrations, relay.backlog,
+        GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.instances_since_crash, relay.retention,
+                        relay.migrations, relay.backlog,
                         relay.in_flight, relay.webhook_health, relay.recent_failures
             TO relay_reader;
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)

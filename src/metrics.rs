@@ -70,6 +70,7 @@ pub struct Metrics {
     healthy: Count,
     oldest_pending: Seconds,
     oldest_parked: Seconds,
+    retention: Seconds,
     // Why we are not healthy, by who says so; empty: we are. Each source writes its own.
     trouble: RefCell<BTreeMap<Source, String>>,
 }
@@ -148,6 +149,11 @@ impl Default for Metrics {
         let oldest_pending =
             seconds("oldest_pending_age", "Age of the oldest row that is not done and not parked");
         let oldest_parked = seconds("oldest_parked_age", "Age of the oldest row in the slow lane");
+        let retention = seconds(
+            "retention_age",
+            "Time since old rows and partitions were last all thrown away, by any instance",
+        );
+        retention.set(f64::NAN);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         r.register("build", "This program", Info::new(version));
         Metrics {
@@ -174,6 +180,7 @@ impl Default for Metrics {
             healthy,
             oldest_pending,
             oldest_parked,
+            retention,
             trouble: RefCell::new(BTreeMap::from([(Source::Sessions, "starting".into())])),
         }
     }
@@ -222,6 +229,11 @@ impl Metrics {
     pub fn oldest(&self, (pending, parked): (f64, f64)) {
         self.oldest_pending.set(pending);
         self.oldest_parked.set(parked);
+    }
+
+    /// How long ago the retention last did all of its work, in seconds; NaN when it is not known.
+    pub fn retention_age(&self, age: f64) {
+        self.retention.set(age);
     }
 
     /// Says why the daemon does not work; none: as far as this source knows, it does.

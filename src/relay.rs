@@ -26,11 +26,12 @@ use crate::memory::Memory;
 use crate::metrics::{self, Metrics, Source};
 use crate::places::Offer;
 use crate::pool::Pool;
+use crate::retention::Retention;
 use crate::stall::Stall;
 use crate::stop::Stop;
 use crate::store::{Claimed, Finished, Role, STATEMENT_BYTES_MAX, Store};
 use crate::wake::{Cause, Wake};
-use crate::{retention, stall, systemd};
+use crate::{stall, systemd};
 
 /// Most rows in one finish.
 const FINISH_MAX: usize = 1000;
@@ -109,6 +110,7 @@ struct Relay<'a> {
     // When we last woke the other instances.
     peers_called: Cell<Instant>,
     patience: Cell<Patience>,
+    retention: Retention,
     // Whether a commit is under way. Written by the finishing loop, and when its session is lost.
     commits: Cell<bool>,
     // How often the finishing session was lost within a commit since the last one that succeeded.
@@ -187,6 +189,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         epochs: RefCell::default(),
         peers_called: Cell::new(Instant::now()),
         patience: Cell::default(),
+        retention: Retention::default(),
         commits: Cell::new(false),
         lost_commits: Cell::new(0),
     };
@@ -232,6 +235,7 @@ impl Relay<'_> {
             self.metrics.trouble(Source::Finish, None);
             self.metrics.trouble(Source::Sessions, Some(format!("lost Postgres: {}", one_line(&error))));
             self.metrics.oldest((f64::NAN, f64::NAN));
+            self.metrics.retention_age(f64::NAN);
             tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
             // A session that ends says why a moment before it is closed. If none ends, a statement failed for another
             // reason: do not turn that into a storm of connections.
@@ -260,7 +264,7 @@ impl Relay<'_> {
             result = self.claiming(link) => result,
             result = self.finishing(link) => result,
             result = self.watching(link) => result,
-            never = retention::keep_house(self.config) => match never {},
+            never = self.retention.keep_house(self.config) => match never {},
             never = self.measuring() => match never {},
         }
     }
@@ -694,6 +698,7 @@ impl Relay<'_> {
         loop {
             if let Err(error) = self.measure().await {
                 self.metrics.oldest((f64::NAN, f64::NAN));
+                self.metrics.retention_age(f64::NAN);
                 tracing::debug!(error = %one_line(&error), "the age of the queue is not known");
             }
             tokio::time::sleep(MEASURE).await;
@@ -704,6 +709,7 @@ impl Relay<'_> {
         let store = Store::connect(&self.config.database, Role::Metrics).await?;
         loop {
             self.metrics.oldest(in_time(MEASURE_MAX, store.oldest()).await?);
+            self.metrics.retention_age(in_time(MEASURE_MAX, store.retention_age()).await?);
             tokio::time::sleep(MEASURE).await;
         }
     }

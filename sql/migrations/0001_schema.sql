@@ -1,7 +1,7 @@
 -- The schema of promptpal-relay.
 --
 -- What the application writes: relay.outbox (inserts only) and relay.webhooks. What the daemon writes: the columns
--- claimed_by, done_at and parked of relay.outbox, relay.webhook_calls and relay.instances. No foreign keys between
+-- claimed_by, done_at and parked of relay.outbox, relay.webhook_calls, relay.instances and relay.retention. No foreign keys between
 -- them: a call log outlives its webhook, and relay.webhooks may be replaced by a view over other tables; for the
 -- same reason no view here depends on it.
 
@@ -44,9 +44,13 @@ CREATE TABLE relay.outbox (
     CONSTRAINT outbox_prompt_tokens_not_negative CHECK (prompt_tokens >= 0),
     CONSTRAINT outbox_completion_tokens_not_negative CHECK (completion_tokens >= 0),
     CONSTRAINT outbox_total_tokens_not_negative CHECK (total_tokens >= 0),
+    -- Ages are computed from it, and of infinity there is none.
+    CONSTRAINT outbox_created_at_has_four_digit_year CHECK (
+        created_at >= '1970-01-01 00:00:00+00' AND created_at < '10000-01-01 00:00:00+00'),
     -- What the payload's timestamp (YYYY-MM-DDThh:mm:ssZ) can say; keeps out infinity, too.
     CONSTRAINT outbox_finished_at_has_four_digit_year CHECK (
-        finished_at >= '1970-01-01 00:00:00+00' AND finished_at < '10000-01-01 00:00:00+00')
+        finished_at >= '1970-01-01 00:00:00+00' AND finished_at < '10000-01-01 00:00:00+00'),
+    CONSTRAINT outbox_webhook_id_positive CHECK (webhook_id > 0)
 ) WITH (
     fillfactor = 45,
     -- Each row is updated twice and soon deleted: vacuum by count, not by share of the table, and without pauses.
@@ -182,8 +186,11 @@ CREATE TABLE relay.webhook_calls (
 
 ALTER SEQUENCE relay.webhook_calls_id_seq OWNED BY relay.webhook_calls.id;
 
--- Where a call goes whose day has no partition: a missing partition never loses a log.
+-- Where a call goes whose day has no partition: a missing partition never loses a log. The log has no key, and rows are
+-- deleted here: where a publication has all tables, Postgres refuses that without a replica identity. Full costs nothing
+-- until a row is deleted. Each partition has it (it is not inherited).
 CREATE TABLE relay.webhook_calls_default PARTITION OF relay.webhook_calls DEFAULT;
+ALTER TABLE relay.webhook_calls_default REPLICA IDENTITY FULL;
 
 CREATE INDEX webhook_calls_place ON relay.webhook_calls
     USING brin (id, start_time, outbox_id) WITH (pages_per_range = 32, autosummarize = on);
@@ -259,6 +266,34 @@ CREATE UNLOGGED TABLE relay.instances_since_crash (
 
 COMMENT ON TABLE relay.instances_since_crash IS 'Epochs that registered since the server last crashed: crash recovery empties this table.';
 COMMENT ON COLUMN relay.instances_since_crash.epoch IS 'Of relay.instances.';
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- When the retention ran, and what it dropped last. It stands here, not in a process, so that neither a reconnection nor a
+-- restart runs it earlier, and so that a wrong clock is seen: what is thrown away is thrown away by Postgres' clock, and
+-- only after that has gone on for an hour without a jump. Times that lie in the future are not believed.
+
+CREATE TABLE relay.retention (
+    only_row      boolean     NOT NULL DEFAULT true,
+    seen_at       timestamptz NOT NULL DEFAULT now(),
+    steady_since  timestamptz NOT NULL DEFAULT now(),
+    next_at       timestamptz NOT NULL DEFAULT now(),
+    completed_at  timestamptz NOT NULL DEFAULT now(),
+    dropped       text,
+    dropped_at    timestamptz,
+    CONSTRAINT retention_pkey PRIMARY KEY (only_row),
+    CONSTRAINT retention_has_one_row CHECK (only_row)
+);
+
+COMMENT ON TABLE relay.retention IS 'When old rows and partitions were last thrown away. One row, written by the daemon''s retention.';
+COMMENT ON COLUMN relay.retention.only_row IS 'Always true: there is one row.';
+COMMENT ON COLUMN relay.retention.seen_at IS 'Postgres'' clock when the last run began.';
+COMMENT ON COLUMN relay.retention.steady_since IS 'Since then that clock has not jumped by more than an hour. Nothing is thrown away before that is an hour ago.';
+COMMENT ON COLUMN relay.retention.next_at IS 'When the next run is due.';
+COMMENT ON COLUMN relay.retention.completed_at IS 'When a run last did all of its work; at first, when this table was made.';
+COMMENT ON COLUMN relay.retention.dropped IS 'The partition of the call log that was dropped last.';
+COMMENT ON COLUMN relay.retention.dropped_at IS 'When that was. The next one is not dropped within an hour.';
+
+INSERT INTO relay.retention DEFAULT VALUES;
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- The wake-up. A NOTIFY in every inserting transaction would take a cluster-wide lock at commit, so only a sleeping
@@ -595,6 +630,7 @@ BEGIN
     -- Somebody took the default partition away: without it a call of a day without a partition has nowhere to go.
     IF to_regclass('relay.webhook_calls_default') IS NULL THEN
         CREATE TABLE relay.webhook_calls_default (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+        ALTER TABLE relay.webhook_calls_default REPLICA IDENTITY FULL;
         COMMENT ON TABLE relay.webhook_calls_default IS 'Calls of days without a partition; empty in a healthy system.';
         IF (SELECT partdefid = 0 FROM pg_partitioned_table WHERE partrelid = 'relay.webhook_calls'::regclass) THEN
             ALTER TABLE relay.webhook_calls ATTACH PARTITION relay.webhook_calls_default DEFAULT;
@@ -606,6 +642,8 @@ BEGIN
     END IF;
     -- Made apart and attached: that takes a lock on the parent which lets inserts and reports go on.
     EXECUTE format('CREATE TABLE relay.%I (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
+    -- So that a DBA can delete from it also where a publication has all tables.
+    EXECUTE format('ALTER TABLE relay.%I REPLICA IDENTITY FULL', name);
     EXECUTE format('COMMENT ON TABLE relay.%I IS %L', name, format('Calls of %s (UTC).', day));
     -- Calls of the day that came before its partition.
     SELECT count(*)
@@ -672,27 +710,37 @@ BEGIN
         RETURN false;
     END IF;
     EXECUTE format('DROP TABLE relay.%I', name);
+    UPDATE relay.retention r
+       SET dropped = drop_call_partition.name,
+           dropped_at = now();
     RETURN true;
 END
 $$;
 
 COMMENT ON FUNCTION relay.drop_call_partition(text, timestamptz) IS
-    'Drops a daily partition of relay.webhook_calls (webhook_calls_YYYYMMDD) that ends before the given time; whether it did. Partitions of other names are the DBA''s.';
+    'Drops a daily partition of relay.webhook_calls (webhook_calls_YYYYMMDD) that ends before the given time, and notes that in relay.retention; whether it did. Partitions of other names are the DBA''s.';
 
 CREATE FUNCTION relay.delete_stray_calls(before timestamptz, most integer) RETURNS bigint
-    LANGUAGE sql
+    LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH deleted AS (
-        DELETE FROM relay.webhook_calls_default c
-         WHERE c.ctid = ANY (ARRAY(SELECT s.ctid
-                                     FROM relay.webhook_calls_default s
-                                    WHERE s.start_time < before
-                                    LIMIT most))
-        RETURNING 1
-    )
-    SELECT count(*) FROM deleted
+DECLARE
+    deleted bigint;
+BEGIN
+    -- A DELETE is refused where a publication has a table without replica identity (one that a DBA made), also one that
+    -- finds nothing.
+    IF NOT EXISTS (SELECT FROM relay.webhook_calls_default c WHERE c.start_time < before) THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM relay.webhook_calls_default c
+     WHERE c.ctid = ANY (ARRAY(SELECT s.ctid
+                                 FROM relay.webhook_calls_default s
+                                WHERE s.start_time < before
+                                LIMIT most));
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    RETURN deleted;
+END
 $$;
 
 COMMENT ON FUNCTION relay.delete_stray_calls(timestamptz, integer) IS
@@ -721,7 +769,7 @@ CREATE VIEW relay.backlog AS
     SELECT project_id,
            count(*)                         AS pending,
            count(*) FILTER (WHERE parked)   AS parked,
-           now() - min(created_at)          AS oldest_age
+           greatest(now() - min(created_at), interval '0')  AS oldest_age
       FROM (
             (SELECT project_id, created_at, parked
                FROM relay.outbox
@@ -743,7 +791,7 @@ COMMENT ON VIEW relay.backlog IS
 COMMENT ON COLUMN relay.backlog.project_id IS 'From the outbox rows.';
 COMMENT ON COLUMN relay.backlog.pending IS 'Rows that are not done, parked ones included.';
 COMMENT ON COLUMN relay.backlog.parked IS 'Those of them that wait for a place at a slow webhook.';
-COMMENT ON COLUMN relay.backlog.oldest_age IS 'How long ago the oldest was inserted.';
+COMMENT ON COLUMN relay.backlog.oldest_age IS 'How long ago the oldest was inserted; 0 when created_at is in the future.';
 
 CREATE VIEW relay.in_flight AS
     SELECT o.id, o.project_id, o.trace_id, o.created_at, o.claimed_by AS epoch, i.host, i.pid,

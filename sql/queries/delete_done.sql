@@ -2,9 +2,10 @@
 --
 -- Locks:      the rows, which nobody else wants: they are done.
 -- Index:      outbox_pkey, the window, and one probe behind it.
--- Parameters: $1 bigint            ids from it
---             $2 bigint            ids below it
---             $3 double precision  seconds to keep
+-- Parameters: $1 bigint       ids from it
+--             $2 bigint       ids below it
+--             $3 timestamptz  what is kept begins then
+--             $4 timestamptz  now: when the run began, as the clock may jump since
 -- Returns:    how many were deleted, and the next id to look at: null when there is none, or when the window has rows
 --             that are too young, because what comes after it is younger still. One of the future says nothing: the
 --             application or a wrong clock wrote it.
@@ -12,7 +13,7 @@ WITH deleted AS (
     DELETE FROM relay.outbox o
      WHERE o.id >= $1
        AND o.id < $2
-       AND o.done_at < now() - make_interval(secs => $3)
+       AND o.done_at < $3
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM deleted) AS deleted,
@@ -20,5 +21,5 @@ SELECT (SELECT count(*) FROM deleted) AS deleted,
                                FROM relay.outbox o
                               WHERE o.id >= $1
                                 AND o.id < $2
-                                AND o.created_at BETWEEN now() - make_interval(secs => $3) AND now())
+                                AND o.created_at BETWEEN $3 AND $4)
             THEN (SELECT min(o.id) FROM relay.outbox o WHERE o.id >= $2) END AS next

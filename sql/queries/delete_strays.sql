@@ -2,7 +2,7 @@
 --
 -- Locks:      the rows, which nobody else wants.
 -- Index:      none: the default partition is empty in a healthy system.
--- Parameters: $1 double precision  seconds to keep
---             $2 integer           most
+-- Parameters: $1 timestamptz  what is kept begins then
+--             $2 integer      most
 -- Returns:    how many.
-SELECT relay.delete_stray_calls(now() - make_interval(secs => $1), $2)
+SELECT relay.delete_stray_calls($1, $2)

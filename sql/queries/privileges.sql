@@ -40,6 +40,14 @@ SELECT need, granted
          AND has_function_privilege('relay.call_partitions()', 'EXECUTE')
          AND has_function_privilege('relay.make_call_partition(date)', 'EXECUTE')
          AND has_function_privilege('relay.drop_call_partition(text, timestamptz)', 'EXECUTE')
-         AND has_function_privilege('relay.delete_stray_calls(timestamptz, integer)', 'EXECUTE'))
+         AND has_function_privilege('relay.delete_stray_calls(timestamptz, integer)', 'EXECUTE')),
+        (11, 'SELECT, INSERT and UPDATE on relay.retention',
+         has_table_privilege('relay.retention', 'SELECT')
+         AND has_table_privilege('relay.retention', 'INSERT')
+         AND has_column_privilege('relay.retention', 'seen_at', 'UPDATE')
+         AND has_column_privilege('relay.retention', 'steady_since', 'UPDATE')
+         AND has_column_privilege('relay.retention', 'next_at', 'UPDATE')
+         AND has_column_privilege('relay.retention', 'completed_at', 'UPDATE')
+         AND has_column_privilege('relay.retention', 'dropped_at', 'UPDATE'))
        ) AS needs (n, need, granted)
  ORDER BY n

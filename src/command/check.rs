@@ -36,6 +36,7 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     })?;
     privileges(&report, &store).await?;
     trigger(&report, &store).await?;
+    publications(&report, &store).await?;
     webhooks(&report, &store, &caller).await
 }
 
@@ -56,6 +57,22 @@ async fn privileges(report: &Report, store: &Store) -> Result<()> {
         report.line("warning", "row security", &text)?;
     }
     Ok(())
+}
+
+/// Tables that logical replication keeps from being written. Without publications there is nothing to tell.
+async fn publications(report: &Report, store: &Store) -> Result<()> {
+    let broken = report.unless_failed("publications", store.publications().await)?;
+    for (table, publication) in broken.iter().take(NAMED_MAX) {
+        let text = format!(
+            "{table} is in {publication} and has no replica identity that this allows: Postgres refuses UPDATE and \
+             DELETE there (ALTER TABLE {table} REPLICA IDENTITY FULL, and no list of columns)"
+        );
+        report.line("warning", "publication", &text)?;
+    }
+    match broken.len().saturating_sub(NAMED_MAX) {
+        0 => Ok(()),
+        more => report.line("warning", "publication", &format!("and {more} more tables")),
+    }
 }
 
 async fn trigger(report: &Report, store: &Store) -> Result<()> {

@@ -13,6 +13,12 @@ async fn what_is_not_an_event_fails_the_insert_with_the_constraints_name() {
         ("prompt_tokens", "-1", "outbox_prompt_tokens_not_negative"),
         ("completion_tokens", "-1", "outbox_completion_tokens_not_negative"),
         ("total_tokens", "-1", "outbox_total_tokens_not_negative"),
+        ("created_at", "'infinity'", "outbox_created_at_has_four_digit_year"),
+        ("created_at", "'-infinity'", "outbox_created_at_has_four_digit_year"),
+        ("created_at", "'1969-12-31 23:59:59+00'", "outbox_created_at_has_four_digit_year"),
+        ("created_at", "'10000-01-01 00:00:00+00'", "outbox_created_at_has_four_digit_year"),
+        ("webhook_id", "0", "outbox_webhook_id_positive"),
+        ("webhook_id", "-1", "outbox_webhook_id_positive"),
         ("finished_at", "'infinity'", "outbox_finished_at_has_four_digit_year"),
         ("finished_at", "'20000-01-01'", "outbox_finished_at_has_four_digit_year"),
     ];

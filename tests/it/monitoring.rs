@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use promptpal_relay::store::Role;
 
 use crate::support::{Database, Gate, Receiver, Relay, Reply, closed_port, outcome};
 
@@ -97,6 +98,46 @@ async fn metrics_tell_what_happened() {
     assert!(until(port, "promptpal_relay_rows_in_hand", |n| n == 0.0).ends_with("# EOF\n"));
     // At most one label value for each webhook that has calls in flight.
     assert!(!get(port, "/metrics").1.contains("webhook_calls_running{"));
+}
+
+#[tokio::test]
+async fn ages_are_told_whatever_the_application_says_of_its_rows() {
+    let database = Database::new().await;
+    let session = database.session(Role::Metrics).await;
+    // What is asked: the metrics, the view, the command.
+    let ages = async || {
+        let (pending, parked) = session.oldest().await.unwrap();
+        let view =
+            "SELECT coalesce(min(extract(epoch FROM oldest_age)), 0)::double precision FROM relay.backlog";
+        let view: f64 = database.client.query_one(view, &[]).await.unwrap().get(0);
+        // No instance runs, which is told when all else was.
+        let (code, out, err) = outcome(database.command(&["status", "--json"]));
+        assert!(code == 1 && err.contains("no instance runs"), "{out}{err}");
+        let status: serde_json::Value = serde_json::from_str(&out).unwrap();
+        (pending, parked, view, status["oldest_age_s"].as_f64().unwrap())
+    };
+    let insert = async |project: i64, created_at: &str, parked: bool| {
+        let sql = format!(
+            "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens,
+                 created_at, parked) VALUES ({project}, 1, 'u', 0, 1, 1, 1, {created_at}, {parked})"
+        );
+        database.client.execute(&sql, &[]).await.unwrap();
+    };
+    for parked in [false, true] {
+        insert(1, "'9999-12-31 23:59:59+00'", parked).await;
+    }
+    assert_eq!(ages().await, (0.0, 0.0, 0.0, 0.0));
+    // Behind one of the future, in both lanes.
+    for parked in [false, true] {
+        insert(1, "now() - interval '1 hour'", parked).await;
+    }
+    let (pending, parked, view, status) = ages().await;
+    for age in [pending, parked, view, status] {
+        assert!((3600.0..7200.0).contains(&age), "{age}");
+    }
+    insert(2, "'1970-01-01 00:00:00+00'", false).await;
+    let (pending, .., status) = ages().await;
+    assert!(pending > 1e9 && status > 1e9, "{pending} {status}");
 }
 
 #[tokio::test]

@@ -1,12 +1,16 @@
 //! What the daemon makes ahead and throws away, and that it is in nobody's way with it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use promptpal_relay::cli::Cli;
-use promptpal_relay::{config, retention};
+use promptpal_relay::config;
+use promptpal_relay::retention::{Outcome, Retention};
+use promptpal_relay::store::Role;
 
 use clap::Parser;
+use nix::sys::signal::Signal;
 
+use crate::monitoring::{port, until};
 use crate::support::{Database, Receiver, Relay, connect, outcome};
 
 const DAY: Duration = Duration::from_secs(86400);
@@ -14,21 +18,44 @@ const DAY: Duration = Duration::from_secs(86400);
 /// What an instance that does the retention has.
 const RETENTION_LOCK: &str = "SELECT pg_advisory_lock(1886415989, 0)";
 
-/// Tries one run of the retention: 30 days of calls, a day of the outbox. False when somebody else is at it.
-async fn try_run(database: &Database) -> bool {
+/// Tries one run of the retention, as a process that goes on: 30 days of calls, a day of the outbox.
+async fn run_of(process: &Retention, database: &Database) -> Outcome {
     let cli = Cli::try_parse_from(["promptpal-relay", "--database-url", &database.url, "migrate"]).unwrap();
-    retention::run(&config::database(&cli.global).unwrap(), DAY * 30, DAY).await.unwrap()
-}
-
-/// One run, as soon as nobody else is at it: also the session of the run before ends a moment after it.
-async fn run(database: &Database) {
+    // Also the session of the run before ends a moment after it.
     for _ in 0..1000 {
-        if try_run(database).await {
-            return;
+        match process.run(&config::database(&cli.global).unwrap(), DAY * 30, DAY).await.unwrap() {
+            Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
+            outcome => return outcome,
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("somebody has the retention for ever");
+}
+
+/// One run that is due and may do everything.
+async fn run(database: &Database) {
+    due(database).await;
+    assert_eq!(run_of(&Retention::default(), database).await, Outcome::Complete);
+}
+
+/// The last run was long enough ago, and the clock is steady.
+async fn due(database: &Database) {
+    change(
+        database,
+        "seen_at = now(), steady_since = now() - interval '1 day', next_at = now(), dropped_at = NULL",
+    )
+    .await;
+}
+
+/// Changes what stands about the retention.
+async fn change(database: &Database, what: &str) {
+    database.client.batch_execute(&format!("UPDATE relay.retention SET {what}")).await.unwrap();
+}
+
+/// As if Postgres' clock had been put ahead, or back: all that was noted lies that much further away.
+async fn put_the_clock(database: &Database, ahead: &str) {
+    let times = ["seen_at", "steady_since", "next_at", "completed_at", "dropped_at"];
+    let times = times.map(|time| format!("{time} = {time} - interval '{ahead}'"));
+    change(database, &times.join(", ")).await;
 }
 
 /// The partition of the day so many days from today.
@@ -270,6 +297,7 @@ async fn a_report_holds_up_the_dropping_and_nothing_else() {
     make(&database, -50).await;
     let report = connect(&database.url).await;
     report.batch_execute("BEGIN; SELECT count(*) FROM relay.webhook_calls").await.unwrap();
+    due(&database).await;
     let relay = Relay::start(&database, &[]);
     relay.wait_for_log("retention could not do all");
     assert_eq!(partitions(&database, -60, -1).await, 1);
@@ -281,13 +309,258 @@ async fn a_report_holds_up_the_dropping_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_publication_of_all_tables_is_in_the_way_of_nothing() {
+    let database = Database::new().await;
+    let run_sql = async |sql: &str| database.client.batch_execute(sql).await;
+    let strays = async || database.number("SELECT count(*) FROM relay.webhook_calls_default").await;
+    run_sql("CREATE PUBLICATION everything FOR ALL TABLES").await.unwrap();
+    let today = partition(&database, 0).await;
+    run_sql(&format!("DROP TABLE relay.{today}")).await.unwrap();
+    for at in ["now()", "now() - interval '1 year'"] {
+        calls(&database, 3, at).await;
+    }
+    run(&database).await;
+    assert_eq!(strays().await, 0);
+    assert_eq!(database.number(&format!("SELECT count(*) FROM relay.{today}")).await, 3);
+    // The default partition is made again when it is gone.
+    run_sql("DROP TABLE relay.webhook_calls_default").await.unwrap();
+    run(&database).await;
+    calls(&database, 3, "now() - interval '1 year'").await;
+    run(&database).await;
+    assert_eq!(strays().await, 0);
+    // All the rest: a day's calls by a DBA, claims, records, instances, done rows.
+    run_sql("DELETE FROM relay.webhook_calls").await.unwrap();
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let mut relay = Relay::start(&database, &[]);
+    database.events(1, 3).await;
+    database.all_done().await;
+    relay.signal(Signal::SIGTERM);
+    assert!(relay.wait().success());
+    run_sql(
+        "UPDATE relay.outbox SET done_at = now() - interval '2 days', created_at = now() - interval '2 days'",
+    )
+    .await
+    .unwrap();
+    run_sql("UPDATE relay.instances SET cleared_at = now() - interval '8 days'").await.unwrap();
+    run(&database).await;
+    for table in ["outbox", "instances", "instances_since_crash"] {
+        assert_eq!(database.number(&format!("SELECT count(*) FROM relay.{table}")).await, 0, "{table}");
+    }
+    let (code, out, err) = outcome(database.command(&["check"]));
+    assert!(code == 0 && !out.contains("publication"), "{out}{err}");
+}
+
+#[tokio::test]
+async fn check_names_the_tables_that_a_publication_breaks() {
+    let database = Database::new().await;
+    let (today, tomorrow) = (partition(&database, 0).await, partition(&database, 1).await);
+    let run_sql = async |sql: &str| database.client.batch_execute(sql).await.unwrap();
+    let named = async || {
+        let (code, out, err) = outcome(database.command(&["check"]));
+        assert_eq!(code, 0, "{out}{err}");
+        let lines =
+            out.lines().filter_map(|line| line.strip_prefix("warning  publication")?.split(" is in ").next());
+        lines.map(|table| table.trim().to_owned()).collect::<Vec<_>>()
+    };
+    run_sql(&format!(
+        "ALTER TABLE relay.{today} REPLICA IDENTITY DEFAULT;
+         ALTER TABLE relay.webhook_calls DETACH PARTITION relay.{tomorrow};
+         ALTER TABLE relay.{tomorrow} REPLICA IDENTITY NOTHING;
+         ALTER TABLE relay.webhook_calls_default REPLICA IDENTITY DEFAULT;
+         DROP TABLE relay.webhooks;
+         CREATE TABLE relay.webhooks (id bigint, project_id bigint, url text, event text, enabled boolean, signing_secret text)"
+    ))
+    .await;
+    assert!(named().await.is_empty());
+    run_sql("CREATE PUBLICATION everything FOR ALL TABLES").await;
+    let day = |name: &str| format!("relay.{name}");
+    assert_eq!(named().await, [day(&today), day(&tomorrow), day("webhook_calls_default"), day("webhooks")]);
+    // Retention, too, has nothing to say as long as it has nothing to delete there.
+    run(&database).await;
+    run_sql(
+        "DROP PUBLICATION everything; CREATE PUBLICATION inserts FOR ALL TABLES WITH (publish = 'insert')",
+    )
+    .await;
+    assert!(named().await.is_empty());
+    // By the table that it is a part of, under whose name its rows are published.
+    run_sql("DROP PUBLICATION inserts; CREATE PUBLICATION log FOR TABLE relay.webhook_calls WITH (publish_via_partition_root)").await;
+    assert_eq!(named().await, [day(&today), day("webhook_calls_default")]);
+    run_sql("DROP PUBLICATION log").await;
+    if database.number("SELECT current_setting('server_version_num')::bigint").await >= 150_000 {
+        run_sql("CREATE PUBLICATION few FOR TABLE relay.outbox (project_id), relay.instances (epoch, host)")
+            .await;
+        assert_eq!(named().await, ["relay.outbox"]);
+        run_sql("DROP PUBLICATION few; CREATE PUBLICATION filtered FOR TABLE relay.outbox WHERE (project_id > 1), relay.instances WHERE (epoch > 1)").await;
+        assert_eq!(named().await, ["relay.outbox"]);
+        run_sql("DROP PUBLICATION filtered; CREATE PUBLICATION ours FOR TABLES IN SCHEMA relay").await;
+        assert_eq!(
+            named().await,
+            [day(&today), day(&tomorrow), day("webhook_calls_default"), day("webhooks")]
+        );
+    }
+}
+
+#[tokio::test]
 async fn one_of_several_instances_does_it() {
     let database = Database::new().await;
     let other = connect(&database.url).await;
     other.batch_execute(RETENTION_LOCK).await.unwrap();
-    assert!(!try_run(&database).await);
+    due(&database).await;
+    let cli = Cli::try_parse_from(["promptpal-relay", "--database-url", &database.url, "migrate"]).unwrap();
+    let settings = config::database(&cli.global).unwrap();
+    assert_eq!(Retention::default().run(&settings, DAY * 30, DAY).await.unwrap(), Outcome::Busy);
     drop(other);
     run(&database).await;
+}
+
+/// Seven partitions that a clock 60 days ahead takes for old, or that are; rows that were done two days ago by it.
+async fn with_old_things() -> Database {
+    let database = Database::new().await;
+    for days in -60..=-54 {
+        make(&database, days).await;
+    }
+    database.events(1, 10).await;
+    let sql =
+        "UPDATE relay.outbox SET created_at = now() - interval '2 days', done_at = now() - interval '2 days'";
+    database.client.batch_execute(sql).await.unwrap();
+    database
+}
+
+/// Old partitions and done rows that are left.
+async fn left(database: &Database) -> (i64, i64) {
+    (partitions(database, -60, -54).await, database.number("SELECT count(*) FROM relay.outbox").await)
+}
+
+#[tokio::test]
+async fn sessions_that_flap_and_processes_that_restart_do_not_hasten_it() {
+    let database = with_old_things().await;
+    due(&database).await;
+    let debug = ["--log-level", "debug"];
+    let mut relay = Relay::start(&database, &debug);
+    relay.wait_for_log("outcome=Complete");
+    assert_eq!(left(&database).await, (6, 0));
+    let sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name LIKE 'promptpal-relay%'";
+    for times in 1..=5 {
+        database.client.query(sessions, &[]).await.unwrap();
+        relay.wait_for_log_of(times, "found Postgres again");
+        relay.wait_for_log_of(times + 1, "retention outcome=");
+    }
+    for _ in 0..2 {
+        relay.signal(Signal::SIGTERM);
+        assert!(relay.wait().success());
+        relay = Relay::start(&database, &debug);
+        relay.wait_for_log("retention outcome=");
+        assert!(!relay.log().contains("outcome=Complete"), "{}", relay.log());
+    }
+    assert_eq!(left(&database).await, (6, 0));
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_ahead_costs_nothing_within_an_hour_and_then_a_partition_an_hour() {
+    let database = with_old_things().await;
+    change(
+        &database,
+        "seen_at = now(), steady_since = now() - interval '1 day', next_at = now() + interval '5 min'",
+    )
+    .await;
+    assert!(matches!(run_of(&Retention::default(), &database).await, Outcome::NotYet(_)));
+    put_the_clock(&database, "60 days").await;
+    let process = Retention::default();
+    assert_eq!(run_of(&process, &database).await, Outcome::Unsteady);
+    for _ in 0..5 {
+        assert!(matches!(run_of(&process, &database).await, Outcome::NotYet(_)));
+        assert!(matches!(run_of(&Retention::default(), &database).await, Outcome::NotYet(_)));
+    }
+    // The regular ones of the hour.
+    for _ in 0..6 {
+        change(&database, "next_at = now()").await;
+        assert_eq!(run_of(&process, &database).await, Outcome::Unsteady);
+    }
+    assert_eq!(left(&database).await, (7, 10));
+    // The hour is over. Who knows whether it is wrong.
+    change(&database, "steady_since = steady_since - interval '61 min', next_at = now()").await;
+    assert_eq!(run_of(&process, &database).await, Outcome::Complete);
+    assert_eq!(left(&database).await, (6, 0));
+    for _ in 0..5 {
+        change(&database, "next_at = now()").await;
+        assert_eq!(run_of(&Retention::default(), &database).await, Outcome::Complete);
+    }
+    assert_eq!(left(&database).await, (6, 0));
+    let dropped = partition(&database, -60).await;
+    let noted =
+        format!("SELECT count(*) FROM relay.retention WHERE dropped = '{dropped}' AND dropped_at <= now()");
+    assert_eq!(database.number(&noted).await, 1);
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_and_is_put_back_does_not_stop_it() {
+    let database = with_old_things().await;
+    due(&database).await;
+    change(&database, "dropped_at = now() - interval '1 min', next_at = now() + interval '9 min'").await;
+    put_the_clock(&database, "-60 days").await;
+    assert!(database.session(Role::Metrics).await.retention_age().await.unwrap().is_nan());
+    assert_eq!(run_of(&Retention::default(), &database).await, Outcome::Unsteady);
+    let future = "SELECT count(*) FROM relay.retention WHERE greatest(seen_at, steady_since, completed_at, dropped_at) > now()";
+    assert_eq!(database.number(future).await, 0);
+    assert!(database.session(Role::Metrics).await.retention_age().await.unwrap() < 60.0);
+    assert_eq!(left(&database).await, (7, 10));
+    change(&database, "steady_since = steady_since - interval '61 min', dropped_at = dropped_at - interval '61 min', next_at = now()").await;
+    assert_eq!(run_of(&Retention::default(), &database).await, Outcome::Complete);
+    assert_eq!(left(&database).await, (6, 0));
+}
+
+#[tokio::test]
+async fn a_clock_is_judged_by_the_time_that_the_process_knows_to_have_passed() {
+    let database = Database::new().await;
+    let session = database.session(Role::Retention).await;
+    let hour = Duration::from_secs(3600);
+    let begin = async |noted| {
+        change(&database, "next_at = now()").await;
+        session.begin_retention(noted, hour / 6, hour / 60, hour).await.unwrap()
+    };
+    let steady = async |hours: u32| {
+        put_the_clock(&database, &format!("{hours} h")).await;
+        let sql = "SELECT seen_at FROM relay.retention";
+        database.client.query_one(sql, &[]).await.unwrap().get::<_, SystemTime>(0)
+    };
+    // A process that waited for Postgres for five hours knows that they have passed.
+    let turn = begin(Some((steady(5).await, hour * 5))).await;
+    assert!(turn.off_s.is_none() && turn.steady, "{turn:?}");
+    // Five hours, and the clock says fifty, or none.
+    let turn = begin(Some((steady(50).await, hour * 5))).await;
+    assert!(turn.off_s.unwrap() > 44.0 * 3600.0 && !turn.steady, "{turn:?}");
+    let turn = begin(Some((steady(0).await, hour * 5))).await;
+    assert!(turn.off_s.unwrap() < -4.0 * 3600.0 && !turn.steady, "{turn:?}");
+    // One that knows nothing believes in less than an hour.
+    let sql = "seen_at = now() - interval '50 min', steady_since = now() - interval '2 h'";
+    change(&database, sql).await;
+    let turn = begin(None).await;
+    assert!(turn.off_s.is_none() && turn.steady, "{turn:?}");
+    steady(2).await;
+    assert!(!begin(None).await.steady);
+    // The row is made again when somebody has taken it away.
+    database.client.batch_execute("DELETE FROM relay.retention").await.unwrap();
+    assert!(!begin(None).await.steady);
+    assert!(begin(None).await.off_s.is_none());
+}
+
+#[tokio::test]
+async fn work_that_is_late_is_a_warning_and_a_metric() {
+    let database = Database::new().await;
+    let other = connect(&database.url).await;
+    other.batch_execute(RETENTION_LOCK).await.unwrap();
+    change(&database, "completed_at = now() - interval '2 h'").await;
+    let relay = Relay::start(&database, &["--metrics-listen", "0"]);
+    relay.wait_for_log("retention is late");
+    let (port, series) = (port(&relay), "promptpal_relay_retention_age_seconds");
+    until(port, series, |age| (7200.0..8000.0).contains(&age));
+    database.client.batch_execute("DELETE FROM relay.retention").await.unwrap();
+    until(port, series, f64::is_nan);
+    drop(other);
+    run_of(&Retention::default(), &database).await;
+    until(port, series, |age| age < 100.0);
 }
 
 #[tokio::test]
