@@ -90,9 +90,7 @@ impl Settings {
         }
         match failures.len() {
             1 => Err(failures.swap_remove(0)),
-            _ => Err(Error::Failed(
-                failures.iter().map(|error| one_line(error)).collect::<Vec<_>>().join("; then "),
-            )),
+            _ => Err(Error::Servers(failures)),
         }
     }
 

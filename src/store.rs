@@ -415,6 +415,13 @@ impl Store {
         Ok(self.one("taking the liveness lock", sql, &[&epoch]).await?.get(0))
     }
 
+    /// Lets the liveness locks of these epochs go on this session, where it holds them.
+    pub async fn unlock_epochs(&self, epochs: &[i64]) -> Result<()> {
+        let sql = include_str!("../sql/queries/unlock_epochs.sql");
+        self.rows("freeing older liveness locks", sql, &[&epochs]).await?;
+        Ok(())
+    }
+
     /// Looks at the liveness locks of the listed instances but ours, and marks those in `sure` dead whose lock is
     /// free. Returns each that is alive, suspect, buried, or dead and not known to have no rows left.
     pub async fn bury(&self, epoch: i32, sure: &[i32]) -> Result<Vec<Peer>> {

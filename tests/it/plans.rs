@@ -54,6 +54,7 @@ const SMALL: &[&str] = &[
     "try_migrate",
     "try_retention",
     "try_sleep",
+    "unlock_epochs",
     "wake_trigger",
     "wake_up",
     // Their work is the catalog's.

@@ -187,7 +187,8 @@ async fn a_relay_that_gets_some_of_its_sessions_keeps_its_rows() {
     database.events(1, 1).await;
     receiver.wait_for(1);
     let peer = Relay::start(&database, &[]);
-    // Two sessions are left to it, and it may open two: one too few. A peer looks at it all the while.
+    // Two sessions are left to it, and it may have no more: one too few. A peer looks at it all the while.
+    run(format!("ALTER ROLE {user} CONNECTION LIMIT 2")).await;
     terminate(&database, &user, "promptpal-relay finish").await;
     relay.wait_for_log_of(4, "waiting for Postgres");
     run(format!("ALTER ROLE {user} CONNECTION LIMIT 20")).await;
@@ -199,6 +200,65 @@ async fn a_relay_that_gets_some_of_its_sessions_keeps_its_rows() {
     assert_eq!(outcomes(&database).await, [(true, false)]);
     drop(relay);
     run(format!("REVOKE relay_daemon FROM {user}; DROP ROLE {user}")).await;
+}
+
+#[tokio::test]
+async fn a_limit_of_sessions_that_its_own_old_ones_use_up_keeps_no_relay_away() {
+    for limit in 3..=6 {
+        let database = Database::new().await;
+        let (receiver, gate) = gated();
+        database.webhook(1, &receiver.url("/")).await;
+        let user = format!("limited_{limit}_{}", std::process::id());
+        let run = async |sql: String| database.client.batch_execute(&sql).await.unwrap();
+        run(format!("CREATE ROLE {user} LOGIN PASSWORD 'x' CONNECTION LIMIT {limit} IN ROLE relay_daemon")).await;
+        // With metrics, so that a fourth session comes and goes.
+        let flags = ["--poll-interval", "1h", "--metrics-listen", "0"];
+        let relay = Relay::spawn(&as_user(&database.url, &user, "x"), &flags);
+        database.events(1, 1).await;
+        receiver.wait_for(1);
+        let peer = Relay::start(&database, &[]);
+        let sessions = ["promptpal-relay claim", "promptpal-relay finish", "promptpal-relay listen"];
+        for (times, session) in (1..).zip(sessions) {
+            terminate(&database, &user, session).await;
+            relay.wait_for_log_of(times, "found Postgres again");
+        }
+        gate.open();
+        database.all_done().await;
+        assert!(!peer.log().contains("dead instance"), "{limit}\n{}", peer.log());
+        assert_eq!(receiver.requests().len(), 1, "{limit}\n{}", relay.log());
+        assert_eq!(outcomes(&database).await, [(true, false)], "{limit}");
+        drop((relay, peer));
+        let none_left = format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = '{user}'");
+        database.eventually(&none_left).await;
+        run(format!("REVOKE relay_daemon FROM {user}; DROP ROLE {user}")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_full_keeps_no_relay_away() {
+    let cluster = Cluster::start(&["max_connections=12", "superuser_reserved_connections=3"]).unwrap();
+    let database = Database::on(&cluster.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    database.client.batch_execute("CREATE ROLE relay LOGIN IN ROLE relay_daemon").await.unwrap();
+    let url = database.url.replacen("postgres@", "relay@", 1);
+    let relay = Relay::spawn(&url, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    // The application takes what is left, but for the places that only superusers may have.
+    let mut others = Vec::new();
+    while let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await {
+        tokio::spawn(connection);
+        others.push(client);
+    }
+    for (times, session) in (1..).zip(["promptpal-relay finish", "promptpal-relay listen"]) {
+        terminate(&database, "relay", session).await;
+        relay.wait_for_log_of(times, "found Postgres again");
+    }
+    gate.open();
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 1, "{} others\n{}", others.len(), relay.log());
+    assert_eq!(outcomes(&database).await, [(true, false)]);
 }
 
 #[tokio::test]
