@@ -240,6 +240,38 @@ fn ends(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
+// ---- clocks -------------------------------------------------------------------------------------------------------
+
+/// A clock of a program's own.
+pub struct Clock {
+    dir: TempDir,
+}
+
+impl Clock {
+    /// One that goes right.
+    pub fn new() -> Clock {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clock.c");
+        let library = dir.path().join("clock.so");
+        let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).status().unwrap();
+        assert!(made.success());
+        File::create(dir.path().join("passed")).unwrap();
+        Clock { dir }
+    }
+
+    /// The program goes by this clock, and takes it to be so many seconds later than it is.
+    pub fn ahead(&self, command: &mut Command, seconds: i64) {
+        command.env("LD_PRELOAD", self.dir.path().join("clock.so"));
+        command.env("CLOCK_PASSED", self.dir.path().join("passed")).env("CLOCK_AHEAD_S", seconds.to_string());
+    }
+
+    /// So many minutes pass at once.
+    pub fn pass(&self, minutes: usize) {
+        let mut file = File::options().append(true).open(self.dir.path().join("passed")).unwrap();
+        file.write_all(&vec![b'.'; minutes]).unwrap();
+    }
+}
+
 // ---- the relay ----------------------------------------------------------------------------------------------------
 
 /// With loopback allowed.
@@ -257,6 +289,13 @@ impl Relay {
     /// Starts it with loopback allowed.
     pub fn spawn(database_url: &str, arguments: &[&str]) -> Relay {
         Relay::spawn_with(program(RUN, database_url), arguments, |_| ())
+    }
+
+    /// Starts it with a clock of its own.
+    pub fn start_by(clock: &Clock, database_url: &str, arguments: &[&str]) -> Relay {
+        let mut command = program(RUN, database_url);
+        clock.ahead(&mut command, 0);
+        Relay::spawn_with(command, arguments, |_| ()).ready()
     }
 
     /// Starts it with a socket to systemd that is full, and that nobody reads.
