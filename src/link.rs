@@ -191,8 +191,11 @@ impl Older {
     /// Lets sessions go that are left, if the new link has room then. False: it would not, and nothing was done.
     async fn let_go(&mut self, new: &[Option<Result<Store>>; 3]) -> Result<bool> {
         self.sessions.retain(|session| !session.is_closed());
-        let found: Vec<(usize, &Store)> =
-            new.iter().enumerate().filter_map(|(at, tried)| Some((at, tried.as_ref()?.as_ref().ok()?))).collect();
+        let found: Vec<(usize, &Store)> = new
+            .iter()
+            .enumerate()
+            .filter_map(|(at, tried)| Some((at, tried.as_ref()?.as_ref().ok()?)))
+            .collect();
         if found.len() + self.sessions.len() < new.len() {
             return Ok(false);
         }

@@ -89,7 +89,9 @@ fn refusal_of(code: &SqlState) -> Option<Refusal> {
         | SqlState::UNDEFINED_FUNCTION
         | SqlState::UNDEFINED_OBJECT
         | SqlState::INVALID_SCHEMA_NAME => Refusal::Missing,
-        SqlState::DATATYPE_MISMATCH | SqlState::CANNOT_COERCE | SqlState::WRONG_OBJECT_TYPE => Refusal::Changed,
+        SqlState::DATATYPE_MISMATCH | SqlState::CANNOT_COERCE | SqlState::WRONG_OBJECT_TYPE => {
+            Refusal::Changed
+        }
         SqlState::READ_ONLY_SQL_TRANSACTION => Refusal::ReadOnly,
         SqlState::DISK_FULL => Refusal::Disk,
         SqlState::OUT_OF_MEMORY => Refusal::Memory,
@@ -114,12 +116,21 @@ pub fn advice(error: &Error, user: &str) -> Option<String> {
             "the role {user} is gone, may not log in, or has another password: CREATE ROLE {user} LOGIN IN ROLE \
              relay_daemon, ALTER ROLE {user} PASSWORD, or a rule in pg_hba.conf"
         ),
-        Refusal::Settings => "correct the connection settings and restart: promptpal-relay check tells more".into(),
-        Refusal::Database => "the database is gone or has another name: correct the connection settings and restart".into(),
-        Refusal::Privilege => format!("GRANT relay_daemon TO {user}; where it is granted, run promptpal-relay migrate"),
-        Refusal::Missing => "something of the schema relay is gone: put it back; promptpal-relay check tells what".into(),
+        Refusal::Settings => {
+            "correct the connection settings and restart: promptpal-relay check tells more".into()
+        }
+        Refusal::Database => {
+            "the database is gone or has another name: correct the connection settings and restart".into()
+        }
+        Refusal::Privilege => {
+            format!("GRANT relay_daemon TO {user}; where it is granted, run promptpal-relay migrate")
+        }
+        Refusal::Missing => {
+            "something of the schema relay is gone: put it back; promptpal-relay check tells what".into()
+        }
         Refusal::Changed => {
-            "something of the schema relay has another type: put it back; promptpal-relay check tells what".into()
+            "something of the schema relay has another type: put it back; promptpal-relay check tells what"
+                .into()
         }
         Refusal::ReadOnly => format!(
             "the database is read-only: name the primary in the connection settings, or ALTER ROLE {user} RESET \
@@ -132,7 +143,9 @@ pub fn advice(error: &Error, user: &str) -> Option<String> {
         Refusal::Disk => "make room on the server's disk".into(),
         Refusal::Memory => "the server has no memory: see its log".into(),
         Refusal::Cancelled => "something cancels the daemon's statements: see the server's log".into(),
-        Refusal::Locked => format!("somebody has a table locked: end that, or ALTER ROLE {user} RESET lock_timeout"),
+        Refusal::Locked => {
+            format!("somebody has a table locked: end that, or ALTER ROLE {user} RESET lock_timeout")
+        }
         Refusal::Other => "see the server's log; promptpal-relay check tells what is not in place".into(),
     })
 }

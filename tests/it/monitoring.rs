@@ -179,7 +179,8 @@ async fn a_privilege_that_is_lost_is_told_with_what_to_do() {
     relay.wait_for_log("found Postgres again");
     // No session is left to a role that may not log in.
     run(format!("ALTER ROLE {user} NOLOGIN")).await;
-    let sessions = format!("SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity WHERE usename = '{user}'");
+    let sessions =
+        format!("SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity WHERE usename = '{user}'");
     database.eventually(&sessions).await;
     told(&clock, &relay, ["waiting for Postgres", &format!("CREATE ROLE {user} LOGIN")]);
     drop(relay);

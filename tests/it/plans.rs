@@ -68,6 +68,8 @@ const SMALL: &[&str] = &[
     "calls",
     "calls_after",
     "calls_of_row",
+    "whole_calls",
+    "clock",
     "call_ids",
     "replay",
     "send_test",

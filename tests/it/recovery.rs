@@ -210,7 +210,8 @@ async fn a_limit_of_sessions_that_its_own_old_ones_use_up_keeps_no_relay_away() 
         database.webhook(1, &receiver.url("/")).await;
         let user = format!("limited_{limit}_{}", std::process::id());
         let run = async |sql: String| database.client.batch_execute(&sql).await.unwrap();
-        run(format!("CREATE ROLE {user} LOGIN PASSWORD 'x' CONNECTION LIMIT {limit} IN ROLE relay_daemon")).await;
+        run(format!("CREATE ROLE {user} LOGIN PASSWORD 'x' CONNECTION LIMIT {limit} IN ROLE relay_daemon"))
+            .await;
         // With metrics, so that a fourth session comes and goes.
         let flags = ["--poll-interval", "1h", "--metrics-listen", "0"];
         let relay = Relay::spawn(&as_user(&database.url, &user, "x"), &flags);

@@ -240,6 +240,13 @@ fn ends(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
+/// Most memory that a process ever had, in bytes.
+pub fn memory_peak(pid: Pid) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+}
+
 // ---- clocks -------------------------------------------------------------------------------------------------------
 
 /// A clock of a program's own.
@@ -253,7 +260,8 @@ impl Clock {
         let dir = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clock.c");
         let library = dir.path().join("clock.so");
-        let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).status().unwrap();
+        let made =
+            Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).status().unwrap();
         assert!(made.success());
         File::create(dir.path().join("passed")).unwrap();
         Clock { dir }
@@ -359,9 +367,7 @@ impl Relay {
 
     /// Most memory that it ever had, in bytes.
     pub fn memory_peak(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+        memory_peak(self.pid())
     }
 
     /// Sends a signal; waits until all threads stand still if it is the one that stops them.
