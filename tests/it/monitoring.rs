@@ -226,6 +226,39 @@ async fn a_scraper_that_says_nothing_holds_up_no_row() {
 }
 
 #[tokio::test]
+async fn a_scraper_is_answered_at_once_however_many_say_nothing() {
+    let database = Database::new().await;
+    let (_relay, port) = start(&database, &[]);
+    let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
+    // Some say nothing, some half of what they have to say, and some do not read what they are told.
+    let mut silent = Vec::new();
+    for number in 0..200 {
+        let mut stream = connect();
+        match number % 3 {
+            0 => {}
+            1 => stream.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap(),
+            _ => stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap(),
+        }
+        silent.push(stream);
+        if number % 20 == 0 {
+            let start = Instant::now();
+            assert_eq!(get(port, "/healthz"), (200, "ok\n".into()));
+            assert_eq!(get(port, "/metrics").0, 200);
+            assert!(start.elapsed() < Duration::from_millis(900), "{number}: {:?}", start.elapsed());
+        }
+    }
+    // Those that were too many are closed, and the rest when their time is over.
+    for mut stream in silent {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut answer = Vec::new();
+        match stream.read_to_end(&mut answer) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_address_that_cannot_be_had_is_configuration() {
     let database = Database::new().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
