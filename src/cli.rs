@@ -149,7 +149,7 @@ pub enum Command {
     Check(Box<Run>),
     /// How it goes: who runs, what waits, which webhooks fail (the last five minutes)
     ///
-    /// Exits with 1 when no instance runs.
+    /// Exits with 1 when no instance runs. A standby (target_session_attrs=any) cannot tell, and says so.
     Status {
         /// One JSON object
         #[arg(long)]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use promptpal_relay::cluster::Cluster;
 use serde_json::Value;
 
 use crate::support::{Clock, Database, Receiver, Relay, Reply, as_user, connect, memory_peak, outcome};
@@ -94,6 +95,39 @@ async fn status_tells_who_runs_what_waits_and_who_fails() {
     assert_eq!(code, 1);
     assert!(out.starts_with("pending 3, ") && err.contains("no instance runs"), "{out}{err}");
     drop_logins(&database).await;
+}
+
+#[tokio::test]
+async fn status_at_a_standby_says_that_it_cannot_know_who_runs() {
+    let mut primary = Cluster::start(&[]).unwrap();
+    let standby = primary.standby().unwrap();
+    let database = Database::on(&primary.url("postgres")).await;
+    let receiver = Receiver::start(|_| Reply::Never);
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let there = Database::at(&format!("{}?target_session_attrs=any", standby.url("postgres"))).await;
+    // The claim is not flushed at once.
+    there.eventually("SELECT to_regclass('relay.outbox') IS NOT NULL").await;
+    there.eventually("SELECT count(claimed_by) = 1 FROM relay.outbox").await;
+    let (code, out, err) = outcome(there.command(&["status"]));
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.starts_with("pending 1, ") && out.contains("in flight 1;"), "{out}");
+    assert!(out.contains("This is a standby") && out.contains(&relay.pid().to_string()), "{out}");
+    let (code, out, err) = outcome(there.command(&["status", "--json"]));
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (code, &status["standby"], status["pending"].as_i64()),
+        (0, &Value::Bool(true), Some(1)),
+        "{err}"
+    );
+    // The log is there, too.
+    let (code, _, err) = outcome(there.command(&["calls"]));
+    assert_eq!((code, err.as_str()), (0, ""));
+    let (code, out, _) = outcome(database.command(&["status", "--json"]));
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &status["standby"]), (0, &Value::Bool(false)));
 }
 
 #[tokio::test]

@@ -265,6 +265,51 @@ async fn a_server_that_is_full_keeps_no_relay_away() {
 }
 
 #[tokio::test]
+async fn time_limits_that_a_role_has_for_others_cut_nothing_off() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let user = format!("hurried_{}", std::process::id());
+    let run = async |sql: String| database.client.batch_execute(&sql).await.unwrap();
+    run(format!("CREATE ROLE {user} LOGIN PASSWORD 'x' IN ROLE relay_daemon")).await;
+    // Those that this server has: `transaction_timeout` came with Postgres 17.
+    let limits = database
+        .client
+        .query("SELECT name::text FROM pg_settings WHERE name ~ '^(statement|lock|transaction|idle_.*session)_timeout$'", &[])
+        .await
+        .unwrap();
+    for limit in &limits {
+        run(format!("ALTER ROLE {user} SET {} = '300ms'", limit.get::<_, &str>(0))).await;
+    }
+    assert!(limits.len() >= 4);
+    let relay = Relay::spawn(&as_user(&database.url, &user, "x"), &["--poll-interval", "100ms"]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let waits = |session: &str| {
+        format!(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+                 AND application_name = 'promptpal-relay {session}' AND xact_start < clock_timestamp() - interval '1 s')"
+        )
+    };
+    let other = connect(&database.url).await;
+    other.batch_execute("BEGIN; LOCK TABLE relay.webhook_calls IN SHARE MODE").await.unwrap();
+    gate.open();
+    database.eventually(&waits("finish")).await;
+    other.batch_execute("COMMIT").await.unwrap();
+    database.all_done().await;
+    other.batch_execute("BEGIN; LOCK TABLE relay.outbox IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    database.eventually(&waits("claim")).await;
+    other.batch_execute("COMMIT").await.unwrap();
+    database.events(1, 1).await;
+    database.all_done().await;
+    let log = relay.log();
+    assert!(!log.contains("lost Postgres") && !log.contains("cannot be"), "{log}");
+    assert_eq!(outcomes(&database).await, [(true, false); 2]);
+    drop(relay);
+    run(format!("REVOKE relay_daemon FROM {user}; DROP ROLE {user}")).await;
+}
+
+#[tokio::test]
 async fn a_restart_of_postgres_repeats_no_call() {
     for how in [Stop::Fast, Stop::Immediate] {
         let mut cluster = Cluster::start(&[]).unwrap();
