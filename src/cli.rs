@@ -149,7 +149,7 @@ pub enum Command {
     Check(Box<Run>),
     /// How it goes: who runs, what waits, which webhooks fail (the last five minutes)
     ///
-    /// Exits with 1 when no instance runs.
+    /// Exits with 1 when no instance runs. A standby (target_session_attrs=any) cannot tell, and says so.
     Status {
         /// One JSON object
         #[arg(long)]
@@ -203,13 +203,13 @@ pub struct Calls {
     /// Failed ones only
     #[arg(long)]
     pub failed: bool,
-    /// Started within this time, or since that time (2024-01-15, 2024-01-15T10:30:00Z)
+    /// Started within this time, or since that time (2024-01-15, 2024-01-15T10:30:00Z), by the database's clock
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = past)]
-    pub since: SystemTime,
+    pub since: Past,
     /// Most calls
     #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub limit: u32,
-    /// Go on with new ones as they are recorded, until Ctrl-C
+    /// Go on with new ones as they are recorded, whenever they started, until Ctrl-C
     #[arg(long)]
     pub follow: bool,
     /// One JSON object a line, with all columns
@@ -229,10 +229,10 @@ pub struct Replay {
     pub webhook: Option<i64>,
     /// Started within this time, or since that time (1d, 2024-01-15, 2024-01-15T10:30:00Z)
     #[arg(long, value_name = "TIME", value_parser = past)]
-    pub since: Option<SystemTime>,
+    pub since: Option<Past>,
     /// Started before that time, or longer ago than this
     #[arg(long, value_name = "TIME", value_parser = past)]
-    pub until: Option<SystemTime>,
+    pub until: Option<Past>,
     /// Failed ones only
     #[arg(long)]
     pub failed: bool,
@@ -304,6 +304,26 @@ pub enum AfterCrash {
     Record,
 }
 
+/// A time that is past, as it was typed. What "an hour ago" is, the database's clock says: that of this machine may be
+/// wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// So long ago.
+    Ago(Duration),
+    /// Then.
+    At(SystemTime),
+}
+
+impl Past {
+    /// When that is, if it is `now`.
+    pub fn at(self, now: SystemTime) -> SystemTime {
+        match self {
+            Past::Ago(ago) => now.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH),
+            Past::At(time) => time,
+        }
+    }
+}
+
 fn count(max: i64) -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=max)
 }
@@ -321,10 +341,10 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A time that is past: so long ago, a day (UTC), or an RFC 3339 time.
-fn past(text: &str) -> Result<SystemTime, String> {
+fn past(text: &str) -> Result<Past, String> {
     let day = || humantime::parse_rfc3339(&format!("{text}T00:00:00Z"));
-    let ago = || SystemTime::now().checked_sub(duration(text).ok()?);
-    humantime::parse_rfc3339(text).or_else(|_| day()).ok().or_else(ago).ok_or_else(|| {
+    let ago = || duration(text).ok().map(Past::Ago);
+    humantime::parse_rfc3339(text).or_else(|_| day()).ok().map(Past::At).or_else(ago).ok_or_else(|| {
         "write how long ago (1h, 30d), a day (2024-01-15) or a time (2024-01-15T10:30:00Z)".into()
     })
 }
@@ -385,9 +405,12 @@ mod tests {
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86400)));
         assert!(duration("0s").is_err() && duration("10").is_err() && duration("9999999y").is_err());
-        assert_eq!(past("1970-01-02"), Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(86400)));
-        assert_eq!(past("1970-01-01T00:00:07Z"), Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(7)));
-        assert!(past("1h").is_ok_and(|time| time < SystemTime::now()));
+        let after = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(past("1970-01-02"), Ok(Past::At(after(86400))));
+        assert_eq!(past("1970-01-01T00:00:07Z"), Ok(Past::At(after(7))));
+        assert_eq!(past("1h"), Ok(Past::Ago(Duration::from_secs(3600))));
+        assert_eq!(past("1h").map(|past| past.at(after(3607))), Ok(after(7)));
+        assert_eq!(past("1970-01-02").map(|past| past.at(after(7))), Ok(after(86400)));
         assert!(past("yesterday").is_err() && past("2024-13-01").is_err());
         assert_eq!(size("64KiB"), Ok(65536));
         assert_eq!(size("65536"), Ok(65536));

@@ -38,9 +38,11 @@ const OLDEST_SERVER: u32 = 14;
 /// Settings of every session, unless the user's own `options` name them. A site's defaults are made for the queries
 /// of its applications; what they would do to a daemon's is said beside each.
 const SESSION_SETTINGS: &[(&str, &str)] = &[
-    // A statement that was cut off is made again and cut off again, for ever. The relay's are short by design, and
-    // waiting for locks is what `lock_timeout` bounds, which is left to those who know what they wait for.
+    // A statement that was cut off is made again and cut off again, for ever. The relay's are short by design.
     ("statement_timeout", "0"),
+    // A commit that waits for somebody's lock is no further when it is cut off. Those who know what they wait for set it
+    // themselves.
+    ("lock_timeout", "0"),
     // The listening session is silent for hours.
     ("idle_session_timeout", "0"),
     // No transaction of ours waits for anything but Postgres. If this process is stopped within one (SIGSTOP, a
@@ -55,6 +57,9 @@ const SESSION_SETTINGS: &[(&str, &str)] = &[
     ("tcp_keepalives_count", "2"),
     ("tcp_user_timeout", "'9s'"),
 ];
+
+/// The same, but of newer servers only: Postgres 17 and later have this one. As `statement_timeout`.
+const NEWER_SETTINGS: &[(&str, &str)] = &[("transaction_timeout", "0")];
 
 /// Settings that the code relies on, whatever the user's `options` say: `SKIP LOCKED` and guarded updates are made
 /// for read committed, days begin in UTC, and a backslash in a string is a backslash.
@@ -90,9 +95,7 @@ impl Settings {
         }
         match failures.len() {
             1 => Err(failures.swap_remove(0)),
-            _ => Err(Error::Failed(
-                failures.iter().map(|error| one_line(error)).collect::<Vec<_>>().join("; then "),
-            )),
+            _ => Err(Error::Servers(failures)),
         }
     }
 
@@ -206,7 +209,14 @@ impl Settings {
             true => String::new(),
             false => format!("SET {name} = {value}; "),
         };
+        let set_if_known = |(name, value): &(&str, &str)| match options.contains(name) {
+            true => String::new(),
+            false => {
+                format!("SELECT set_config(name, '{value}', false) FROM pg_settings WHERE name = '{name}'; ")
+            }
+        };
         let mut batch: String = SESSION_SETTINGS.iter().map(set).collect();
+        batch.extend(NEWER_SETTINGS.iter().map(set_if_known));
         batch.push_str(RELIED_ON);
         batch.push_str(setup);
         batch.push_str("; ");
@@ -215,7 +225,8 @@ impl Settings {
         let (answer, check) = tokio::join!(session.simple_query(&batch), session.batch_execute(&check));
 
         let messages = answer.map_err(Error::postgres(format!("{}, session settings", self.doing(host))))?;
-        let row = messages.iter().find_map(|message| match message {
+        // The last one: settings may give rows, too.
+        let row = messages.iter().rev().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
         });

@@ -37,6 +37,8 @@ pub enum Error {
     },
     /// Anything else that ended the command; a restart may help. Exit code 1.
     Failed(String),
+    /// Each of several servers was tried in turn, and none serves us; another try may help. Exit code 1.
+    Servers(Vec<Error>),
 }
 
 const FAILED: u8 = 1;
@@ -68,7 +70,7 @@ impl Error {
                 Some(code) if refused_for_good(code) => CONFIG,
                 _ => FAILED,
             },
-            Error::Io { .. } | Error::Failed(_) => FAILED,
+            Error::Io { .. } | Error::Failed(_) | Error::Servers(_) => FAILED,
         }
     }
 
@@ -86,7 +88,18 @@ impl Error {
     pub fn sqlstate(&self) -> Option<&SqlState> {
         match self {
             Error::Postgres { source, .. } => source.code(),
+            Error::Servers(errors) => errors.iter().find_map(Error::sqlstate),
             _ => None,
+        }
+    }
+
+    /// Whether Postgres has no room for one more session: of the role, of the database or of the server. Poolers say so by
+    /// `protocol_violation`.
+    pub fn is_crowded(&self) -> bool {
+        let crowded = |code| matches!(code, &SqlState::TOO_MANY_CONNECTIONS | &SqlState::PROTOCOL_VIOLATION);
+        match self {
+            Error::Servers(errors) => errors.iter().any(Error::is_crowded),
+            error => error.sqlstate().is_some_and(crowded),
         }
     }
 
@@ -136,6 +149,9 @@ impl fmt::Display for Error {
             }
             Error::Postgres { doing, .. } => f.write_str(doing),
             Error::Io { doing, .. } => f.write_str(doing),
+            Error::Servers(errors) => {
+                f.write_str(&errors.iter().map(|error| one_line(error)).collect::<Vec<_>>().join("; then "))
+            }
         }
     }
 }

@@ -71,6 +71,11 @@ impl Instance {
         &self.store
     }
 
+    /// That session, which goes on without being this instance's.
+    pub fn into_session(self) -> Store {
+        self.store
+    }
+
     /// Looks at the liveness locks, and marks the dead of whom `peers` is sure `now`. One round trip. True when that
     /// changed what may be claimed.
     pub async fn look_around(&self, peers: &RefCell<Peers>, now: Instant) -> Result<bool> {

@@ -17,6 +17,15 @@ use crate::store::{Role, Store};
 pub const SILENCE: Duration = Duration::from_secs(5);
 /// The longest that a session which claims or finishes waits before the server is asked.
 const SILENCE_MAX: Duration = Duration::from_secs(160);
+/// First and longest pause before Postgres is asked again for a session that it had no room for: a backend needs a moment
+/// to exit. Doubles each time.
+const ROOM_RETRY_MIN: Duration = Duration::from_millis(1);
+const ROOM_RETRY_MAX: Duration = Duration::from_millis(50);
+/// So often it is asked again before sessions of ours are let go: those that were refused at once may have been in each
+/// other's way.
+const ROOM_TRIES: u32 = 5;
+/// How long it is asked again.
+const ROOM_MAX: Duration = Duration::from_secs(2);
 /// How long we remember that a session was not heard.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -58,22 +67,28 @@ impl Patience {
 impl Link {
     /// Connects all sessions at once, and registers when they are there: an epoch that has only some of them would end
     /// when the next one fails. `adopt` is for whoever had rows in hand under an older epoch: it runs before anything
-    /// else is done, because peers do not wait for long.
+    /// else is done, because peers do not wait for long. Where Postgres has no room for the sessions because of `older` ones,
+    /// those are let go.
     pub async fn connect(
         settings: &Settings,
         peers: &RefCell<Peers>,
+        older: &mut Older,
         adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
     ) -> Result<Link> {
-        let session = |role| Store::connect(settings, role);
-        let (listen, claim, finish) =
-            tokio::try_join!(session(Role::Listen), session(Role::Claim), session(Role::Finish))?;
+        let [listen, claim, finish] = older.replaced(settings).await?;
         schema::require_current(&listen).await?;
         let instance = Instance::register(listen).await?;
         let backends = tokio::try_join!(instance.share(&claim), instance.share(&finish))?;
+        older.free([instance.session(), &claim, &finish]).await?;
         adopt(&instance).await?;
         peers.borrow_mut().connected(instance.server_started(), Instant::now());
         instance.look_around(peers, Instant::now()).await?;
         Ok(Link { instance, claim, finish, backends: backends.into(), unheard: Cell::default() })
+    }
+
+    /// What is left of it, to be kept until another link has taken its rows over. `epochs` are ours that may have rows.
+    pub fn into_older(self, epochs: Vec<i64>) -> Older {
+        Older { epochs, sessions: vec![self.claim, self.finish, self.instance.into_session()], holder: None }
     }
 
     /// Fails when Postgres does not hear what a session says, or is not heard by it: something between us takes what is
@@ -113,6 +128,105 @@ impl Link {
             error = self.instance.session().closed() => error,
             error = self.claim.closed() => error,
             error = self.finish.closed() => error,
+        }
+    }
+}
+
+/// The sessions that are left of a link: as long as one of them lives, so do the older epochs, and no peer takes our rows.
+#[derive(Default)]
+pub struct Older {
+    epochs: Vec<i64>,
+    // Some may be lost.
+    sessions: Vec<Store>,
+    // Which of the new sessions holds the locks of the older epochs, too.
+    holder: Option<usize>,
+}
+
+impl Older {
+    /// Connects the sessions of a new link. Those that are left are kept, unless Postgres has no room for both (a
+    /// `CONNECTION LIMIT`, a full server) and has room for the new ones without them. Then a new session takes their
+    /// liveness locks before they are let go, so that the older epochs live on all the while.
+    ///
+    /// # Errors
+    ///
+    /// The first that failed. What keeps the older epochs alive is still there.
+    async fn replaced(&mut self, settings: &Settings) -> Result<[Store; 3]> {
+        const ROLES: [Role; 3] = [Role::Listen, Role::Claim, Role::Finish];
+        let [listen, claim, finish] = ROLES.map(|role| Store::connect(settings, role));
+        let tried: [Result<Store>; 3] = tokio::join!(listen, claim, finish).into();
+        let mut new = tried.map(Some);
+        let give_up = Instant::now() + ROOM_MAX;
+        let (mut pause, mut tries) = (ROOM_RETRY_MIN, 0);
+        loop {
+            // One after the other from here on: those that ask at once count against each other.
+            let Some(missing) = new.iter().position(|tried| !matches!(tried, Some(Ok(_)))) else {
+                return Ok(new.map(|tried| tried.and_then(Result::ok).expect("none is missing")));
+            };
+            match new[missing].take() {
+                Some(Err(error)) if !error.is_crowded() => {
+                    self.keep_holder(new);
+                    return Err(error);
+                }
+                Some(Err(error)) => {
+                    tries += 1;
+                    let is_hopeless = if tries > ROOM_TRIES && !self.sessions.is_empty() {
+                        tries = 0;
+                        !self.let_go(&new).await?
+                    } else {
+                        Instant::now() > give_up
+                    };
+                    if is_hopeless {
+                        self.keep_holder(new);
+                        return Err(error);
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(ROOM_RETRY_MAX);
+                }
+                _ => {}
+            }
+            new[missing] = Some(Store::connect(settings, ROLES[missing]).await);
+        }
+    }
+
+    /// Lets sessions go that are left, if the new link has room then. False: it would not, and nothing was done.
+    async fn let_go(&mut self, new: &[Option<Result<Store>>; 3]) -> Result<bool> {
+        self.sessions.retain(|session| !session.is_closed());
+        let found: Vec<(usize, &Store)> = new
+            .iter()
+            .enumerate()
+            .filter_map(|(at, tried)| Some((at, tried.as_ref()?.as_ref().ok()?)))
+            .collect();
+        if found.len() + self.sessions.len() < new.len() {
+            return Ok(false);
+        }
+        let Some((at, holder)) = found.first() else {
+            // All three are there; the others stay until a new one has their locks.
+            self.sessions.remove(0);
+            return Ok(true);
+        };
+        for epoch in self.epochs.iter().filter_map(|epoch| i32::try_from(*epoch).ok()) {
+            holder.lock_epoch(epoch).await?;
+        }
+        // Postgres may not hear of it when we merely close them.
+        let ended = holder.end_sessions(&self.epochs, false).await?;
+        self.sessions.clear();
+        self.holder = Some(*at);
+        tracing::warn!(ended, "no room for a session: our own older ones were let go; see CONNECTION LIMIT");
+        Ok(true)
+    }
+
+    /// After a failure: the new session that holds the locks is what is left now.
+    fn keep_holder(&mut self, mut new: [Option<Result<Store>>; 3]) {
+        if let Some(at) = self.holder.take() {
+            self.sessions.extend(new[at].take().and_then(Result::ok));
+        }
+    }
+
+    /// The rows are about to be taken over: the older epochs need not live any longer.
+    async fn free(&mut self, new: [&Store; 3]) -> Result<()> {
+        match self.holder.take() {
+            Some(at) => new[at].unlock_epochs(&self.epochs).await,
+            None => Ok(()),
         }
     }
 }

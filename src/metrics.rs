@@ -4,10 +4,13 @@
 //! asked when somebody scrapes. Counting never waits, and never asks Postgres.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::task::Poll;
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -25,8 +28,11 @@ use crate::error::{Error, Result};
 use crate::pool::Load;
 use crate::wake::Cause;
 
-/// How long a request may take to come, and its answer to go. One is served at a time.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a request may take to come, and its answer to go.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections that are served at the same time. One more, and the oldest is closed: who asks is answered within
+/// milliseconds, so the oldest are the silent ones.
+const CONNECTIONS_MAX: usize = 64;
 /// Longest head of a request.
 const HEAD_MAX: usize = 8 * 1024;
 /// Pause after the listener failed, for want of descriptors.
@@ -297,23 +303,60 @@ impl Server {
         Ok(Server(listener))
     }
 
-    /// Answers `GET /metrics` and `GET /healthz`, one request at a time, for ever. `load` tells what the threads do,
-    /// and how many rows are in hand.
+    /// Answers `GET /metrics` and `GET /healthz`, for ever. `load` tells what the threads do, and how many rows are in hand.
     pub async fn serve(&self, metrics: &Metrics, load: impl Fn() -> (Load, usize)) -> Infallible {
+        let mut connections = Connections(VecDeque::new());
+        loop {
+            let stream = tokio::select! {
+                // Those that are there come first: however many come, whoever has asked is answered.
+                biased;
+                never = connections.serve() => match never {},
+                stream = self.accept() => stream,
+            };
+            connections.add(Box::pin(in_time(answer(stream, metrics, &load))));
+        }
+    }
+
+    /// The next connection.
+    async fn accept(&self) -> TcpStream {
         loop {
             match self.0.accept().await {
-                Ok((stream, _)) => {
-                    let answered = tokio::time::timeout(PATIENCE, answer(stream, metrics, &load)).await;
-                    if let Ok(Err(error)) = answered {
-                        tracing::debug!(%error, "answering a scrape");
-                    }
-                }
+                Ok((stream, _)) => return stream,
                 Err(error) => {
                     tracing::warn!(%error, "metrics cannot be scraped");
                     tokio::time::sleep(LISTEN_PAUSE).await;
                 }
             }
         }
+    }
+}
+
+/// Connections that are open, the oldest first.
+struct Connections<'a>(VecDeque<Pin<Box<dyn Future<Output = ()> + 'a>>>);
+
+impl<'a> Connections<'a> {
+    /// Takes one more.
+    fn add(&mut self, connection: Pin<Box<dyn Future<Output = ()> + 'a>>) {
+        if self.0.len() >= CONNECTIONS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(connection);
+    }
+
+    /// Serves all of them; never resolves. Cancel-safe. They are few, so all are polled when one is ready.
+    async fn serve(&mut self) -> Infallible {
+        poll_fn(|context| {
+            self.0.retain_mut(|connection| connection.as_mut().poll(context).is_pending());
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Answers unless it takes too long.
+async fn in_time(answer: impl Future<Output = std::io::Result<()>>) {
+    if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, answer).await {
+        tracing::debug!(%error, "answering a scrape");
     }
 }
 

@@ -20,10 +20,11 @@ use crate::endpoint::Caller;
 use crate::error::{Error, Result, one_line};
 use crate::failures::Failures;
 use crate::instance::{Instance, Peers, SURE};
-use crate::link::{Link, Patience, SILENCE, in_time};
+use crate::link::{Link, Older, Patience, SILENCE, in_time};
 use crate::look::Look;
 use crate::memory::Memory;
 use crate::metrics::{self, Metrics, Source};
+use crate::outage::{self, Level, Outage};
 use crate::places::Offer;
 use crate::pool::Pool;
 use crate::retention::Retention;
@@ -217,8 +218,9 @@ impl Relay<'_> {
 
     /// From the first connection to the last commit.
     async fn live(&self) -> Result<()> {
+        let mut older = Older::default();
         let mut link = tokio::select! {
-            link = Link::connect(&self.config.database, &self.peers, async |_| Ok(())) => link?,
+            link = Link::connect(&self.config.database, &self.peers, &mut older, async |_| Ok(())) => link?,
             () = self.stop.wait() => return Ok(()),
         };
         self.epochs.replace(vec![link.instance.epoch()]);
@@ -233,7 +235,7 @@ impl Relay<'_> {
             // What was wrong with statements on the old sessions is not known of the new ones.
             self.metrics.trouble(Source::Claim, None);
             self.metrics.trouble(Source::Finish, None);
-            self.metrics.trouble(Source::Sessions, Some(format!("lost Postgres: {}", one_line(&error))));
+            self.metrics.trouble(Source::Sessions, Some(self.with_advice("lost Postgres", &error)));
             self.metrics.oldest((f64::NAN, f64::NAN));
             self.metrics.retention_age(f64::NAN);
             tracing::warn!(error = %one_line(&error), "lost Postgres, reconnecting; calls in flight go on");
@@ -244,7 +246,8 @@ impl Relay<'_> {
                 tracing::debug!("all sessions are there still");
             }
             // The sessions that are left keep our epoch alive until our rows in hand are the new one's.
-            let Some(again) = self.reconnect().await? else { return Ok(()) };
+            let older = link.into_older(self.epochs.borrow().clone());
+            let Some(again) = self.reconnect(older).await? else { return Ok(()) };
             link = again;
             self.metrics.reconnects.inc();
             self.metrics.trouble(Source::Sessions, None);
@@ -277,6 +280,7 @@ impl Relay<'_> {
         let epoch = link.instance.epoch();
         let mut look = Look::new(&link.claim, epoch, &self.pool, &self.peers, &self.takeover, &self.metrics);
         let mut pause = RETRY_MIN;
+        let mut outage = Outage::default();
         while !self.stop.asked() {
             if self.peers.borrow().is_gathering() {
                 // After a crash of the server a claim may be lost that a peer still acts upon (claims are not
@@ -301,11 +305,8 @@ impl Relay<'_> {
                 Ok(found) => found,
                 Err(error) if link.claim.is_closed() => return Err(error),
                 Err(error) => {
-                    tracing::error!(error = %one_line(&error), retry_ms = pause.as_millis() as u64, "trying again");
-                    self.metrics.trouble(
-                        Source::Claim,
-                        Some(format!("rows cannot be claimed: {}", one_line(&error))),
-                    );
+                    let why = self.tell_refusal(&mut outage, "rows cannot be claimed", &error, pause);
+                    self.metrics.trouble(Source::Claim, Some(why));
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = self.stop.wait() => break,
@@ -315,6 +316,7 @@ impl Relay<'_> {
                 }
             };
             if std::mem::replace(&mut pause, RETRY_MIN) > RETRY_MIN {
+                outage = Outage::default();
                 self.metrics.trouble(Source::Claim, None);
             }
             if found.any {
@@ -533,6 +535,7 @@ impl Relay<'_> {
     /// Only when the session is lost.
     async fn record(&self, finish: &Store, epoch: i64, rows: &mut [Finished]) -> Result<Recorded> {
         let mut pause = RETRY_MIN;
+        let mut outage = Outage::default();
         loop {
             self.commits.set(true);
             let recorded = finish.finish(epoch, rows).await;
@@ -564,9 +567,8 @@ impl Relay<'_> {
                 }
                 continue;
             }
-            tracing::error!(error = %one_line(&error), rows = rows.len(), retry_ms = pause.as_millis() as u64, "trying again");
-            self.metrics
-                .trouble(Source::Finish, Some(format!("calls cannot be recorded: {}", one_line(&error))));
+            let why = self.tell_refusal(&mut outage, "calls cannot be recorded", &error, pause);
+            self.metrics.trouble(Source::Finish, Some(why));
             tokio::time::sleep(pause).await;
             pause = longer(pause);
         }
@@ -748,7 +750,7 @@ impl Relay<'_> {
     /// # Errors
     ///
     /// When a restart is needed: the schema has changed under us.
-    async fn reconnect(&self) -> Result<Option<Link>> {
+    async fn reconnect(&self, older: Older) -> Result<Option<Link>> {
         let nothing_to_commit = async {
             self.stop.wait().await;
             if !self.in_hand.borrow().is_empty() {
@@ -756,29 +758,49 @@ impl Relay<'_> {
             }
         };
         tokio::select! {
-            link = self.connect_again() => link.map(Some),
+            link = self.connect_again(older) => link.map(Some),
             () = nothing_to_commit => Ok(None),
         }
     }
 
-    async fn connect_again(&self) -> Result<Link> {
+    async fn connect_again(&self, mut older: Older) -> Result<Link> {
         let mut pause = RETRY_MIN;
+        let mut outage = Outage::default();
         loop {
-            match self.telling_watchdog(self.connect_and_adopt()).await {
+            match self.telling_watchdog(self.connect_and_adopt(&mut older)).await {
                 Ok(link) => return Ok(link),
                 Err(error @ Error::Schema(_)) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(error = %one_line(&error), retry_ms = pause.as_millis() as u64, "waiting for Postgres");
-                    let text = format!(
-                        "waiting for Postgres: {}, retry in {:.1} s",
-                        one_line(&error),
-                        pause.as_secs_f64()
-                    );
-                    systemd::status(&text);
+                    let why = self.tell_refusal(&mut outage, "waiting for Postgres", &error, pause);
+                    systemd::status(&format!("{why}, retry in {:.1} s", pause.as_secs_f64()));
+                    self.metrics.trouble(Source::Sessions, Some(why));
                 }
             }
             self.telling_watchdog(tokio::time::sleep(pause)).await;
             pause = longer(pause);
+        }
+    }
+
+    /// Tells in the journal that a try has failed and when the next one is due. Returns it as it is for `/healthz`.
+    fn tell_refusal(&self, outage: &mut Outage, what: &str, error: &Error, pause: Duration) -> String {
+        let retry_ms = pause.as_millis() as u64;
+        let why = one_line(error);
+        let advice = outage::advice(error, self.config.database.user());
+        let advice = advice.map(|advice| format!("; {advice}")).unwrap_or_default();
+        match outage.failed(error, Instant::now()) {
+            Level::Error => tracing::error!(error = %why, retry_ms, "{what}{advice}"),
+            Level::Warn => tracing::warn!(error = %why, retry_ms, "{what}{advice}"),
+            Level::Debug => tracing::debug!(error = %why, retry_ms, "{what}"),
+        }
+        self.with_advice(what, error)
+    }
+
+    /// What is wrong, why, and what the operator can do about it.
+    fn with_advice(&self, what: &str, error: &Error) -> String {
+        let why = one_line(error);
+        match outage::advice(error, self.config.database.user()) {
+            Some(advice) => format!("{what}: {why}; {advice}"),
+            None => format!("{what}: {why}"),
         }
     }
 
@@ -794,9 +816,9 @@ impl Relay<'_> {
         }
     }
 
-    async fn connect_and_adopt(&self) -> Result<Link> {
-        let connect =
-            Link::connect(&self.config.database, &self.peers, async |instance| self.adopt(instance).await);
+    async fn connect_and_adopt(&self, older: &mut Older) -> Result<Link> {
+        let adopt = async |instance: &Instance| self.adopt(instance).await;
+        let connect = Link::connect(&self.config.database, &self.peers, older, adopt);
         in_time(CONNECT_MAX, connect).await
     }
 

@@ -66,8 +66,9 @@ impl Role {
             }
             // A few locks that others never hold for long; what waits longer is tried again later.
             Role::Retention => "SET lock_timeout = '200ms'",
-            // Values differ much in what they select, and planning is nothing beside a person's patience.
-            Role::Command => "SET plan_cache_mode = force_custom_plan",
+            // Values differ much in what they select, and planning is nothing beside a person's patience. A person, and a
+            // migration, waits for locks no longer than the site wants.
+            Role::Command => "RESET lock_timeout; SET plan_cache_mode = force_custom_plan",
             Role::Metrics => {
                 "SET statement_timeout = '5s'; SET enable_seqscan = off; SET enable_bitmapscan = off"
             }
@@ -215,8 +216,28 @@ pub struct Wanted {
     pub failed: bool,
     /// Started then or later.
     pub since: SystemTime,
-    /// Started before.
-    pub until: SystemTime,
+}
+
+/// A call of the log that is not read yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// `relay.webhook_calls.id`.
+    pub id: i64,
+    /// First byte of work.
+    pub start_time: SystemTime,
+    /// Bytes that its texts have.
+    pub bytes: usize,
+}
+
+impl Key {
+    fn of(row: &Row) -> Key {
+        let bytes: i64 = row.get("bytes");
+        Key {
+            id: row.get("id"),
+            start_time: row.get("start_time"),
+            bytes: usize::try_from(bytes).unwrap_or(0),
+        }
+    }
 }
 
 /// A call as the log has it, for people.
@@ -475,6 +496,13 @@ impl Store {
         Ok(self.one("taking the liveness lock", sql, &[&epoch]).await?.get(0))
     }
 
+    /// Lets the liveness locks of these epochs go on this session, where it holds them.
+    pub async fn unlock_epochs(&self, epochs: &[i64]) -> Result<()> {
+        let sql = include_str!("../sql/queries/unlock_epochs.sql");
+        self.rows("freeing older liveness locks", sql, &[&epochs]).await?;
+        Ok(())
+    }
+
     /// Looks at the liveness locks of the listed instances but ours, and marks those in `sure` dead whose lock is
     /// free. Returns each that is alive, suspect, buried, or dead and not known to have no rows left.
     pub async fn bury(&self, epoch: i32, sure: &[i32]) -> Result<Vec<Peer>> {
@@ -596,31 +624,48 @@ impl Store {
         Ok(rows.iter().map(|row| webhook(row.get(0), row, 1)).collect())
     }
 
-    /// Calls, newest first, at most `limit`; with all their columns as JSON when `json`.
-    pub async fn calls(&self, wanted: &Wanted, limit: i64, json: bool) -> Result<Vec<Logged>> {
-        let sql = include_str!("../sql/queries/calls.sql");
-        let Wanted { webhook_id, failed, since, until } = wanted;
-        let rows =
-            self.rows("reading calls", sql, &[webhook_id, failed, since, until, &limit, &json]).await?;
-        Ok(rows.iter().map(Logged::of).collect())
+    /// What time it is by the database's clock, and the highest id of a call that has been drawn.
+    pub async fn clock(&self) -> Result<(SystemTime, i64)> {
+        let row = self.one("asking for the time", include_str!("../sql/queries/clock.sql"), &[]).await?;
+        Ok((row.get(0), row.get(1)))
     }
 
-    /// Calls with ids above `after` and not among the `known`, in order of id, at most `limit`; with all their columns
-    /// as JSON when `json`.
+    /// Which calls there are, newest first, at most `limit`.
+    pub async fn calls(&self, wanted: &Wanted, limit: i64) -> Result<Vec<Key>> {
+        let sql = include_str!("../sql/queries/calls.sql");
+        let Wanted { webhook_id, failed, since } = wanted;
+        let rows = self.rows("reading calls", sql, &[webhook_id, failed, since, &limit]).await?;
+        Ok(rows.iter().map(Key::of).collect())
+    }
+
+    /// Which calls there are with ids above `after` that are not among the `known`, whenever they started, in order of id,
+    /// at most `limit`.
     pub async fn calls_after(
         &self,
         wanted: &Wanted,
         after: i64,
         known: &[i64],
         limit: i64,
-        json: bool,
-    ) -> Result<Vec<Logged>> {
+    ) -> Result<Vec<Key>> {
         let sql = include_str!("../sql/queries/calls_after.sql");
-        let Wanted { webhook_id, failed, since, until } = wanted;
-        let rows = self
-            .rows("reading calls", sql, &[webhook_id, failed, since, until, &after, &known, &limit, &json])
-            .await?;
-        Ok(rows.iter().map(Logged::of).collect())
+        let Wanted { webhook_id, failed, .. } = wanted;
+        let rows = self.rows("reading calls", sql, &[webhook_id, failed, &after, &known, &limit]).await?;
+        Ok(rows.iter().map(Key::of).collect())
+    }
+
+    /// These calls, in this order, but for those that were dropped meanwhile; with all their columns as JSON when `json`.
+    /// Keep their bytes few: all are in memory, some times over.
+    pub async fn whole_calls(&self, keys: &[Key], json: bool) -> Result<Vec<Logged>> {
+        let sql = include_str!("../sql/queries/whole_calls.sql");
+        let ids: Vec<i64> = keys.iter().map(|key| key.id).collect();
+        let starts = || keys.iter().map(|key| key.start_time);
+        let (lowest, highest) = (ids.iter().min(), ids.iter().max());
+        let (first, last) = (starts().min(), starts().max());
+        let rows = self.rows("reading calls", sql, &[&ids, &lowest, &highest, &first, &last, &json]).await?;
+        let place: HashMap<i64, usize> = ids.iter().copied().zip(0..).collect();
+        let mut calls: Vec<Logged> = rows.iter().map(Logged::of).collect();
+        calls.sort_by_key(|call| place.get(&call.id));
+        Ok(calls)
     }
 
     /// The calls of an outbox row that were started since then, with all their columns.
@@ -630,11 +675,11 @@ impl Store {
         Ok(rows.iter().map(Logged::of).collect())
     }
 
-    /// The ids of a webhook's calls, oldest first, at most `limit`.
-    pub async fn call_ids(&self, webhook_id: i64, wanted: &Wanted, limit: i64) -> Result<Vec<i64>> {
+    /// The ids of a webhook's calls that started before `until`, oldest first, at most `limit`.
+    pub async fn call_ids(&self, wanted: &Wanted, until: Option<SystemTime>, limit: i64) -> Result<Vec<i64>> {
         let sql = include_str!("../sql/queries/call_ids.sql");
-        let Wanted { failed, since, until, .. } = wanted;
-        let rows = self.rows("reading calls", sql, &[&webhook_id, failed, since, until, &limit]).await?;
+        let Wanted { webhook_id, failed, since } = wanted;
+        let rows = self.rows("reading calls", sql, &[webhook_id, failed, since, &until, &limit]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 

@@ -5,7 +5,7 @@
 -- Parameters: $1 bigint       webhook
 --             $2 boolean      only failed ones
 --             $3 timestamptz  started then or later
---             $4 timestamptz  started before
+--             $4 timestamptz  started before; null: whenever
 --             $5 bigint       most rows
 -- Returns:    ids, oldest first.
 SELECT c.id
@@ -13,6 +13,6 @@ SELECT c.id
  WHERE c.webhook_id = $1
    AND (NOT $2 OR NOT c.succeeded)
    AND c.start_time >= $3
-   AND c.start_time < $4
+   AND ($4::timestamptz IS NULL OR c.start_time < $4)
  ORDER BY c.start_time, c.id
  LIMIT $5

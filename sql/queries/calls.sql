@@ -1,4 +1,5 @@
--- Calls of a span of time, newest first.
+-- Which calls a span of time has, newest first. Small columns only: what is wanted of them is read with whole_calls.sql, some
+-- at a time.
 --
 -- Locks:      none.
 -- Index:      webhook_calls_place for the span, webhook_calls_bloom for the webhook, webhook_calls_failures for the
@@ -6,17 +7,14 @@
 -- Parameters: $1 bigint            of this webhook; null: of all
 --             $2 boolean           only failed ones
 --             $3 timestamptz       started then or later
---             $4 timestamptz       started before
---             $5 bigint            most rows
---             $6 boolean           all columns as JSON, too
--- Returns:    what a person sees of each call, and the JSON.
-SELECT c.id, c.start_time, c.webhook_id, c.project_id, c.trace_id, c.url, c.status_code, c.error_kind, c.error_message,
-       extract(epoch FROM c.end_time - c.start_time)::double precision AS seconds, c.repeated,
-       CASE WHEN $6 THEN to_jsonb(c)::text END AS json
+--             $4 bigint            most rows
+-- Returns:    id, start time, and how many bytes the texts have.
+SELECT c.id, c.start_time,
+       octet_length(c.request_body)::bigint + coalesce(octet_length(c.response_body), 0) + octet_length(c.url)
+           + octet_length(c.trace_id) + octet_length(c.user_agent) + coalesce(octet_length(c.error_message), 0) AS bytes
   FROM relay.webhook_calls c
  WHERE c.start_time >= $3
-   AND c.start_time < $4
    AND ($1::bigint IS NULL OR c.webhook_id = $1)
    AND (NOT $2 OR NOT c.succeeded)
  ORDER BY c.start_time DESC, c.id DESC
- LIMIT $5
+ LIMIT $4

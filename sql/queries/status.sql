@@ -1,7 +1,8 @@
 -- How it goes: who runs, what waits, who fails. Bounded: the first 100,000 rows of each lane, the newest 100,000
 -- calls of the last five minutes.
 --
--- Locks:      none. Who lives is seen by the liveness locks (pg_locks), not by what is written in relay.instances.
+-- Locks:      none. Who lives is seen by the liveness locks (pg_locks), not by what is written in relay.instances. At a standby
+--             there are none of them: it has those instances that were not found dead, and says that it is a standby.
 -- Index:      outbox_pending, outbox_parked, webhook_calls_place.
 -- Parameters: none.
 -- Returns:    one JSON object.
@@ -9,7 +10,8 @@ WITH instances AS (
     SELECT i.epoch, i.host, i.pid, i.version, i.started_at,
            (SELECT count(*) FROM relay.in_flight f WHERE f.epoch = i.epoch) AS in_flight
       FROM relay.instances i
-     WHERE EXISTS (SELECT
+     WHERE pg_is_in_recovery() AND i.dead_at IS NULL
+        OR EXISTS (SELECT
                      FROM pg_locks l
                      JOIN pg_database d ON d.oid = l.database
                     WHERE l.locktype = 'advisory'
@@ -43,6 +45,7 @@ WITH instances AS (
      LIMIT 20
 )
 SELECT jsonb_build_object(
+           'standby', pg_is_in_recovery(),
            'pending', (SELECT coalesce(sum(pending), 0) FROM backlog),
            'parked', (SELECT coalesce(sum(parked), 0) FROM backlog),
            'oldest_age_s', (SELECT coalesce(max(oldest_age_s), 0) FROM backlog),

@@ -10,7 +10,7 @@ use crate::db::Settings;
 use crate::error::{Error, Result, one_line};
 use crate::schema;
 use crate::stop::Stop;
-use crate::store::{Logged, Role, Store, Wanted};
+use crate::store::{Key, Role, Store, Wanted};
 
 /// The span that is looked through first; each further one is so much longer. The log has no index in order of time,
 /// so what is wanted is looked for where it most likely is.
@@ -20,8 +20,12 @@ const SPAN_FACTOR: u32 = 8;
 const LOOK: Duration = Duration::from_millis(500);
 /// Ids are drawn before commit: so long after one was seen, lower ones may still appear.
 const LATE: Duration = Duration::from_secs(10);
-/// Calls that are read with one look.
+/// Calls that are found with one look.
 const AT_ONCE: i64 = 10_000;
+/// Calls that are read whole at once, and bytes of their texts, but for one that has more: they are in memory some times
+/// over.
+const PAGE_CALLS: usize = 500;
+const PAGE_BYTES: usize = 1024 * 1024;
 
 /// Prints the calls.
 ///
@@ -35,22 +39,26 @@ pub async fn run(global: &Global, calls: &Calls) -> Result<()> {
     if !calls.json {
         screen.call_headings()?;
     }
-    let wanted =
-        Wanted { webhook_id: calls.webhook, failed: calls.failed, since: calls.since, until: far_future() };
+    let (now, last) = store.clock().await?;
+    let wanted = Wanted { webhook_id: calls.webhook, failed: calls.failed, since: calls.since.at(now) };
+    let printed = Printed { screen: &screen, json: calls.json };
     if !calls.follow {
-        for call in newest(&store, &wanted, calls.limit.into(), calls.json).await? {
-            print(&screen, &call)?;
-        }
-        return Ok(());
+        let keys = newest(&store, &wanted, now, calls.limit.into()).await?;
+        return printed.print(&store, &keys).await;
     }
     let stop = Stop::install(|| {})?;
-    let known = newest(&store, &wanted, AT_ONCE, calls.json).await?;
-    for call in known.iter().take(calls.limit as usize).rev() {
-        print(&screen, call)?;
-    }
-    let known = known.iter().map(|call| call.id).collect();
+    let following = async {
+        // What is recorded from here on is shown: ids are drawn then. Some of the last ones may not be committed yet.
+        let floor = last.saturating_sub(AT_ONCE);
+        let known = store.calls_after(&wanted, floor, &[], AT_ONCE).await?;
+        let mut keys = newest(&store, &wanted, now, calls.limit.into()).await?;
+        keys.reverse();
+        printed.print(&store, &keys).await?;
+        let seen = known.iter().chain(&keys).map(|key| key.id).collect();
+        follow(&settings, store, &printed, wanted, Seen { ids: seen, floor, top: last }).await
+    };
     tokio::select! {
-        error = follow(&settings, store, &screen, wanted, known, calls.json) => error,
+        result = following => result,
         () = stop.wait() => Ok(()),
     }
 }
@@ -61,25 +69,46 @@ async fn connect(settings: &Settings) -> Result<Store> {
     Ok(store)
 }
 
-/// Later than any call, also one of a machine whose clock is ahead.
-fn far_future() -> SystemTime {
-    SystemTime::now() + Duration::from_secs(365 * 86400)
+/// How calls are printed.
+struct Printed<'a> {
+    screen: &'a Screen,
+    json: bool,
 }
 
-fn print(screen: &Screen, call: &Logged) -> Result<()> {
-    match &call.json {
-        Some(json) => screen.line(json),
-        None => screen.call(call),
+impl Printed<'_> {
+    /// Reads these calls, some at a time, and prints them.
+    async fn print(&self, store: &Store, mut keys: &[Key]) -> Result<()> {
+        while !keys.is_empty() {
+            let (page, rest) = keys.split_at(page(keys));
+            for call in store.whole_calls(page, self.json).await? {
+                match &call.json {
+                    Some(json) => self.screen.line(json)?,
+                    None => self.screen.call(&call)?,
+                }
+            }
+            keys = rest;
+        }
+        Ok(())
     }
 }
 
+/// How many of the calls are read whole at once: the first at least.
+fn page(keys: &[Key]) -> usize {
+    let mut bytes = 0;
+    let fits = |key: &&Key| {
+        bytes += key.bytes;
+        bytes <= PAGE_BYTES
+    };
+    keys.iter().take(PAGE_CALLS).take_while(fits).count().max(1)
+}
+
 /// The newest calls: of the last seconds, and if those are not enough, of a longer and longer span.
-async fn newest(store: &Store, wanted: &Wanted, limit: i64, json: bool) -> Result<Vec<Logged>> {
+async fn newest(store: &Store, wanted: &Wanted, now: SystemTime, limit: i64) -> Result<Vec<Key>> {
     let mut span = SPAN_MIN;
     loop {
-        let start = SystemTime::now().checked_sub(span).filter(|start| *start > wanted.since);
+        let start = now.checked_sub(span).filter(|start| *start > wanted.since);
         let part = Wanted { since: start.unwrap_or(wanted.since), ..wanted.clone() };
-        let calls = store.calls(&part, limit, json).await?;
+        let calls = store.calls(&part, limit).await?;
         if calls.len() as i64 >= limit || start.is_none() {
             return Ok(calls);
         }
@@ -87,45 +116,55 @@ async fn newest(store: &Store, wanted: &Wanted, limit: i64, json: bool) -> Resul
     }
 }
 
-/// Prints calls as they are recorded that are not among the newest known ones; ends with an error only.
+/// What needs not be shown any more.
+struct Seen {
+    /// Calls above the floor that were there.
+    ids: HashSet<i64>,
+    /// Ids up to it are not looked at any more: they were drawn [`LATE`] ago.
+    floor: i64,
+    /// The highest id that is known.
+    top: i64,
+}
+
+/// Prints calls as they are recorded that were not seen; ends with an error only.
 async fn follow(
     settings: &Settings,
     mut store: Store,
-    screen: &Screen,
-    mut wanted: Wanted,
-    mut seen: HashSet<i64>,
-    json: bool,
+    printed: &Printed<'_>,
+    wanted: Wanted,
+    mut seen: Seen,
 ) -> Result<()> {
-    // Ids up to `floor` are not looked at any more: those that were seen LATE ago, and what is older.
-    let mut floor = if seen.len() < AT_ONCE as usize { 0 } else { seen.iter().min().map_or(0, |id| id - 1) };
-    let (mut top, mut top_seen) = (floor, Instant::now());
-    let mut calls: Vec<Logged> = Vec::new();
+    let mut top_seen = Instant::now();
     loop {
-        for call in &calls {
-            print(screen, call)?;
-        }
-        seen.extend(calls.iter().map(|call| call.id));
-        if top_seen.elapsed() > LATE {
-            floor = top;
-            seen.retain(|id| *id > floor);
-            (top, top_seen) = (seen.iter().copied().max().unwrap_or(top), Instant::now());
-        }
-        // More than fit into one look are read at once.
-        if calls.len() < AT_ONCE as usize {
-            tokio::time::sleep(LOOK).await;
-        }
-        // A call is recorded when it has ended: at most its timeout after it began. An hour is more than that.
-        wanted.since = wanted.since.max(SystemTime::now() - Duration::from_secs(3600));
-        let known: Vec<i64> = seen.iter().copied().collect();
-        calls = match store.calls_after(&wanted, floor, &known, AT_ONCE, json).await {
-            Ok(calls) => calls,
+        let known: Vec<i64> = seen.ids.iter().copied().collect();
+        let mut shown = 0;
+        let looked = async {
+            let keys = store.calls_after(&wanted, seen.floor, &known, AT_ONCE).await?;
+            // What is read and printed is not read again after a lost connection.
+            for keys in keys.chunks(PAGE_CALLS) {
+                printed.print(&store, keys).await?;
+                shown += keys.len();
+                seen.ids.extend(keys.iter().map(|key| key.id));
+            }
+            Ok(())
+        };
+        match looked.await {
+            Ok(()) => {}
             Err(error) if store.is_closed() => {
                 eprintln!("promptpal-relay: {}; connecting again", one_line(&error));
                 store = again(settings).await?;
-                Vec::new()
             }
             Err(error) => return Err(error),
-        };
+        }
+        if top_seen.elapsed() > LATE {
+            seen.floor = seen.top;
+            seen.ids.retain(|id| *id > seen.floor);
+            (seen.top, top_seen) = (seen.ids.iter().copied().max().unwrap_or(seen.top), Instant::now());
+        }
+        // More than fit into one look are read at once.
+        if shown < AT_ONCE as usize {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 }
 
@@ -136,5 +175,19 @@ async fn again(settings: &Settings) -> Result<Store> {
             Err(error) if error.may_pass() => tokio::time::sleep(Duration::from_secs(1)).await,
             result => return result.map_err(|error| Error::Failed(one_line(&error))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_read_whole_some_at_a_time() {
+        let key = |bytes| Key { id: 1, start_time: SystemTime::UNIX_EPOCH, bytes };
+        assert_eq!(page(&[key(0); 2000]), PAGE_CALLS);
+        assert_eq!(page(&[key(64 * 1024); 2000]), 16);
+        assert_eq!(page(&[key(2 * PAGE_BYTES), key(0)]), 1);
+        assert_eq!(page(&[key(0), key(2 * PAGE_BYTES)]), 1);
     }
 }

@@ -1,7 +1,7 @@
 //! `replay`: repeats one call, or those of a webhook in a span of time. Inserts outbox rows; the daemon delivers them.
 
 use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::time::MissedTickBehavior;
 
@@ -32,9 +32,10 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
     let ids = match (replay.call, replay.webhook, replay.since) {
         (Some(call), ..) => vec![call],
         (None, Some(webhook), Some(since)) => {
-            let until = replay.until.unwrap_or_else(SystemTime::now);
-            let wanted = Wanted { webhook_id: Some(webhook), failed: replay.failed, since, until };
-            store.call_ids(webhook, &wanted, CALLS_MAX + 1).await?
+            let (now, _) = store.clock().await?;
+            let wanted = Wanted { webhook_id: Some(webhook), failed: replay.failed, since: since.at(now) };
+            let until = replay.until.map(|until| until.at(now));
+            store.call_ids(&wanted, until, CALLS_MAX + 1).await?
         }
         // clap has seen to it.
         _ => return Err(Error::Usage("give --call N, or --webhook N --since TIME".into())),

@@ -178,7 +178,8 @@ impl Settings {
         found
     }
 
-    pub(super) fn user(&self) -> &str {
+    /// The role that it logs in as.
+    pub fn user(&self) -> &str {
         self.config.get_user().unwrap_or_default()
     }
 

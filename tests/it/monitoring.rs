@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use promptpal_relay::store::Role;
 
-use crate::support::{Database, Gate, Receiver, Relay, Reply, closed_port, outcome};
+use crate::support::{Clock, Database, Gate, Receiver, Relay, Reply, as_user, closed_port, outcome};
 
 /// Status and body of a GET.
 fn get(port: u16, path: &str) -> (u16, String) {
@@ -182,6 +182,75 @@ async fn rows_that_cannot_be_claimed_are_no_health() {
     until(port, "promptpal_relay_healthy", |n| n == 1.0);
 }
 
+/// Waits until `/healthz` says these words, and until the journal has them as an error, which it has after some minutes.
+fn told(clock: &Clock, relay: &Relay, words: [&str; 2]) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let port = port(relay);
+    let is_told = || words.iter().all(|word| get(port, "/healthz").1.contains(word));
+    while !is_told() {
+        assert!(Instant::now() < deadline, "{words:?}: {:?}", get(port, "/healthz"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let is_error = |line: &&str| line.contains("ERROR") && words.iter().all(|word| line.contains(word));
+    assert_eq!(relay.log().lines().filter(is_error).count(), 0, "it may pass");
+    // What was under way when the time passed may be cut short by it, and begin anew.
+    let mut lines = 0;
+    while relay.log().lines().filter(is_error).count() == 0 {
+        assert!(Instant::now() < deadline, "{words:?}");
+        let now = relay.log().lines().count();
+        if now > lines + 1 {
+            clock.pass(1);
+            lines = now;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[tokio::test]
+async fn a_privilege_that_is_lost_is_told_with_what_to_do() {
+    let database = Database::new().await;
+    let user = format!("unprivileged_{}", std::process::id());
+    let run = async |sql: String| database.client.batch_execute(&sql).await.unwrap();
+    run(format!("CREATE ROLE {user} LOGIN PASSWORD 'x' IN ROLE relay_daemon")).await;
+    let clock = Clock::new();
+    let relay = Relay::start_by(&clock, &as_user(&database.url, &user, "x"), &["--metrics-listen", "0"]);
+    run(format!("REVOKE relay_daemon FROM {user}")).await;
+    told(&clock, &relay, ["waiting for Postgres", &format!("GRANT relay_daemon TO {user}")]);
+    run(format!("GRANT relay_daemon TO {user}")).await;
+    relay.wait_for_log("found Postgres again");
+    // No session is left to a role that may not log in.
+    run(format!("ALTER ROLE {user} NOLOGIN")).await;
+    let sessions =
+        format!("SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity WHERE usename = '{user}'");
+    database.eventually(&sessions).await;
+    told(&clock, &relay, ["waiting for Postgres", &format!("CREATE ROLE {user} LOGIN")]);
+    drop(relay);
+    run(format!("REVOKE relay_daemon FROM {user}; DROP ROLE {user}")).await;
+}
+
+#[tokio::test]
+async fn what_keeps_rows_from_being_claimed_or_recorded_is_told_with_what_to_do() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let clock = Clock::new();
+    let relay = Relay::start_by(&clock, &database.url, &["--metrics-listen", "0"]);
+    let run = async |sql: &str| database.client.batch_execute(sql).await.unwrap();
+    run("CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN RAISE EXCEPTION ''could not extend file'' USING ERRCODE = ''disk_full''; END';
+         CREATE TRIGGER full_disk BEFORE INSERT ON relay.webhook_calls FOR EACH ROW EXECUTE FUNCTION full_disk()").await;
+    database.events(1, 1).await;
+    told(&clock, &relay, ["calls cannot be recorded", "make room"]);
+    run("DROP TRIGGER full_disk ON relay.webhook_calls").await;
+    database.all_done().await;
+    run("ALTER TABLE relay.webhooks RENAME TO elsewhere").await;
+    database.events(1, 1).await;
+    told(&clock, &relay, ["rows cannot be claimed", "put it back"]);
+    run("ALTER TABLE relay.elsewhere RENAME TO webhooks").await;
+    database.all_done().await;
+    until(port(&relay), "promptpal_relay_healthy", |n| n == 1.0);
+}
+
 #[tokio::test]
 async fn a_scraper_that_says_nothing_holds_up_no_row() {
     let database = Database::new().await;
@@ -195,6 +264,39 @@ async fn a_scraper_that_says_nothing_holds_up_no_row() {
     database.all_done().await;
     drop((silent, endless));
     until(port, "promptpal_relay_rows_done_total", |n| n == 10.0);
+}
+
+#[tokio::test]
+async fn a_scraper_is_answered_at_once_however_many_say_nothing() {
+    let database = Database::new().await;
+    let (_relay, port) = start(&database, &[]);
+    let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
+    // Some say nothing, some half of what they have to say, and some do not read what they are told.
+    let mut silent = Vec::new();
+    for number in 0..200 {
+        let mut stream = connect();
+        match number % 3 {
+            0 => {}
+            1 => stream.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap(),
+            _ => stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap(),
+        }
+        silent.push(stream);
+        if number % 20 == 0 {
+            let start = Instant::now();
+            assert_eq!(get(port, "/healthz"), (200, "ok\n".into()));
+            assert_eq!(get(port, "/metrics").0, 200);
+            assert!(start.elapsed() < Duration::from_millis(900), "{number}: {:?}", start.elapsed());
+        }
+    }
+    // Those that were too many are closed, and the rest when their time is over.
+    for mut stream in silent {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut answer = Vec::new();
+        match stream.read_to_end(&mut answer) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+    }
 }
 
 #[tokio::test]

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use promptpal_relay::cluster::Cluster;
 use serde_json::Value;
 
-use crate::support::{Database, Receiver, Relay, Reply, as_user, connect, outcome};
+use crate::support::{Clock, Database, Receiver, Relay, Reply, as_user, connect, memory_peak, outcome};
 
 /// The program as a new login that is a member of these roles, and no superuser.
 async fn as_member(database: &Database, roles: &str, arguments: &[&str]) -> Command {
@@ -94,6 +95,39 @@ async fn status_tells_who_runs_what_waits_and_who_fails() {
     assert_eq!(code, 1);
     assert!(out.starts_with("pending 3, ") && err.contains("no instance runs"), "{out}{err}");
     drop_logins(&database).await;
+}
+
+#[tokio::test]
+async fn status_at_a_standby_says_that_it_cannot_know_who_runs() {
+    let mut primary = Cluster::start(&[]).unwrap();
+    let standby = primary.standby().unwrap();
+    let database = Database::on(&primary.url("postgres")).await;
+    let receiver = Receiver::start(|_| Reply::Never);
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let there = Database::at(&format!("{}?target_session_attrs=any", standby.url("postgres"))).await;
+    // The claim is not flushed at once.
+    there.eventually("SELECT to_regclass('relay.outbox') IS NOT NULL").await;
+    there.eventually("SELECT count(claimed_by) = 1 FROM relay.outbox").await;
+    let (code, out, err) = outcome(there.command(&["status"]));
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.starts_with("pending 1, ") && out.contains("in flight 1;"), "{out}");
+    assert!(out.contains("This is a standby") && out.contains(&relay.pid().to_string()), "{out}");
+    let (code, out, err) = outcome(there.command(&["status", "--json"]));
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (code, &status["standby"], status["pending"].as_i64()),
+        (0, &Value::Bool(true), Some(1)),
+        "{err}"
+    );
+    // The log is there, too.
+    let (code, _, err) = outcome(there.command(&["calls"]));
+    assert_eq!((code, err.as_str()), (0, ""));
+    let (code, out, _) = outcome(database.command(&["status", "--json"]));
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &status["standby"]), (0, &Value::Bool(false)));
 }
 
 #[tokio::test]
@@ -186,6 +220,97 @@ async fn calls_follows_the_log_without_a_gap_however_many_calls_come_at_once() {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
     child.wait().unwrap();
     assert_eq!(reader.join().unwrap().len(), 25_000);
+}
+
+/// Records calls that answered with so many bytes, and that began so long ago.
+async fn record_calls(database: &Database, webhook_id: i64, count: i64, bytes: i64, ago: &str) {
+    let sql = format!(
+        "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
+             response_body, response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated,
+             user_agent, ip)
+         SELECT n, {webhook_id}, 9, '', '', '{{}}', '', repeat('x', {bytes}), {bytes}, false, now() - interval '{ago}', now(),
+                false, true, false, '', ''
+           FROM generate_series(1, {count}) AS n"
+    );
+    database.client.batch_execute(&sql).await.unwrap();
+}
+
+#[tokio::test]
+async fn calls_has_few_of_them_in_memory_however_large_they_are() {
+    let database = Database::new().await;
+    record_calls(&database, 9, 2000, 64 * 1024, "1 second").await;
+    for arguments in
+        [&["calls", "--json", "--limit", "2000"][..], &["calls", "--json", "--follow", "--limit", "2000"]]
+    {
+        let mut command = database.command(arguments);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // It waits for us to read the rest.
+        let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines().take(1900);
+        let mut ids: Vec<i64> = lines
+            .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()["id"].as_i64().unwrap())
+            .collect();
+        let peak = memory_peak(Pid::from_raw(i32::try_from(child.id()).unwrap()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if !arguments.contains(&"--follow") {
+            ids.reverse();
+        }
+        assert!(ids.len() == 1900 && ids.is_sorted(), "{arguments:?}");
+        assert!(peak < 64 * 1024 * 1024, "{arguments:?}: {peak}");
+    }
+}
+
+#[tokio::test]
+async fn calls_follows_with_what_is_recorded_whenever_it_began() {
+    let database = Database::new().await;
+    record_calls(&database, 1, 1, 0, "2 days").await;
+    record_calls(&database, 2, 1, 0, "1 minute").await;
+    let mut command = database.command(&["calls", "--follow", "--json", "--since", "1h"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut webhooks = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()["webhook_id"].as_i64().unwrap());
+    assert_eq!(webhooks.next(), Some(2));
+    let reader = std::thread::spawn(move || webhooks.take(2).collect::<Vec<_>>());
+    record_calls(&database, 3, 1, 0, "3 days").await;
+    record_calls(&database, 4, 1, 0, "0 s").await;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !reader.is_finished() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(reader.join().unwrap(), [3, 4]);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_where_a_command_is_typed_changes_nothing() {
+    let (database, _receiver, _relay) = lively().await;
+    let clock = Clock::new();
+    for ahead in [3 * 3600, -3 * 3600] {
+        let typed = |arguments: &[&str]| {
+            let mut command = database.command(arguments);
+            clock.ahead(&mut command, ahead);
+            outcome(command)
+        };
+        let (code, out, err) = typed(&["calls", "--failed"]);
+        assert!(code == 0 && out.lines().count() == 2, "{ahead}: {out}{err}");
+        for span in [&["--since", "10m"][..], &["--since", "10m", "--until", "1ms"]] {
+            let replay = [&["replay", "--webhook", "2", "--failed", "--dry-run"], span].concat();
+            assert_eq!(typed(&replay), (0, "1 calls would be repeated\n".into(), String::new()), "{ahead}");
+        }
+        let (code, out, err) = typed(&["send-test", "--webhook", "1"]);
+        assert!(code == 0 && out.contains(" 200 "), "{ahead}: {out}{err}");
+        let mut command = database.command(&["calls", "--follow", "--limit", "1", "--json"]);
+        clock.ahead(&mut command, ahead);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        lines.next().unwrap().unwrap();
+        database.events(1, 1).await;
+        lines.next().unwrap().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }
 
 #[tokio::test]

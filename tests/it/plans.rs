@@ -58,6 +58,7 @@ const SMALL: &[&str] = &[
     "try_migrate",
     "try_retention",
     "try_sleep",
+    "unlock_epochs",
     "wake_trigger",
     "wake_up",
     // Their work is the catalog's.
@@ -71,6 +72,8 @@ const SMALL: &[&str] = &[
     "calls",
     "calls_after",
     "calls_of_row",
+    "whole_calls",
+    "clock",
     "call_ids",
     "replay",
     "send_test",

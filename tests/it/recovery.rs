@@ -187,7 +187,8 @@ async fn a_relay_that_gets_some_of_its_sessions_keeps_its_rows() {
     database.events(1, 1).await;
     receiver.wait_for(1);
     let peer = Relay::start(&database, &[]);
-    // Two sessions are left to it, and it may open two: one too few. A peer looks at it all the while.
+    // Two sessions are left to it, and it may have no more: one too few. A peer looks at it all the while.
+    run(format!("ALTER ROLE {user} CONNECTION LIMIT 2")).await;
     terminate(&database, &user, "promptpal-relay finish").await;
     relay.wait_for_log_of(4, "waiting for Postgres");
     run(format!("ALTER ROLE {user} CONNECTION LIMIT 20")).await;
@@ -197,6 +198,113 @@ async fn a_relay_that_gets_some_of_its_sessions_keeps_its_rows() {
     assert!(!peer.log().contains("dead instance"), "{}", peer.log());
     assert_eq!(receiver.requests().len(), 1);
     assert_eq!(outcomes(&database).await, [(true, false)]);
+    drop(relay);
+    run(format!("REVOKE relay_daemon FROM {user}; DROP ROLE {user}")).await;
+}
+
+#[tokio::test]
+async fn a_limit_of_sessions_that_its_own_old_ones_use_up_keeps_no_relay_away() {
+    for limit in 3..=6 {
+        let database = Database::new().await;
+        let (receiver, gate) = gated();
+        database.webhook(1, &receiver.url("/")).await;
+        let user = format!("limited_{limit}_{}", std::process::id());
+        let run = async |sql: String| database.client.batch_execute(&sql).await.unwrap();
+        run(format!("CREATE ROLE {user} LOGIN PASSWORD 'x' CONNECTION LIMIT {limit} IN ROLE relay_daemon"))
+            .await;
+        // With metrics, so that a fourth session comes and goes.
+        let flags = ["--poll-interval", "1h", "--metrics-listen", "0"];
+        let relay = Relay::spawn(&as_user(&database.url, &user, "x"), &flags);
+        database.events(1, 1).await;
+        receiver.wait_for(1);
+        let peer = Relay::start(&database, &[]);
+        let sessions = ["promptpal-relay claim", "promptpal-relay finish", "promptpal-relay listen"];
+        for (times, session) in (1..).zip(sessions) {
+            terminate(&database, &user, session).await;
+            relay.wait_for_log_of(times, "found Postgres again");
+        }
+        gate.open();
+        database.all_done().await;
+        assert!(!peer.log().contains("dead instance"), "{limit}\n{}", peer.log());
+        assert_eq!(receiver.requests().len(), 1, "{limit}\n{}", relay.log());
+        assert_eq!(outcomes(&database).await, [(true, false)], "{limit}");
+        drop((relay, peer));
+        let none_left = format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = '{user}'");
+        database.eventually(&none_left).await;
+        run(format!("REVOKE relay_daemon FROM {user}; DROP ROLE {user}")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_full_keeps_no_relay_away() {
+    let cluster = Cluster::start(&["max_connections=12", "superuser_reserved_connections=3"]).unwrap();
+    let database = Database::on(&cluster.url("postgres")).await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    database.client.batch_execute("CREATE ROLE relay LOGIN IN ROLE relay_daemon").await.unwrap();
+    let url = database.url.replacen("postgres@", "relay@", 1);
+    let relay = Relay::spawn(&url, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    // Its three sessions and that for the status: the retention is done.
+    let four = "SELECT count(*) = 4 AND bool_or(application_name = 'promptpal-relay metrics')
+                FROM pg_stat_activity WHERE usename = 'relay'";
+    database.eventually(four).await;
+    // The application takes what is left, but for the places that only superusers may have.
+    let mut others = Vec::new();
+    while let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await {
+        tokio::spawn(connection);
+        others.push(client);
+    }
+    terminate(&database, "relay", "promptpal-relay finish").await;
+    relay.wait_for_log("found Postgres again");
+    gate.open();
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 1, "{} others\n{}", others.len(), relay.log());
+    assert_eq!(outcomes(&database).await, [(true, false)]);
+}
+
+#[tokio::test]
+async fn time_limits_that_a_role_has_for_others_cut_nothing_off() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let user = format!("hurried_{}", std::process::id());
+    let run = async |sql: String| database.client.batch_execute(&sql).await.unwrap();
+    run(format!("CREATE ROLE {user} LOGIN PASSWORD 'x' IN ROLE relay_daemon")).await;
+    // Those that this server has: `transaction_timeout` came with Postgres 17.
+    let limits = database
+        .client
+        .query("SELECT name::text FROM pg_settings WHERE name ~ '^(statement|lock|transaction|idle_.*session)_timeout$'", &[])
+        .await
+        .unwrap();
+    for limit in &limits {
+        run(format!("ALTER ROLE {user} SET {} = '300ms'", limit.get::<_, &str>(0))).await;
+    }
+    assert!(limits.len() >= 4);
+    let relay = Relay::spawn(&as_user(&database.url, &user, "x"), &["--poll-interval", "100ms"]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    let waits = |session: &str| {
+        format!(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+                 AND application_name = 'promptpal-relay {session}' AND xact_start < clock_timestamp() - interval '1 s')"
+        )
+    };
+    let other = connect(&database.url).await;
+    other.batch_execute("BEGIN; LOCK TABLE relay.webhook_calls IN SHARE MODE").await.unwrap();
+    gate.open();
+    database.eventually(&waits("finish")).await;
+    other.batch_execute("COMMIT").await.unwrap();
+    database.all_done().await;
+    other.batch_execute("BEGIN; LOCK TABLE relay.outbox IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    database.eventually(&waits("claim")).await;
+    other.batch_execute("COMMIT").await.unwrap();
+    database.events(1, 1).await;
+    database.all_done().await;
+    let log = relay.log();
+    assert!(!log.contains("lost Postgres") && !log.contains("cannot be"), "{log}");
+    assert_eq!(outcomes(&database).await, [(true, false); 2]);
     drop(relay);
     run(format!("REVOKE relay_daemon FROM {user}; DROP ROLE {user}")).await;
 }

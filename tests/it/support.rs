@@ -240,6 +240,46 @@ fn ends(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
+/// Most memory that a process ever had, in bytes.
+pub fn memory_peak(pid: Pid) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+}
+
+// ---- clocks -------------------------------------------------------------------------------------------------------
+
+/// A clock of a program's own.
+pub struct Clock {
+    dir: TempDir,
+}
+
+impl Clock {
+    /// One that goes right.
+    pub fn new() -> Clock {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clock.c");
+        let library = dir.path().join("clock.so");
+        let made =
+            Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).status().unwrap();
+        assert!(made.success());
+        File::create(dir.path().join("passed")).unwrap();
+        Clock { dir }
+    }
+
+    /// The program goes by this clock, and takes it to be so many seconds later than it is.
+    pub fn ahead(&self, command: &mut Command, seconds: i64) {
+        command.env("LD_PRELOAD", self.dir.path().join("clock.so"));
+        command.env("CLOCK_PASSED", self.dir.path().join("passed")).env("CLOCK_AHEAD_S", seconds.to_string());
+    }
+
+    /// So many minutes pass at once.
+    pub fn pass(&self, minutes: usize) {
+        let mut file = File::options().append(true).open(self.dir.path().join("passed")).unwrap();
+        file.write_all(&vec![b'.'; minutes]).unwrap();
+    }
+}
+
 // ---- the relay ----------------------------------------------------------------------------------------------------
 
 /// With loopback allowed.
@@ -257,6 +297,13 @@ impl Relay {
     /// Starts it with loopback allowed.
     pub fn spawn(database_url: &str, arguments: &[&str]) -> Relay {
         Relay::spawn_with(program(RUN, database_url), arguments, |_| ())
+    }
+
+    /// Starts it with a clock of its own.
+    pub fn start_by(clock: &Clock, database_url: &str, arguments: &[&str]) -> Relay {
+        let mut command = program(RUN, database_url);
+        clock.ahead(&mut command, 0);
+        Relay::spawn_with(command, arguments, |_| ()).ready()
     }
 
     /// Starts it with a socket to systemd that is full, and that nobody reads.
@@ -320,9 +367,7 @@ impl Relay {
 
     /// Most memory that it ever had, in bytes.
     pub fn memory_peak(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+        memory_peak(self.pid())
     }
 
     /// Sends a signal; waits until all threads stand still if it is the one that stops them.
