@@ -28,6 +28,7 @@ use crate::address::Reached;
 use crate::call::{Call, ErrorKind, storable, storable_text};
 use crate::error::{Result, one_line};
 use crate::event::Webhook;
+use crate::head::HEAD_BYTES_MAX;
 use crate::resolver::Resolver;
 use crate::signature;
 use crate::trust::{self, Tls};
@@ -41,8 +42,6 @@ const IDLE_CONNECTIONS: usize = 32;
 const AGENTS_MAX: usize = 1024;
 /// URLs that are remembered parsed; beyond it all are forgotten.
 const TARGETS_MAX: usize = 4096;
-/// Longest head of an answer; what Node takes, too.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// More than the longest head: ureq must see that it is too long.
 const INPUT_BYTES: usize = HEAD_BYTES_MAX + 4 * 1024;
 /// All that may come before the body: the head, and interim answers (1xx) before it.
@@ -300,10 +299,14 @@ impl Caller {
         call.remote_addr = seen.remote.map(|remote| remote.to_string());
         call.request_headers = headers_sent(&seen.head);
         let read = match result {
-            Ok(response) => self.read(response, call),
+            Ok(response) => self.read(response, seen, call),
             Err(error) => {
                 if !seen.start.is_empty() {
                     self.keep(&seen.start, seen.received, call);
+                }
+                if let Some(record) = &seen.record {
+                    call.status_code = Some(record.status);
+                    call.response_headers = Some(headers_in(&record.headers));
                 }
                 Err(self.failure(&error, &seen))
             }
@@ -395,10 +398,19 @@ impl Caller {
     }
 
     /// Reads the answer, and decides by its status.
-    fn read(&self, response: Response<Body>, call: &mut Call) -> std::result::Result<(), Failure> {
+    fn read(
+        &self,
+        response: Response<Body>,
+        before: Seen,
+        call: &mut Call,
+    ) -> std::result::Result<(), Failure> {
         let (head, body) = response.into_parts();
         call.status_code = Some(head.status.as_u16());
-        call.response_headers = Some(headers_received(&head.headers));
+        let record = before.record;
+        call.response_headers = Some(match &record {
+            Some(record) => headers_in(&record.headers),
+            None => headers_received(&head.headers),
+        });
         let limit = self.settings.response_body_bytes_max;
         watch_body(FRAMING * limit as u64 + FRAMING_MIN);
         let (mut bytes, end) = read_body(body, limit);
@@ -424,8 +436,10 @@ impl Caller {
             // A body that ends with the connection ends for ureq also when the connection breaks.
             None => seen.broken.map(|broken| format!("the answer broke off: {broken}")),
         };
-        call.response_truncated = cut || flaw.is_some();
-        call.error_message = flaw.map(|flaw| flaw.replace('\0', "\u{FFFD}"));
+        call.response_truncated = cut || flaw.is_some() || record.as_ref().is_some_and(|record| record.lost);
+        let bare = (before.bare || seen.bare).then(|| "its chunks end with bare line feeds".to_owned());
+        let flaws: Vec<_> = record.map(|record| record.flaws).into_iter().chain(bare).chain(flaw).collect();
+        call.error_message = (!flaws.is_empty()).then(|| flaws.join("; ").replace('\0', "\u{FFFD}"));
         if head.status.is_success() {
             return Ok(());
         }
@@ -464,6 +478,7 @@ impl Caller {
             E::Timeout(ureq::Timeout::Resolve) => self.late("the name was not resolved"),
             E::Timeout(_) if seen.remote.is_none() => self.late("no connection"),
             E::Timeout(_) if seen.handshake => self.late("no end of the TLS handshake"),
+            E::Timeout(_) if seen.record.is_some() => self.late("the answer did not end"),
             E::Timeout(_) => self.late("no answer"),
             E::HostNotFound => {
                 let reason = seen.unresolved.clone().unwrap_or_else(|| "the name has no address".into());
@@ -609,13 +624,22 @@ fn read_body(body: Body, limit: usize) -> (Vec<u8>, Option<ureq::Error>) {
 /// The headers in a request's head, as JSON. Credentials are left out.
 fn headers_sent(head: &[u8]) -> String {
     let end = head.windows(4).position(|end| end == b"\r\n\r\n").unwrap_or(head.len());
-    let lines = head[..end].split(|byte| *byte == b'\n').skip(1);
-    headers(lines.filter_map(|line| {
+    let lines = head[..end].iter().position(|byte| *byte == b'\n').map_or(end, |first| first + 1);
+    let sent = pairs(&head[lines..end]);
+    headers(sent.filter(|(name, _)| !name.eq_ignore_ascii_case(b"authorization")))
+}
+
+/// The headers in lines of text, as JSON.
+fn headers_in(lines: &[u8]) -> String {
+    headers(pairs(lines))
+}
+
+fn pairs(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    lines.split(|byte| *byte == b'\n').filter_map(|line| {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let colon = line.iter().position(|byte| *byte == b':')?;
-        let (name, value) = (&line[..colon], &line[colon + 1..]);
-        (!name.eq_ignore_ascii_case(b"authorization")).then_some((name, value.trim_ascii()))
-    }))
+        Some((&line[..colon], line[colon + 1..].trim_ascii()))
+    })
 }
 
 fn headers_received(received: &HeaderMap) -> String {

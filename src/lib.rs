@@ -23,8 +23,8 @@
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
 //! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`socket`] and [`resolver`] beneath
-//!   it; [`address`] says what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit.
-//!   It blocks, and knows no Postgres.
+//!   it; [`address`] says what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit;
+//!   [`head`] and [`chunks`] mend answers. It blocks, and knows no Postgres.
 //! - Between them: [`pool`], the threads, where asynchronous meets blocking and nowhere else; [`places`] decides
 //!   which call is next.
 //! - Data that both sides share: [`event`] and [`call`].
@@ -34,6 +34,7 @@
 
 pub mod address;
 pub mod call;
+pub mod chunks;
 pub mod cli;
 pub mod cluster;
 pub mod command;
@@ -45,6 +46,7 @@ pub mod error;
 pub mod event;
 pub mod failures;
 pub mod floor;
+pub mod head;
 pub mod instance;
 pub mod link;
 pub mod logging;

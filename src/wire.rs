@@ -2,9 +2,12 @@
 //!
 //! `Dial` checks the very address that the socket connects to, and tries one after the other. `Tap`, the outermost
 //! link, sees the bytes as HTTP: the head of the request, the answer as far as its head, the count of the rest; and
-//! it ends an answer that has more of it than any body within the cap could need. What they see is kept for the call
-//! that this thread is making; a thread makes one at a time.
+//! it ends an answer that has more of it than any body within the cap could need. ureq's parser is strict: a head or
+//! chunks that it would refuse are mended on their way to it, by the rules of [`head`](crate::head) and
+//! [`chunks`](crate::chunks), and then the connection is used no more. What the links see is kept for the call that this
+//! thread is making; a thread makes one at a time.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -19,7 +22,9 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, Either
 use ureq::{Error, Timeout, config::Config};
 
 use crate::address::{self, Reached};
+use crate::chunks::Chunks;
 use crate::descriptors;
+use crate::head::{Fed, HEAD_BYTES_MAX, Heads, Record, Step};
 use crate::resolver::{Answer, Resolver};
 use crate::socket::Socket;
 use crate::trust::left;
@@ -58,6 +63,10 @@ pub struct Seen {
     pub rest: Vec<u8>,
     /// How the connection broke while the answer was read.
     pub broken: Option<String>,
+    /// What the head of the answer says, when that is not what ureq was given.
+    pub record: Option<Record>,
+    /// Chunks of the answer ended with bare line feeds.
+    pub bare: bool,
     /// Bytes that may come before it is a flood.
     room: u64,
     /// The head of the answer is not complete.
@@ -266,7 +275,7 @@ impl<In: Transport> Connector<In> for Tap {
 
     fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
         let remote = SEEN.with_borrow(|seen| seen.remote);
-        Ok(chained.map(|inner| Tapped { inner, remote, used: false, answering: true, held: Vec::new() }))
+        Ok(chained.map(|inner| Tapped::new(inner, remote)))
     }
 }
 
@@ -282,9 +291,194 @@ pub struct Tapped<T: Transport> {
     /// A head that goes out together with the body behind it: ureq writes them apart, and two packets wake the other side
     /// twice.
     held: Vec<u8>,
+    phase: Phase,
+    /// What ureq is given instead of the bytes that came.
+    mended: Option<Mended>,
+    /// The answer is not one that everybody understands alike: no other request goes this way, lest an answer be taken for
+    /// another one's.
+    spent: bool,
+    /// No more of the answer is read.
+    over: bool,
+}
+
+/// What of an answer comes next.
+#[derive(Debug)]
+enum Phase {
+    Head(Heads),
+    Chunks(Chunks),
+    Body,
+}
+
+/// Bytes for ureq, in the place of the input.
+#[derive(Debug, Default)]
+struct Mended {
+    bytes: Vec<u8>,
+    used: usize,
+    /// Some of it was of use the last time.
+    progress: bool,
+}
+
+impl Mended {
+    fn left(&self) -> &[u8] {
+        &self.bytes[self.used..]
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        if self.used > 0 {
+            self.bytes.drain(..self.used);
+            self.used = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
 }
 
 impl<T: Transport> Tapped<T> {
+    fn new(inner: T, remote: Option<SocketAddr>) -> Tapped<T> {
+        Tapped {
+            inner,
+            remote,
+            used: false,
+            answering: true,
+            held: Vec::new(),
+            phase: Phase::Head(Heads::default()),
+            mended: None,
+            spent: false,
+            over: false,
+        }
+    }
+
+    /// Bytes that ureq has not used.
+    fn unused(&mut self) -> usize {
+        match &self.mended {
+            Some(mended) => mended.left().len(),
+            None => self.inner.buffers().input().len(),
+        }
+    }
+
+    /// Looks at what has come, all but the first `before` bytes of the input.
+    fn look(&mut self, before: usize) {
+        let Phase::Head(heads) = &mut self.phase else {
+            let new = self.inner.buffers().input().len() - before;
+            return self.look_at_body(new);
+        };
+        let Fed { step, kept, rest } = heads.feed(&self.inner.buffers().input()[before..]);
+        let buffers = self.inner.buffers();
+        let input = buffers.input().len();
+        let over = match step {
+            // Longer than what the parser takes: it is kept elsewhere, and here is room for more.
+            Step::More if kept > HEAD_BYTES_MAX => input,
+            Step::Repaired { .. } => input - rest,
+            _ => input.saturating_sub(kept),
+        };
+        if over > 0 {
+            buffers.input_consume(over);
+        }
+        let chunked = match step {
+            Step::More => return,
+            Step::NotHttp => {
+                self.spent = true;
+                false
+            }
+            Step::Clean { chunked, reusable } => {
+                self.spent |= !reusable;
+                chunked
+            }
+            Step::Repaired { head, record, chunked } => {
+                self.give_instead(&head, record);
+                chunked
+            }
+        };
+        self.phase = if chunked { Phase::Chunks(Chunks::default()) } else { Phase::Body };
+        self.look_at_body(rest);
+    }
+
+    /// Looks at the last `new` bytes of the input, which are of the body.
+    fn look_at_body(&mut self, new: usize) {
+        let buffers = self.inner.buffers();
+        let input = buffers.input();
+        let (old, new) = input.split_at(input.len() - new);
+        let given = match &mut self.phase {
+            Phase::Chunks(chunks) => {
+                let given = chunks.feed(new);
+                if chunks.bare {
+                    see(|seen| seen.bare = true);
+                }
+                given
+            }
+            _ => Cow::Borrowed(new),
+        };
+        if self.mended.is_none() && matches!(given, Cow::Borrowed(_)) {
+            return;
+        }
+        self.spent = true;
+        let mended = self.mended.get_or_insert_default();
+        mended.extend(old);
+        mended.extend(&given);
+        let all = input.len();
+        buffers.input_consume(all);
+    }
+
+    /// Gives ureq this head.
+    fn give_instead(&mut self, head: &[u8], record: Record) {
+        self.spent = true;
+        self.mended.get_or_insert_default().extend(head);
+        see(|seen| seen.record = Some(record));
+    }
+
+    /// The answer ends within its head. Whether its status is known nevertheless: then ureq is given an answer without a
+    /// body.
+    fn cut(&mut self, why: &str) -> bool {
+        let Phase::Head(heads) = &mut self.phase else { return false };
+        let Some((head, record)) = heads.cut(why) else { return false };
+        self.give_instead(&head, record);
+        (self.phase, self.over) = (Phase::Body, true);
+        true
+    }
+
+    /// Reads once; whether something came.
+    fn read(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let before = self.inner.buffers().input().len();
+        let result = self.inner.await_input(timeout);
+        if let Err(Error::Io(error)) = &result {
+            see(|seen| seen.broken = Some(error.to_string()));
+        }
+        let input = self.inner.buffers().input();
+        let new = input.get(before..).unwrap_or_default();
+        let in_head = matches!(self.phase, Phase::Head(_));
+        if !new.is_empty() {
+            self.answering = true;
+            see(|seen| {
+                seen.received += new.len() as u64;
+                if seen.in_head {
+                    let keep = new.len().min(START_MAX.saturating_sub(seen.start.len()));
+                    seen.start.extend_from_slice(&new[..keep]);
+                }
+            });
+            self.look(before);
+        }
+        let still_in_head = matches!(self.phase, Phase::Head(_));
+        let flooded = see(|seen| seen.received > seen.room) && (still_in_head || !in_head);
+        match result {
+            _ if flooded => {
+                if self.cut("the answer's head does not end; it was not read to its end") {
+                    return Ok(true);
+                }
+                see(|seen| seen.flooded = true);
+                Err(Error::ConnectionFailed)
+            }
+            Err(Error::Timeout(reason)) => {
+                // The status is for the log.
+                self.cut("");
+                Err(Error::Timeout(reason))
+            }
+            Err(error) if self.cut(&format!("the answer broke off within its head: {error}")) => {
+                drop(error);
+                Ok(true)
+            }
+            Ok(false) if self.cut("the answer broke off within its head") => Ok(true),
+            result => result,
+        }
+    }
     /// Sends what is held, and `amount` of the output behind it.
     fn send(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         if self.held.is_empty() {
@@ -309,11 +503,14 @@ fn rest(timeout: NextTimeout, start: Instant) -> NextTimeout {
 
 impl<T: Transport> Transport for Tapped<T> {
     fn buffers(&mut self) -> &mut dyn Buffers {
-        self.inner.buffers()
+        if self.mended.is_some() { self } else { self.inner.buffers() }
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let begins = std::mem::replace(&mut self.answering, false);
+        if begins {
+            self.phase = Phase::Head(Heads::default());
+        }
         let (remote, used) = (self.remote, self.used);
         let output = &self.inner.buffers().output()[..amount];
         see(|seen| {
@@ -340,27 +537,23 @@ impl<T: Transport> Transport for Tapped<T> {
             self.send(0, timeout)?;
             timeout = rest(timeout, start);
         }
-        let before = self.inner.buffers().input().len();
-        let result = self.inner.await_input(timeout);
-        if let Err(Error::Io(error)) = &result {
-            see(|seen| seen.broken = Some(error.to_string()));
+        if self.over {
+            return Ok(false);
         }
-        let input = self.inner.buffers().input();
-        let Some(new) = input.get(before..).filter(|new| !new.is_empty()) else { return result };
-        self.answering = true;
-        see(|seen| {
-            seen.received += new.len() as u64;
-            if seen.in_head {
-                let keep = new.len().min(START_MAX.saturating_sub(seen.start.len()));
-                seen.start.extend_from_slice(&new[..keep]);
+        let (start, limit, unused) = (Instant::now(), timeout, self.unused());
+        loop {
+            let more = self.read(timeout)?;
+            // ureq is given whole heads, and never nothing.
+            let in_head = matches!(self.phase, Phase::Head(_));
+            if !more || (!in_head && self.unused() > unused) {
+                return Ok(more);
             }
-            seen.flooded = seen.received > seen.room;
-            if seen.flooded { Err(Error::ConnectionFailed) } else { result }
-        })
+            timeout = rest(limit, start);
+        }
     }
 
     fn is_open(&mut self) -> bool {
-        self.inner.is_open()
+        !self.spent && self.inner.is_open()
     }
 
     fn is_tls(&self) -> bool {
@@ -368,10 +561,43 @@ impl<T: Transport> Transport for Tapped<T> {
     }
 }
 
+/// While ureq is given other bytes than those that came.
+impl<T: Transport> Buffers for Tapped<T> {
+    fn output(&mut self) -> &mut [u8] {
+        self.inner.buffers().output()
+    }
+
+    fn input(&self) -> &[u8] {
+        self.mended.as_ref().map(Mended::left).unwrap_or_default()
+    }
+
+    fn input_append_buf(&mut self) -> &mut [u8] {
+        self.inner.buffers().input_append_buf()
+    }
+
+    fn input_appended(&mut self, amount: usize) {
+        self.inner.buffers().input_appended(amount);
+    }
+
+    fn input_consume(&mut self, amount: usize) {
+        if let Some(mended) = &mut self.mended {
+            (mended.used, mended.progress) = (mended.used + amount, amount > 0);
+        }
+    }
+
+    fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
+        self.inner.buffers().tmp_and_output()
+    }
+
+    fn can_use_input(&self) -> bool {
+        self.mended.as_ref().is_some_and(|mended| mended.progress && !mended.left().is_empty())
+    }
+}
+
 impl<T: Transport> Drop for Tapped<T> {
     fn drop(&mut self) {
         // Connections that rest have none: what is here is of the call of this thread.
-        let rest = self.inner.buffers().input();
+        let rest = self.buffers().input();
         if !rest.is_empty() {
             // Gone at the end of the thread, when there is no call either.
             SEEN.try_with(|seen| seen.borrow_mut().rest = rest.to_vec()).ok();
@@ -421,7 +647,7 @@ mod tests {
     /// What goes out when these are written one after the other, and then an answer is waited for.
     fn packets(writes: &[&[u8]]) -> Vec<Vec<u8>> {
         let inner = Packets { buffers: LazyBuffers::new(64, 64), sent: Vec::new() };
-        let mut tapped = Tapped { inner, remote: None, used: false, answering: true, held: Vec::new() };
+        let mut tapped = Tapped::new(inner, None);
         for write in writes {
             tapped.buffers().output()[..write.len()].copy_from_slice(write);
             tapped.transmit_output(write.len(), NextTimeout::default()).expect("it takes all");

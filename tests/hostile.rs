@@ -6,6 +6,8 @@
 mod address;
 #[path = "hostile/answer.rs"]
 mod answer;
+#[path = "hostile/head.rs"]
+mod head;
 #[path = "hostile/keepalive.rs"]
 mod keepalive;
 #[path = "hostile/property.rs"]
