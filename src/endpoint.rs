@@ -26,13 +26,14 @@ use url::Url;
 
 use crate::address::Reached;
 use crate::call::{Call, ErrorKind, storable, storable_text};
+use crate::dial::{Dial, Worked};
 use crate::error::{Result, one_line};
 use crate::event::Webhook;
 use crate::head::HEAD_BYTES_MAX;
 use crate::resolver::Resolver;
 use crate::signature;
 use crate::trust::{self, Tls};
-use crate::wire::{Dial, Names, Rules, Seen, Tap, take_seen, watch_body, watch_head};
+use crate::wire::{Names, Rules, Seen, Tap, take_seen, watch_body, watch_head};
 
 /// Idle connections rest for less than Node's Express leaves them open (5 s).
 const IDLE_MAX: Duration = Duration::from_secs(3);
@@ -98,6 +99,7 @@ pub struct Caller {
     config: ureq::config::Config,
     tls: Tls,
     rules: Arc<Rules>,
+    worked: Worked,
     // By origin. Written by all threads.
     agents: Mutex<HashMap<String, Arc<Pooled>>>,
     // By the text that the customer typed. Written by all threads.
@@ -166,6 +168,7 @@ impl Caller {
             config,
             tls,
             rules,
+            worked: Worked::default(),
             agents: Mutex::default(),
             targets: Mutex::default(),
             since: Instant::now(),
@@ -390,7 +393,10 @@ impl Caller {
             oldest.and_then(|origin| agents.remove(&origin));
         }
         let rules = &self.rules;
-        let chain = ().chain(Dial { rules: rules.clone() }).chain(self.tls.clone()).chain(Tap);
+        let chain =
+            ().chain(Dial { rules: rules.clone(), worked: self.worked.clone() })
+                .chain(self.tls.clone())
+                .chain(Tap);
         let agent = Agent::with_parts(self.config.clone(), chain, Names { rules: rules.clone() });
         let pooled = Arc::new(Pooled { agent, used_ms: now.into() });
         agents.insert(origin.to_owned(), pooled.clone());

@@ -22,8 +22,8 @@
 //!   the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
-//! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`socket`] and [`resolver`] beneath
-//!   it; [`address`] says what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit;
+//! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`dial`], [`socket`] and [`resolver`]
+//!   beneath it; [`address`] says what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit;
 //!   [`head`] and [`chunks`] mend answers. It blocks, and knows no Postgres.
 //! - Between them: [`pool`], the threads, where asynchronous meets blocking and nowhere else; [`places`] decides
 //!   which call is next.
@@ -41,6 +41,7 @@ pub mod command;
 pub mod config;
 pub mod db;
 pub mod descriptors;
+pub mod dial;
 pub mod endpoint;
 pub mod error;
 pub mod event;

@@ -1,7 +1,6 @@
-//! Our links in ureq's chain of connectors: what is dialled, and what goes over the wire.
+//! Our outermost link in ureq's chain of connectors, which sees what goes over the wire; and which addresses may be called.
 //!
-//! `Dial` checks the very address that the socket connects to, and tries one after the other. `Tap`, the outermost
-//! link, sees the bytes as HTTP: the head of the request, the answer as far as its head, the count of the rest; and
+//! `Tap` sees the bytes as HTTP: the head of the request, the answer as far as its head, the count of the rest; and
 //! it ends an answer that has more of it than any body within the cap could need. ureq's parser is strict: a head or
 //! chunks that it would refuse are mended on their way to it, by the rules of [`head`](crate::head) and
 //! [`chunks`](crate::chunks), and then the connection is used no more. What the links see is kept for the call that this
@@ -9,25 +8,21 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use nix::errno::Errno;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
-use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, Either, NextTimeout, Transport};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 use ureq::{Error, Timeout, config::Config};
 
 use crate::address::{self, Reached};
 use crate::chunks::Chunks;
-use crate::descriptors;
+use crate::dial::alternate;
 use crate::head::{Fed, HEAD_BYTES_MAX, Heads, Record, Step};
 use crate::resolver::{Answer, Resolver};
-use crate::socket::Socket;
-use crate::trust::left;
 
 /// Heads of our own requests are shorter; beyond it they are not kept for the log.
 const HEAD_MAX: usize = 32 * 1024;
@@ -93,7 +88,7 @@ pub fn take_seen() -> Seen {
     SEEN.with_borrow_mut(std::mem::take)
 }
 
-fn see<T>(change: impl FnOnce(&mut Seen) -> T) -> T {
+pub(crate) fn see<T>(change: impl FnOnce(&mut Seen) -> T) -> T {
     SEEN.with_borrow_mut(change)
 }
 
@@ -155,7 +150,7 @@ fn is_this_machine(ip: IpAddr) -> bool {
 /// Names to addresses, for ureq.
 #[derive(Debug)]
 pub struct Names {
-    /// Who is asked, and what may be called: looked at here for all answers, and in [`Dial`] for those that may be dialled.
+    /// Who is asked, and what may be called: looked at here for all answers, and in [`Dial`](crate::dial::Dial) for those that may be dialled.
     pub rules: Arc<Rules>,
 }
 
@@ -185,7 +180,7 @@ impl UreqResolver for Names {
                 }
             },
         };
-        let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, port));
+        let addresses = alternate(addresses).into_iter().map(|address| SocketAddr::new(address, port));
         // One forbidden address among a name's answers refuses the call: which of them is tried is not for the owner
         // of the name to play with.
         if let Some(problem) = addresses.clone().find_map(|address| self.rules.problem(address, deadline)) {
@@ -201,69 +196,6 @@ impl UreqResolver for Names {
         }
         Ok(resolved)
     }
-}
-
-/// Opens the socket, to an address that may be called.
-#[derive(Debug)]
-pub struct Dial {
-    /// Looked at for the very address that is dialled.
-    pub rules: Arc<Rules>,
-}
-
-impl<In: Transport> Connector<In> for Dial {
-    type Out = Either<In, Socket>;
-
-    fn connect(&self, details: &ConnectionDetails, _: Option<In>) -> Result<Option<Self::Out>, Error> {
-        let mut failure = Error::HostNotFound;
-        for (at, address) in details.addrs.iter().enumerate() {
-            if let Some(problem) = self.rules.problem(*address, Instant::now() + left(details)) {
-                see(|seen| seen.refused = Some(problem));
-                return Err(Error::ConnectionFailed);
-            }
-            // The time that is left is shared by the addresses that are left.
-            let others = u32::try_from(details.addrs.len() - at).expect("at most 16");
-            let share = left(details) / others;
-            if share.is_zero() {
-                return Err(Error::Timeout(details.timeout.reason));
-            }
-            let Some(descriptor) = descriptors::take(1) else {
-                see(|seen| seen.shortage = Some("all file descriptors for calls are in use".into()));
-                return Err(Error::ConnectionFailed);
-            };
-            match Socket::connect(details, *address, share, descriptor) {
-                Ok(socket) => {
-                    see(|seen| seen.remote = Some(*address));
-                    return Ok(Some(Either::B(socket)));
-                }
-                Err(Error::Io(error)) if is_shortage(&error, *address) => {
-                    see(|seen| seen.shortage = Some(error.to_string()));
-                    return Err(Error::Io(error));
-                }
-                Err(error @ (Error::Io(_) | Error::Timeout(_))) => failure = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(failure)
-    }
-}
-
-/// Whether an error of the system's when connecting is a lack of ours, not the endpoint's doing: file descriptors,
-/// memory, buffers, local ports.
-fn is_shortage(error: &io::Error, address: SocketAddr) -> bool {
-    const OURS: [Errno; 5] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EAGAIN];
-    let code = error.raw_os_error().map(Errno::from_raw);
-    // Said when local ports have run out, and also where there is no address to call from (no IPv6 here), which
-    // waiting does not mend. Datagrams have ports of their own.
-    let ports = || code == Some(Errno::EADDRNOTAVAIL) && has_source(address);
-    code.is_some_and(|code| OURS.contains(&code)) || ports()
-}
-
-fn has_source(address: SocketAddr) -> bool {
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    UdpSocket::bind((any, 0)).is_ok_and(|socket| socket.connect(address).is_ok())
 }
 
 /// The outermost link.
@@ -610,6 +542,7 @@ mod tests {
     use ureq::unversioned::transport::LazyBuffers;
 
     use super::*;
+    use crate::dial::{Dial, Worked};
 
     /// Every name is 127.0.0.1.
     fn rules(allow: &[&str]) -> Rules {
@@ -710,7 +643,7 @@ mod tests {
     fn the_address_that_is_dialled_is_looked_at_whatever_was_before() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let names = Names { rules: Arc::new(rules(&["127.0.0.0/8"])) };
-        let chain = ().chain(Dial { rules: Arc::new(rules(&[])) }).chain(Tap);
+        let chain = ().chain(Dial { rules: Arc::new(rules(&[])), worked: Worked::default() }).chain(Tap);
         let config = ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(5)));
         let agent = ureq::Agent::with_parts(config.build(), chain, names);
         let url = format!("http://a.example:{}/", listener.local_addr().expect("bound").port());
@@ -719,21 +652,5 @@ mod tests {
         assert_eq!(take_seen().refused.as_deref(), Some("127.0.0.1 may not be called: loopback"));
         listener.set_nonblocking(true).expect("an option");
         assert!(listener.accept().is_err(), "nothing was dialled");
-    }
-
-    #[test]
-    fn what_we_run_short_of_is_ours_and_a_missing_source_address_is_not() {
-        let local = SocketAddr::from(([127, 0, 0, 1], 9));
-        let error = |errno: Errno| io::Error::from_raw_os_error(errno as i32);
-        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL] {
-            assert!(is_shortage(&error(errno), local), "{errno}");
-        }
-        for errno in [Errno::ECONNREFUSED, Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::ETIMEDOUT] {
-            assert!(!is_shortage(&error(errno), local), "{errno}");
-        }
-        // One that nothing can be sent to: as little as to an IPv6 address from a machine without IPv6.
-        let nowhere = SocketAddr::from(([255, 255, 255, 255], 9));
-        assert!(!is_shortage(&error(Errno::EADDRNOTAVAIL), nowhere));
-        assert!(!is_shortage(&io::Error::other("no code"), local));
     }
 }

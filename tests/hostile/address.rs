@@ -675,6 +675,43 @@ fn a_connection_for_want_of_files_is_a_shortage_of_ours() {
 }
 
 #[test]
+fn a_dead_address_gives_its_file_to_the_next_when_there_is_no_other_and_has_had_its_time() {
+    if !is_alone() {
+        return run_alone(
+            "a_dead_address_gives_its_file_to_the_next_when_there_is_no_other_and_has_had_its_time",
+            "true",
+        );
+    }
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let port = receiver.address.port();
+    let dead = Dead::on([127, 0, 0, 2], port);
+    let addresses = vec![dead.address.ip(), receiver.address.ip()];
+    let caller = caller_to(settings(Duration::from_secs(4)), move |_| Ok(addresses.clone()));
+    // Known for some seconds: looking it up takes files, too.
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert_eq!(kind(&post(&caller, &format!("http://two.example:{}/", unused.port()))), "connect");
+    let mut shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::descriptors::take(1)).collect();
+    let call = |caller: &promptpal_relay::endpoint::Caller| {
+        caller.call(&webhook(&format!("http://two.example:{port}/")), 1, &"{}".into())
+    };
+    assert!(matches!(call(&caller), Outcome::Shortage(_)), "none is left");
+    shares.pop();
+    let made = crate::support::made(call(&caller));
+    assert_eq!(kind(&made), "success", "{}", message(&made));
+    assert_eq!(made.remote_addr, Some(receiver.address.to_string()));
+    // Who has lost gives back what it took.
+    let before = shares.len() + 1;
+    drop((shares, caller));
+    let addresses = vec![dead.address.ip(), receiver.address.ip()];
+    let caller = caller_to(settings(PATIENT), move |_| Ok(addresses.clone()));
+    assert_eq!(kind(&crate::support::made(call(&caller))), "success");
+    drop(caller);
+    eventually("all are back", || {
+        std::iter::from_fn(|| promptpal_relay::descriptors::take(1)).collect::<Vec<_>>().len() == before
+    });
+}
+
+#[test]
 fn our_own_postgres_is_refused_under_each_of_its_addresses() {
     let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
     let port = receiver.address.port();
