@@ -27,13 +27,15 @@ use url::Url;
 use crate::address::Reached;
 use crate::body::BodyText;
 use crate::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, cut, storable, storable_text};
+use crate::dial::{Dial, Worked};
 use crate::error::{Result, one_line};
 use crate::event::Webhook;
+use crate::head::HEAD_BYTES_MAX;
 use crate::memory::Room;
 use crate::resolver::Resolver;
 use crate::signature;
 use crate::trust::{self, Tls};
-use crate::wire::{Dial, Names, Rules, Seen, Tap, take_seen, watch_body, watch_head};
+use crate::wire::{Names, Rules, Seen, Tap, take_seen, watch_body, watch_head};
 
 /// Idle connections rest for less than Node's Express leaves them open (5 s).
 const IDLE_MAX: Duration = Duration::from_secs(3);
@@ -43,8 +45,6 @@ const IDLE_CONNECTIONS: usize = 32;
 const AGENTS_MAX: usize = 1024;
 /// URLs that are remembered parsed; beyond it all are forgotten.
 const TARGETS_MAX: usize = 4096;
-/// Longest head of an answer; what Node takes, too.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// More than the longest head: ureq must see that it is too long.
 const INPUT_BYTES: usize = HEAD_BYTES_MAX + 4 * 1024;
 /// All that may come before the body: the head, and interim answers (1xx) before it.
@@ -107,6 +107,7 @@ pub struct Caller {
     config: ureq::config::Config,
     tls: Tls,
     rules: Arc<Rules>,
+    worked: Worked,
     // By origin. Written by all threads.
     agents: Mutex<HashMap<String, Arc<Pooled>>>,
     // By the text that the customer typed. Written by all threads.
@@ -175,6 +176,7 @@ impl Caller {
             config,
             tls,
             rules,
+            worked: Worked::default(),
             agents: Mutex::default(),
             targets: Mutex::default(),
             since: Instant::now(),
@@ -312,10 +314,15 @@ impl Caller {
         call.remote_addr = seen.remote.map(|remote| remote.to_string());
         call.request_headers = headers_sent(&seen.head);
         let read = match result {
-            Ok(response) => self.read(response, call, room),
+            Ok(response) => self.read(response, seen, call, room),
             Err(error) => {
                 if !seen.start.is_empty() {
                     self.keep(&seen.start, seen.received, call, room);
+                }
+                if let Some(record) = &seen.record {
+                    call.status_code = Some(record.status);
+                    let most = HEADERS_BYTES_MAX.min(room.most());
+                    call.response_headers = Some(headers_that_fit(|| pairs(&record.headers), most).0);
                 }
                 Err(self.failure(&error, &seen))
             }
@@ -400,7 +407,10 @@ impl Caller {
             oldest.and_then(|origin| agents.remove(&origin));
         }
         let rules = &self.rules;
-        let chain = ().chain(Dial { rules: rules.clone() }).chain(self.tls.clone()).chain(Tap);
+        let chain =
+            ().chain(Dial { rules: rules.clone(), worked: self.worked.clone() })
+                .chain(self.tls.clone())
+                .chain(Tap);
         let agent = Agent::with_parts(self.config.clone(), chain, Names { rules: rules.clone() });
         let pooled = Arc::new(Pooled { agent, used_ms: now.into() });
         agents.insert(origin.to_owned(), pooled.clone());
@@ -411,12 +421,18 @@ impl Caller {
     fn read(
         &self,
         response: Response<Body>,
+        before: Seen,
         call: &mut Call,
         room: &mut Room,
     ) -> std::result::Result<(), Failure> {
         let (head, body) = response.into_parts();
         call.status_code = Some(head.status.as_u16());
-        let (headers, headers_cut) = headers_received(&head.headers, HEADERS_BYTES_MAX.min(room.most()));
+        let record = before.record;
+        let most = HEADERS_BYTES_MAX.min(room.most());
+        let (headers, headers_cut) = match &record {
+            Some(record) => headers_that_fit(|| pairs(&record.headers), most),
+            None => headers_that_fit(|| received(&head.headers), most),
+        };
         call.response_headers = Some(headers);
         let limit = self.settings.response_body_bytes_max;
         watch_body(FRAMING * limit as u64 + FRAMING_MIN);
@@ -445,8 +461,11 @@ impl Caller {
             // A body that ends with the connection ends for ureq also when the connection breaks.
             None => seen.broken.map(|broken| format!("the answer broke off: {broken}")),
         };
-        call.response_truncated = cut || headers_cut || flaw.is_some();
-        call.error_message = flaw.map(|flaw| flaw.replace('\0', "\u{FFFD}"));
+        call.response_truncated =
+            cut || headers_cut || flaw.is_some() || record.as_ref().is_some_and(|record| record.lost);
+        let bare = (before.bare || seen.bare).then(|| "its chunks end with bare line feeds".to_owned());
+        let flaws: Vec<_> = record.map(|record| record.flaws).into_iter().chain(bare).chain(flaw).collect();
+        call.error_message = (!flaws.is_empty()).then(|| flaws.join("; ").replace('\0', "\u{FFFD}"));
         if head.status.is_success() {
             return Ok(());
         }
@@ -487,6 +506,7 @@ impl Caller {
             E::Timeout(ureq::Timeout::Resolve) => self.late("the name was not resolved"),
             E::Timeout(_) if seen.remote.is_none() => self.late("no connection"),
             E::Timeout(_) if seen.handshake => self.late("no end of the TLS handshake"),
+            E::Timeout(_) if seen.record.is_some() => self.late("the answer did not end"),
             E::Timeout(_) => self.late("no answer"),
             E::HostNotFound => {
                 let reason = seen.unresolved.clone().unwrap_or_else(|| "the name has no address".into());
@@ -646,32 +666,41 @@ fn read_body(body: Body, limit: u64, text: &mut BodyText) -> (u64, Option<ureq::
 /// The headers in a request's head, as JSON. Credentials are left out.
 fn headers_sent(head: &[u8]) -> String {
     let end = head.windows(4).position(|end| end == b"\r\n\r\n").unwrap_or(head.len());
-    let lines = head[..end].split(|byte| *byte == b'\n').skip(1);
-    headers(lines.filter_map(|line| {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let colon = line.iter().position(|byte| *byte == b':')?;
-        let (name, value) = (&line[..colon], &line[colon + 1..]);
-        (!name.eq_ignore_ascii_case(b"authorization")).then_some((name, value.trim_ascii()))
-    }))
+    let lines = head[..end].iter().position(|byte| *byte == b'\n').map_or(end, |first| first + 1);
+    let sent = pairs(&head[lines..end]);
+    headers(sent.filter(|(name, _)| !name.eq_ignore_ascii_case(b"authorization")))
 }
 
-/// The headers of an answer that fit into so many bytes, and whether others were left out.
-fn headers_received(received: &HeaderMap, most: usize) -> (String, bool) {
-    let pairs = || received.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
-    let json = headers(pairs());
+fn pairs(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    lines.split(|byte| *byte == b'\n').filter_map(|line| {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        Some((&line[..colon], line[colon + 1..].trim_ascii()))
+    })
+}
+
+fn received(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+    headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+}
+
+/// The headers of an answer that fit into so many bytes of JSON, and whether others were left out.
+fn headers_that_fit<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
+    all: impl Fn() -> I,
+    most: usize,
+) -> (String, bool) {
+    let json = headers(all());
     if json.len() <= most {
         return (json, false);
     }
-    let mut kept: Vec<(&[u8], &[u8])> = Vec::new();
     let mut bytes = 2;
-    for (name, value) in pairs() {
-        // As it is alone; more than its share of an array.
-        bytes += headers([(name, value)].into_iter()).len();
-        if bytes <= most {
-            kept.push((name, value));
-        }
-    }
-    (headers(kept.into_iter()), true)
+    // As each is alone: more than its share of an array.
+    let fits = |pair: &(&'a [u8], &'a [u8])| {
+        let length = headers(std::iter::once(*pair)).len();
+        let fits = bytes + length <= most;
+        bytes += if fits { length } else { 0 };
+        fits
+    };
+    (headers(all().filter(fits)), true)
 }
 
 /// The value of a header, or the values of one that came more than once.

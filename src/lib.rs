@@ -23,9 +23,9 @@
 //!   [`stop`] and [`systemd`] are the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
-//! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`socket`] and [`resolver`] beneath
-//!   it; [`body`] reads the answer's; [`address`] says what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit.
-//!   It blocks, and knows no Postgres.
+//! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`dial`], [`socket`] and [`resolver`]
+//!   beneath it; [`address`] says what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit;
+//!   [`head`] and [`chunks`] mend answers, [`body`] keeps as much of them as it may. It blocks, and knows no Postgres.
 //! - Between them: [`pool`], the threads, where asynchronous meets blocking and nowhere else; [`places`] decides
 //!   which call is next, [`admission`] which row begins, [`memory`] counts what they take.
 //! - Data that both sides share: [`event`] and [`call`].
@@ -37,17 +37,20 @@ pub mod address;
 pub mod admission;
 pub mod body;
 pub mod call;
+pub mod chunks;
 pub mod cli;
 pub mod cluster;
 pub mod command;
 pub mod config;
 pub mod db;
 pub mod descriptors;
+pub mod dial;
 pub mod endpoint;
 pub mod error;
 pub mod event;
 pub mod failures;
 pub mod floor;
+pub mod head;
 pub mod instance;
 pub mod link;
 pub mod logging;

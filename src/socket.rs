@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, recv, send, socket,
+};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
 };
@@ -40,24 +42,16 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Connects, within `limit`.
+    /// A connection that was made.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] when the limit passes, else what the system says.
-    pub fn connect(
-        details: &ConnectionDetails,
-        address: SocketAddr,
-        limit: Duration,
-        descriptor: Share,
-    ) -> Result<Socket, Error> {
-        let stream = TcpStream::connect_timeout(&address, limit).map_err(|error| {
-            let ours = error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none();
-            if ours { Error::Timeout(Timeout::Connect) } else { Error::Io(error) }
-        })?;
+    /// What the system says, or that no call may begin any more.
+    pub fn connected(details: &ConnectionDetails, made: Attempt) -> Result<Socket, Error> {
+        made.stream.set_nonblocking(false)?;
         let buffers =
             LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        let socket = Socket::over(stream, buffers, descriptor)?;
+        let socket = Socket::over(made.stream, buffers, made.descriptor)?;
         (details.register_shutdown)(Arc::downgrade(&socket.stream) as Weak<dyn ShutdownHandle>)?;
         Ok(socket)
     }
@@ -140,6 +134,66 @@ impl Transport for Socket {
     }
 }
 
+/// A connection that is being made. Dropped, it is given up.
+#[derive(Debug)]
+pub struct Attempt {
+    /// To whom.
+    pub address: SocketAddr,
+    /// When it began.
+    pub since: Instant,
+    stream: TcpStream,
+    descriptor: Share,
+}
+
+impl Attempt {
+    /// Begins, and does not wait.
+    ///
+    /// # Errors
+    ///
+    /// What the system says at once.
+    pub fn begin(address: SocketAddr, descriptor: Share) -> io::Result<Attempt> {
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let stream = TcpStream::from(socket(family, SockType::Stream, flags, None)?);
+        match connect(stream.as_raw_fd(), &SockaddrStorage::from(address)) {
+            // Interrupted, it goes on as well.
+            Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Attempt { address, since: Instant::now(), stream, descriptor })
+    }
+}
+
+/// Waits until one of the attempts has ended, and says which and how; none when the limit has passed before, or a signal
+/// has come.
+///
+/// # Errors
+///
+/// When the system cannot wait.
+pub fn first_ended(attempts: &[Attempt], limit: Duration) -> io::Result<Option<(usize, io::Result<()>)>> {
+    let mut waiting: Vec<_> =
+        attempts.iter().map(|attempt| PollFd::new(attempt.stream.as_fd(), PollFlags::POLLOUT)).collect();
+    match poll(&mut waiting, in_milliseconds(limit.min(WAIT_MAX))) {
+        Ok(0) | Err(Errno::EINTR) => return Ok(None),
+        Ok(_) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let Some(at) = waiting.iter().position(|waiting| waiting.any() != Some(false)) else { return Ok(None) };
+    let broken =
+        waiting[at].revents().unwrap_or(PollFlags::POLLERR) & (PollFlags::POLLERR | PollFlags::POLLHUP);
+    let ended = match attempts[at].stream.take_error()? {
+        Some(error) => Err(error),
+        None if broken.is_empty() => Ok(()),
+        None => Err(io::Error::other("the connection broke")),
+    };
+    Ok(Some((at, ended)))
+}
+
+/// Rounded up: a wait of 0 ms would be a busy one.
+fn in_milliseconds(limit: Duration) -> PollTimeout {
+    PollTimeout::try_from(limit + Duration::from_micros(999)).expect("an hour fits")
+}
+
 /// When to give up, and what to say then.
 struct Deadline {
     at: Instant,
@@ -168,9 +222,7 @@ impl Deadline {
             if left.is_zero() {
                 return Err(Error::Timeout(self.reason));
             }
-            // Rounded up: a wait of 0 ms would be a busy one.
-            let left = PollTimeout::try_from(left + Duration::from_micros(999)).expect("an hour fits");
-            match poll(&mut [PollFd::new(stream.as_fd(), what)], left) {
+            match poll(&mut [PollFd::new(stream.as_fd(), what)], in_milliseconds(left)) {
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(()),
                 Err(error) => return Err(Error::Io(error.into())),

@@ -1,28 +1,28 @@
-//! Our links in ureq's chain of connectors: what is dialled, and what goes over the wire.
+//! Our outermost link in ureq's chain of connectors, which sees what goes over the wire; and which addresses may be called.
 //!
-//! `Dial` checks the very address that the socket connects to, and tries one after the other. `Tap`, the outermost
-//! link, sees the bytes as HTTP: the head of the request, the answer as far as its head, the count of the rest; and
-//! it ends an answer that has more of it than any body within the cap could need. What they see is kept for the call
-//! that this thread is making; a thread makes one at a time.
+//! `Tap` sees the bytes as HTTP: the head of the request, the answer as far as its head, the count of the rest; and
+//! it ends an answer that has more of it than any body within the cap could need. ureq's parser is strict: a head or
+//! chunks that it would refuse are mended on their way to it, by the rules of [`head`](crate::head) and
+//! [`chunks`](crate::chunks), and then the connection is used no more. What the links see is kept for the call that this
+//! thread is making; a thread makes one at a time.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use nix::errno::Errno;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
-use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, Either, NextTimeout, Transport};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 use ureq::{Error, Timeout, config::Config};
 
 use crate::address::{self, Reached};
-use crate::descriptors;
+use crate::chunks::Chunks;
+use crate::dial::alternate;
+use crate::head::{Fed, HEAD_BYTES_MAX, Heads, Record, Step};
 use crate::resolver::{Answer, Resolver};
-use crate::socket::Socket;
-use crate::trust::left;
 
 /// Heads of our own requests are shorter; beyond it they are not kept for the log.
 const HEAD_MAX: usize = 32 * 1024;
@@ -58,6 +58,10 @@ pub struct Seen {
     pub rest: Vec<u8>,
     /// How the connection broke while the answer was read.
     pub broken: Option<String>,
+    /// What the head of the answer says, when that is not what ureq was given.
+    pub record: Option<Record>,
+    /// Chunks of the answer ended with bare line feeds.
+    pub bare: bool,
     /// Bytes that may come before it is a flood.
     room: u64,
     /// The head of the answer is not complete.
@@ -84,7 +88,7 @@ pub fn take_seen() -> Seen {
     SEEN.with_borrow_mut(std::mem::take)
 }
 
-fn see<T>(change: impl FnOnce(&mut Seen) -> T) -> T {
+pub(crate) fn see<T>(change: impl FnOnce(&mut Seen) -> T) -> T {
     SEEN.with_borrow_mut(change)
 }
 
@@ -146,7 +150,7 @@ fn is_this_machine(ip: IpAddr) -> bool {
 /// Names to addresses, for ureq.
 #[derive(Debug)]
 pub struct Names {
-    /// Who is asked, and what may be called: looked at here for all answers, and in [`Dial`] for those that may be dialled.
+    /// Who is asked, and what may be called: looked at here for all answers, and in [`Dial`](crate::dial::Dial) for those that may be dialled.
     pub rules: Arc<Rules>,
 }
 
@@ -176,7 +180,7 @@ impl UreqResolver for Names {
                 }
             },
         };
-        let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, port));
+        let addresses = alternate(addresses).into_iter().map(|address| SocketAddr::new(address, port));
         // One forbidden address among a name's answers refuses the call: which of them is tried is not for the owner
         // of the name to play with.
         if let Some(problem) = addresses.clone().find_map(|address| self.rules.problem(address, deadline)) {
@@ -194,69 +198,6 @@ impl UreqResolver for Names {
     }
 }
 
-/// Opens the socket, to an address that may be called.
-#[derive(Debug)]
-pub struct Dial {
-    /// Looked at for the very address that is dialled.
-    pub rules: Arc<Rules>,
-}
-
-impl<In: Transport> Connector<In> for Dial {
-    type Out = Either<In, Socket>;
-
-    fn connect(&self, details: &ConnectionDetails, _: Option<In>) -> Result<Option<Self::Out>, Error> {
-        let mut failure = Error::HostNotFound;
-        for (at, address) in details.addrs.iter().enumerate() {
-            if let Some(problem) = self.rules.problem(*address, Instant::now() + left(details)) {
-                see(|seen| seen.refused = Some(problem));
-                return Err(Error::ConnectionFailed);
-            }
-            // The time that is left is shared by the addresses that are left.
-            let others = u32::try_from(details.addrs.len() - at).expect("at most 16");
-            let share = left(details) / others;
-            if share.is_zero() {
-                return Err(Error::Timeout(details.timeout.reason));
-            }
-            let Some(descriptor) = descriptors::take(1) else {
-                see(|seen| seen.shortage = Some("all file descriptors for calls are in use".into()));
-                return Err(Error::ConnectionFailed);
-            };
-            match Socket::connect(details, *address, share, descriptor) {
-                Ok(socket) => {
-                    see(|seen| seen.remote = Some(*address));
-                    return Ok(Some(Either::B(socket)));
-                }
-                Err(Error::Io(error)) if is_shortage(&error, *address) => {
-                    see(|seen| seen.shortage = Some(error.to_string()));
-                    return Err(Error::Io(error));
-                }
-                Err(error @ (Error::Io(_) | Error::Timeout(_))) => failure = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(failure)
-    }
-}
-
-/// Whether an error of the system's when connecting is a lack of ours, not the endpoint's doing: file descriptors,
-/// memory, buffers, local ports.
-fn is_shortage(error: &io::Error, address: SocketAddr) -> bool {
-    const OURS: [Errno; 5] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EAGAIN];
-    let code = error.raw_os_error().map(Errno::from_raw);
-    // Said when local ports have run out, and also where there is no address to call from (no IPv6 here), which
-    // waiting does not mend. Datagrams have ports of their own.
-    let ports = || code == Some(Errno::EADDRNOTAVAIL) && has_source(address);
-    code.is_some_and(|code| OURS.contains(&code)) || ports()
-}
-
-fn has_source(address: SocketAddr) -> bool {
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    UdpSocket::bind((any, 0)).is_ok_and(|socket| socket.connect(address).is_ok())
-}
-
 /// The outermost link.
 #[derive(Debug)]
 pub struct Tap;
@@ -266,7 +207,7 @@ impl<In: Transport> Connector<In> for Tap {
 
     fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
         let remote = SEEN.with_borrow(|seen| seen.remote);
-        Ok(chained.map(|inner| Tapped { inner, remote, used: false, answering: true, held: Vec::new() }))
+        Ok(chained.map(|inner| Tapped::new(inner, remote)))
     }
 }
 
@@ -282,9 +223,194 @@ pub struct Tapped<T: Transport> {
     /// A head that goes out together with the body behind it: ureq writes them apart, and two packets wake the other side
     /// twice.
     held: Vec<u8>,
+    phase: Phase,
+    /// What ureq is given instead of the bytes that came.
+    mended: Option<Mended>,
+    /// The answer is not one that everybody understands alike: no other request goes this way, lest an answer be taken for
+    /// another one's.
+    spent: bool,
+    /// No more of the answer is read.
+    over: bool,
+}
+
+/// What of an answer comes next.
+#[derive(Debug)]
+enum Phase {
+    Head(Heads),
+    Chunks(Chunks),
+    Body,
+}
+
+/// Bytes for ureq, in the place of the input.
+#[derive(Debug, Default)]
+struct Mended {
+    bytes: Vec<u8>,
+    used: usize,
+    /// Some of it was of use the last time.
+    progress: bool,
+}
+
+impl Mended {
+    fn left(&self) -> &[u8] {
+        &self.bytes[self.used..]
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        if self.used > 0 {
+            self.bytes.drain(..self.used);
+            self.used = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
 }
 
 impl<T: Transport> Tapped<T> {
+    fn new(inner: T, remote: Option<SocketAddr>) -> Tapped<T> {
+        Tapped {
+            inner,
+            remote,
+            used: false,
+            answering: true,
+            held: Vec::new(),
+            phase: Phase::Head(Heads::default()),
+            mended: None,
+            spent: false,
+            over: false,
+        }
+    }
+
+    /// Bytes that ureq has not used.
+    fn unused(&mut self) -> usize {
+        match &self.mended {
+            Some(mended) => mended.left().len(),
+            None => self.inner.buffers().input().len(),
+        }
+    }
+
+    /// Looks at what has come, all but the first `before` bytes of the input.
+    fn look(&mut self, before: usize) {
+        let Phase::Head(heads) = &mut self.phase else {
+            let new = self.inner.buffers().input().len() - before;
+            return self.look_at_body(new);
+        };
+        let Fed { step, kept, rest } = heads.feed(&self.inner.buffers().input()[before..]);
+        let buffers = self.inner.buffers();
+        let input = buffers.input().len();
+        let over = match step {
+            // Longer than what the parser takes: it is kept elsewhere, and here is room for more.
+            Step::More if kept > HEAD_BYTES_MAX => input,
+            Step::Repaired { .. } => input - rest,
+            _ => input.saturating_sub(kept),
+        };
+        if over > 0 {
+            buffers.input_consume(over);
+        }
+        let chunked = match step {
+            Step::More => return,
+            Step::NotHttp => {
+                self.spent = true;
+                false
+            }
+            Step::Clean { chunked, reusable } => {
+                self.spent |= !reusable;
+                chunked
+            }
+            Step::Repaired { head, record, chunked } => {
+                self.give_instead(&head, record);
+                chunked
+            }
+        };
+        self.phase = if chunked { Phase::Chunks(Chunks::default()) } else { Phase::Body };
+        self.look_at_body(rest);
+    }
+
+    /// Looks at the last `new` bytes of the input, which are of the body.
+    fn look_at_body(&mut self, new: usize) {
+        let buffers = self.inner.buffers();
+        let input = buffers.input();
+        let (old, new) = input.split_at(input.len() - new);
+        let given = match &mut self.phase {
+            Phase::Chunks(chunks) => {
+                let given = chunks.feed(new);
+                if chunks.bare {
+                    see(|seen| seen.bare = true);
+                }
+                given
+            }
+            _ => Cow::Borrowed(new),
+        };
+        if self.mended.is_none() && matches!(given, Cow::Borrowed(_)) {
+            return;
+        }
+        self.spent = true;
+        let mended = self.mended.get_or_insert_default();
+        mended.extend(old);
+        mended.extend(&given);
+        let all = input.len();
+        buffers.input_consume(all);
+    }
+
+    /// Gives ureq this head.
+    fn give_instead(&mut self, head: &[u8], record: Record) {
+        self.spent = true;
+        self.mended.get_or_insert_default().extend(head);
+        see(|seen| seen.record = Some(record));
+    }
+
+    /// The answer ends within its head. Whether its status is known nevertheless: then ureq is given an answer without a
+    /// body.
+    fn cut(&mut self, why: &str) -> bool {
+        let Phase::Head(heads) = &mut self.phase else { return false };
+        let Some((head, record)) = heads.cut(why) else { return false };
+        self.give_instead(&head, record);
+        (self.phase, self.over) = (Phase::Body, true);
+        true
+    }
+
+    /// Reads once; whether something came.
+    fn read(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let before = self.inner.buffers().input().len();
+        let result = self.inner.await_input(timeout);
+        if let Err(Error::Io(error)) = &result {
+            see(|seen| seen.broken = Some(error.to_string()));
+        }
+        let input = self.inner.buffers().input();
+        let new = input.get(before..).unwrap_or_default();
+        let in_head = matches!(self.phase, Phase::Head(_));
+        if !new.is_empty() {
+            self.answering = true;
+            see(|seen| {
+                seen.received += new.len() as u64;
+                if seen.in_head {
+                    let keep = new.len().min(START_MAX.saturating_sub(seen.start.len()));
+                    seen.start.extend_from_slice(&new[..keep]);
+                }
+            });
+            self.look(before);
+        }
+        let still_in_head = matches!(self.phase, Phase::Head(_));
+        let flooded = see(|seen| seen.received > seen.room) && (still_in_head || !in_head);
+        match result {
+            _ if flooded => {
+                if self.cut("the answer's head does not end; it was not read to its end") {
+                    return Ok(true);
+                }
+                see(|seen| seen.flooded = true);
+                Err(Error::ConnectionFailed)
+            }
+            Err(Error::Timeout(reason)) => {
+                // The status is for the log.
+                self.cut("");
+                Err(Error::Timeout(reason))
+            }
+            Err(error) if self.cut(&format!("the answer broke off within its head: {error}")) => {
+                drop(error);
+                Ok(true)
+            }
+            Ok(false) if self.cut("the answer broke off within its head") => Ok(true),
+            result => result,
+        }
+    }
     /// Sends what is held, and `amount` of the output behind it.
     fn send(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         if self.held.is_empty() {
@@ -309,11 +435,14 @@ fn rest(timeout: NextTimeout, start: Instant) -> NextTimeout {
 
 impl<T: Transport> Transport for Tapped<T> {
     fn buffers(&mut self) -> &mut dyn Buffers {
-        self.inner.buffers()
+        if self.mended.is_some() { self } else { self.inner.buffers() }
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let begins = std::mem::replace(&mut self.answering, false);
+        if begins {
+            self.phase = Phase::Head(Heads::default());
+        }
         let (remote, used) = (self.remote, self.used);
         let output = &self.inner.buffers().output()[..amount];
         see(|seen| {
@@ -340,27 +469,23 @@ impl<T: Transport> Transport for Tapped<T> {
             self.send(0, timeout)?;
             timeout = rest(timeout, start);
         }
-        let before = self.inner.buffers().input().len();
-        let result = self.inner.await_input(timeout);
-        if let Err(Error::Io(error)) = &result {
-            see(|seen| seen.broken = Some(error.to_string()));
+        if self.over {
+            return Ok(false);
         }
-        let input = self.inner.buffers().input();
-        let Some(new) = input.get(before..).filter(|new| !new.is_empty()) else { return result };
-        self.answering = true;
-        see(|seen| {
-            seen.received += new.len() as u64;
-            if seen.in_head {
-                let keep = new.len().min(START_MAX.saturating_sub(seen.start.len()));
-                seen.start.extend_from_slice(&new[..keep]);
+        let (start, limit, unused) = (Instant::now(), timeout, self.unused());
+        loop {
+            let more = self.read(timeout)?;
+            // ureq is given whole heads, and never nothing.
+            let in_head = matches!(self.phase, Phase::Head(_));
+            if !more || (!in_head && self.unused() > unused) {
+                return Ok(more);
             }
-            seen.flooded = seen.received > seen.room;
-            if seen.flooded { Err(Error::ConnectionFailed) } else { result }
-        })
+            timeout = rest(limit, start);
+        }
     }
 
     fn is_open(&mut self) -> bool {
-        self.inner.is_open()
+        !self.spent && self.inner.is_open()
     }
 
     fn is_tls(&self) -> bool {
@@ -368,10 +493,43 @@ impl<T: Transport> Transport for Tapped<T> {
     }
 }
 
+/// While ureq is given other bytes than those that came.
+impl<T: Transport> Buffers for Tapped<T> {
+    fn output(&mut self) -> &mut [u8] {
+        self.inner.buffers().output()
+    }
+
+    fn input(&self) -> &[u8] {
+        self.mended.as_ref().map(Mended::left).unwrap_or_default()
+    }
+
+    fn input_append_buf(&mut self) -> &mut [u8] {
+        self.inner.buffers().input_append_buf()
+    }
+
+    fn input_appended(&mut self, amount: usize) {
+        self.inner.buffers().input_appended(amount);
+    }
+
+    fn input_consume(&mut self, amount: usize) {
+        if let Some(mended) = &mut self.mended {
+            (mended.used, mended.progress) = (mended.used + amount, amount > 0);
+        }
+    }
+
+    fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
+        self.inner.buffers().tmp_and_output()
+    }
+
+    fn can_use_input(&self) -> bool {
+        self.mended.as_ref().is_some_and(|mended| mended.progress && !mended.left().is_empty())
+    }
+}
+
 impl<T: Transport> Drop for Tapped<T> {
     fn drop(&mut self) {
         // Connections that rest have none: what is here is of the call of this thread.
-        let rest = self.inner.buffers().input();
+        let rest = self.buffers().input();
         if !rest.is_empty() {
             // Gone at the end of the thread, when there is no call either.
             SEEN.try_with(|seen| seen.borrow_mut().rest = rest.to_vec()).ok();
@@ -384,6 +542,7 @@ mod tests {
     use ureq::unversioned::transport::LazyBuffers;
 
     use super::*;
+    use crate::dial::{Dial, Worked};
 
     /// Every name is 127.0.0.1.
     fn rules(allow: &[&str]) -> Rules {
@@ -421,7 +580,7 @@ mod tests {
     /// What goes out when these are written one after the other, and then an answer is waited for.
     fn packets(writes: &[&[u8]]) -> Vec<Vec<u8>> {
         let inner = Packets { buffers: LazyBuffers::new(64, 64), sent: Vec::new() };
-        let mut tapped = Tapped { inner, remote: None, used: false, answering: true, held: Vec::new() };
+        let mut tapped = Tapped::new(inner, None);
         for write in writes {
             tapped.buffers().output()[..write.len()].copy_from_slice(write);
             tapped.transmit_output(write.len(), NextTimeout::default()).expect("it takes all");
@@ -484,7 +643,7 @@ mod tests {
     fn the_address_that_is_dialled_is_looked_at_whatever_was_before() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let names = Names { rules: Arc::new(rules(&["127.0.0.0/8"])) };
-        let chain = ().chain(Dial { rules: Arc::new(rules(&[])) }).chain(Tap);
+        let chain = ().chain(Dial { rules: Arc::new(rules(&[])), worked: Worked::default() }).chain(Tap);
         let config = ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(5)));
         let agent = ureq::Agent::with_parts(config.build(), chain, names);
         let url = format!("http://a.example:{}/", listener.local_addr().expect("bound").port());
@@ -493,21 +652,5 @@ mod tests {
         assert_eq!(take_seen().refused.as_deref(), Some("127.0.0.1 may not be called: loopback"));
         listener.set_nonblocking(true).expect("an option");
         assert!(listener.accept().is_err(), "nothing was dialled");
-    }
-
-    #[test]
-    fn what_we_run_short_of_is_ours_and_a_missing_source_address_is_not() {
-        let local = SocketAddr::from(([127, 0, 0, 1], 9));
-        let error = |errno: Errno| io::Error::from_raw_os_error(errno as i32);
-        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL] {
-            assert!(is_shortage(&error(errno), local), "{errno}");
-        }
-        for errno in [Errno::ECONNREFUSED, Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::ETIMEDOUT] {
-            assert!(!is_shortage(&error(errno), local), "{errno}");
-        }
-        // One that nothing can be sent to: as little as to an IPv6 address from a machine without IPv6.
-        let nowhere = SocketAddr::from(([255, 255, 255, 255], 9));
-        assert!(!is_shortage(&error(Errno::EADDRNOTAVAIL), nowhere));
-        assert!(!is_shortage(&io::Error::other("no code"), local));
     }
 }

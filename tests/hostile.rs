@@ -6,6 +6,10 @@
 mod address;
 #[path = "hostile/answer.rs"]
 mod answer;
+#[path = "hostile/dial.rs"]
+mod dial;
+#[path = "hostile/head.rs"]
+mod head;
 #[path = "hostile/keepalive.rs"]
 mod keepalive;
 #[path = "hostile/property.rs"]

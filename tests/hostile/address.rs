@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use promptpal_relay::address::problem;
 use promptpal_relay::endpoint::Outcome;
+use promptpal_relay::memory::Room;
 use promptpal_relay::resolver::{Answer, Resolver};
 use proptest::prelude::*;
 
@@ -390,7 +391,7 @@ fn user_and_password_become_basic_authentication_and_are_shown_nowhere() {
         ("us3r@x:s3cret@", "Basic dXMzckB4OnMzY3JldA=="),
     ] {
         let webhook = webhook(&format!("http://{user}{address}/hook"));
-        let call = crate::support::made(caller.call(&webhook, 1, &"{}".into()));
+        let call = crate::support::made(caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end()));
         assert_eq!(call.response_body.as_deref(), Some(expected), "{}", webhook.url);
         assert_eq!(call.url, format!("http://{address}/hook"));
         // The endpoint itself said it back, which is its own business.
@@ -572,7 +573,7 @@ fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_f
         .map(|n| {
             let (caller, crowded, webhook) =
                 (caller.clone(), crowded.clone(), webhook(&url(&format!("hang{n}"))));
-            thread::spawn(move || match caller.call(&webhook, 1, &"{}".into()) {
+            thread::spawn(move || match caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end()) {
                 Outcome::Crowded => _ = crowded.fetch_add(1, Ordering::SeqCst),
                 called => assert_eq!(kind(&crate::support::made(called)), "timeout"),
             })
@@ -582,15 +583,20 @@ fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_f
         hanging.load(Ordering::SeqCst) + crowded.load(Ordering::SeqCst) == 100
     });
     let new = webhook(&url("new"));
-    assert!(matches!(caller.call(&new, 1, &"{}".into()), Outcome::Crowded), "a lack of ours, not a failure");
+    assert!(
+        matches!(caller.call(&new, 1, &"{}".into(), &mut Room::without_end()), Outcome::Crowded),
+        "a lack of ours, not a failure"
+    );
     // A failure is kept for a second.
     eventually("another look at a name that is known", || kind(&post(&caller, &url("known"))) == "success");
     strangers.into_iter().for_each(|stranger| stranger.join().unwrap());
     assert_eq!(hanging.load(Ordering::SeqCst), 56);
     gate.open();
-    eventually("a thread for the new one", || match caller.call(&new, 1, &"{}".into()) {
-        Outcome::Crowded => false,
-        called => kind(&crate::support::made(called)) == "success",
+    eventually("a thread for the new one", || {
+        match caller.call(&new, 1, &"{}".into(), &mut Room::without_end()) {
+            Outcome::Crowded => false,
+            called => kind(&crate::support::made(called)) == "success",
+        }
     });
 }
 
@@ -662,7 +668,7 @@ fn a_connection_for_want_of_files_is_a_shortage_of_ours() {
     }
     let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
     let (caller, webhook) = (caller(PATIENT), webhook(&receiver.url()));
-    let call = || caller.call(&webhook, 1, &"{}".into());
+    let call = || caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end());
     let shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::descriptors::take(1)).collect();
     assert!(matches!(call(), Outcome::Shortage(_)), "all are given to others");
     drop(shares);
@@ -672,6 +678,48 @@ fn a_connection_for_want_of_files_is_a_shortage_of_ours() {
     assert!(matches!(outcome, Outcome::Shortage(_)), "somebody else has taken them: {outcome:?}");
     assert_eq!(receiver.connections(), 0);
     assert_eq!(kind(&crate::support::made(call())), "success");
+}
+
+#[test]
+fn a_dead_address_gives_its_file_to_the_next_when_there_is_no_other_and_has_had_its_time() {
+    if !is_alone() {
+        return run_alone(
+            "a_dead_address_gives_its_file_to_the_next_when_there_is_no_other_and_has_had_its_time",
+            "true",
+        );
+    }
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let port = receiver.address.port();
+    let dead = Dead::on([127, 0, 0, 2], port);
+    let addresses = vec![dead.address.ip(), receiver.address.ip()];
+    let caller = caller_to(settings(Duration::from_secs(4)), move |_| Ok(addresses.clone()));
+    // Known for some seconds: looking it up takes files, too.
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert_eq!(kind(&post(&caller, &format!("http://two.example:{}/", unused.port()))), "connect");
+    let mut shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::descriptors::take(1)).collect();
+    let call = |caller: &promptpal_relay::endpoint::Caller| {
+        caller.call(
+            &webhook(&format!("http://two.example:{port}/")),
+            1,
+            &"{}".into(),
+            &mut Room::without_end(),
+        )
+    };
+    assert!(matches!(call(&caller), Outcome::Shortage(_)), "none is left");
+    shares.pop();
+    let made = crate::support::made(call(&caller));
+    assert_eq!(kind(&made), "success", "{}", message(&made));
+    assert_eq!(made.remote_addr, Some(receiver.address.to_string()));
+    // Who has lost gives back what it took.
+    let before = shares.len() + 1;
+    drop((shares, caller));
+    let addresses = vec![dead.address.ip(), receiver.address.ip()];
+    let caller = caller_to(settings(PATIENT), move |_| Ok(addresses.clone()));
+    assert_eq!(kind(&crate::support::made(call(&caller))), "success");
+    drop(caller);
+    eventually("all are back", || {
+        std::iter::from_fn(|| promptpal_relay::descriptors::take(1)).collect::<Vec<_>>().len() == before
+    });
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use promptpal_relay::call::Call;
+use promptpal_relay::memory::Room;
 
 use crate::support::{
     AUTHORITY, Gate, OK, PATIENT, Peer, Receiver, assert_storable, caller, caller_with, kind, message, post,
@@ -11,10 +12,10 @@ use crate::support::{
 };
 
 /// The cap of these tests.
-const CAP: usize = 1000;
+pub const CAP: usize = 1000;
 
 /// One call to an endpoint that reads the request and then runs the script.
-fn call(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Call {
+pub fn call(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Call {
     let receiver = Receiver::start(move |peer| {
         if peer.request().is_some() {
             script(peer);
@@ -31,12 +32,12 @@ fn call(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Call {
     call
 }
 
-fn answered(bytes: impl AsRef<[u8]>) -> Call {
+pub fn answered(bytes: impl AsRef<[u8]>) -> Call {
     let bytes = bytes.as_ref().to_vec();
     call(move |peer| assert!(peer.send(&bytes)))
 }
 
-fn body(call: &Call) -> &str {
+pub fn body(call: &Call) -> &str {
     call.response_body.as_deref().unwrap_or("(none)")
 }
 
@@ -113,12 +114,10 @@ fn a_body_that_is_nearly_all_framing_ends_early() {
 }
 
 #[test]
-fn endless_heads_end_early_and_are_protocol_failures() {
+fn endless_heads_without_a_status_line_end_early_and_are_protocol_failures() {
     for (start, part) in [
-        ("HTTP/1.1 200 OK\r\n", "a: b\r\n"),
-        ("HTTP/1.1 200 OK\r\na: ", "b"),
         ("HTTP/1.1 200 ", "O"),
-        ("HTTP/1.1 200 OK\r\n", "a"),
+        ("HTTP/1.1 ", " "),
         ("", "HTTP/1.1 100 Continue\r\n\r\n"),
         ("", "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n"),
         ("", "HTTP/1.1 199 Own\r\n\r\n"),
@@ -153,19 +152,6 @@ fn interim_answers_that_come_one_by_one_end_early_as_well() {
             call.response_bytes
         );
     }
-}
-
-#[test]
-fn a_head_of_16_kib_is_read_and_a_longer_one_is_not() {
-    for (length, expected) in [(15_000, "success"), (17_000, "protocol"), (40_000, "protocol")] {
-        let value = "v".repeat(length);
-        let call = answered(format!("HTTP/1.1 200 OK\r\nBig: {value}\r\nContent-Length: 0\r\n\r\n"));
-        assert_eq!(kind(&call), expected, "{length}");
-        let kept = call.response_headers.is_some_and(|headers| headers.contains(&value));
-        assert_eq!(kept, expected == "success");
-    }
-    let many: String = (0..1000).map(|n| format!("h{n}: v\r\n")).collect();
-    assert_eq!(kind(&answered(format!("HTTP/1.1 200 OK\r\n{many}\r\n"))), "protocol");
 }
 
 #[test]
@@ -209,17 +195,12 @@ fn what_is_no_http_is_a_protocol_failure_and_kept() {
         "HTTP/1.1 000 OK\r\n\r\n",
         "HTTP/1.1 099 OK\r\n\r\n",
         "ICY 200 OK\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
-        "HTTP/1.1 200 OK\r\n: no name\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nna me: a\r\n\r\n",
-        "HTTP/1.1 200 OK\r\na: \0\r\n\r\n",
-        "HTTP/1.1 200 OK\r\na\0: b\r\n\r\n",
-        "HTTP/1.1 200 \0\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\nhello",
-        "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nhello",
-        "HTTP/1.1 200 OK\r\nContent-Length: 0x5\r\n\r\nhello",
-        "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\nhello",
+        "HTTP/1.1 1000 OK\r\n\r\n",
+        "HTTP/1.10 200 OK\r\n\r\n",
+        "HTTP/1.1200 OK\r\n\r\n",
+        // No line: more may have come.
+        "HTTP/1.1 200 OK",
+        "HTTP/1.1 200 OK\r",
         // Settings of HTTP/2, and an alert of TLS.
         "\0\0\u{12}\u{4}\0\0\0\0\0\0\u{3}\0\0\0\u{64}",
         "\u{15}\u{3}\u{1}\0\u{2}\u{2}\u{46}",
@@ -338,14 +319,15 @@ fn an_answer_may_break_off_at_every_point() {
                     }
                 });
                 let name = format!("{at} of {whole:?}, {end:?}: {} {}", kind(&call), message(&call));
-                let in_head = at < head.len();
+                // The status decides as soon as its line has come.
+                let in_line = at < "HTTP/1.1 200 OK\r\n".len();
                 let expected = match at {
                     0 => "connect",
-                    _ if in_head => "protocol",
+                    _ if in_line => "protocol",
                     _ => "success",
                 };
                 assert_eq!(kind(&call), expected, "{name}");
-                if in_head {
+                if in_line {
                     assert_eq!((call.status_code, call.response_bytes), (None, at as u64), "{name}");
                     assert_eq!(call.response_truncated, at > 0, "{name}");
                     continue;
@@ -353,6 +335,8 @@ fn an_answer_may_break_off_at_every_point() {
                 assert_eq!(call.status_code, Some(200), "{name}");
                 let kept = body(&call);
                 assert!(payload.starts_with(kept) || rest.starts_with(kept), "{name}: {kept:?}");
+                let in_head = at < head.len();
+                assert!(!in_head || message(&call).contains("within its head"), "{name}");
                 // The line that ends the trailers may be missing: nothing of the body is.
                 let body_is = at + 2 == whole.len() && rest.ends_with("\r\n\r\n");
                 let complete = at == whole.len() || (body_is && end != End::Reset);
@@ -434,7 +418,7 @@ fn a_secret_that_cannot_sign_is_our_failure_and_nothing_is_sent() {
     let receiver = Receiver::start(|peer| assert!(peer.send(OK)));
     let webhook = signed(&receiver.url(), "no base64!");
     let caller = caller(PATIENT);
-    let call = crate::support::made(caller.call(&webhook, 1, &"{}".into()));
+    let call = crate::support::made(caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end()));
     assert_eq!((kind(&call), receiver.connections()), ("internal", 0));
     assert_eq!(caller.problem(&webhook).as_deref(), call.error_message.as_deref());
 }

@@ -235,6 +235,7 @@ proptest! {
         prop_assert_eq!(kind == "connect", bytes.is_empty(), "{:?} {:?}", bytes, call);
         prop_assert!(call.response_bytes <= bytes.len() as u64);
         prop_assert!(kind == "success" || call.error_message.is_some());
+        prop_assert!(kind == "success" || !bytes.starts_with(b"HTTP/1.1 200 OK\r\n"), "the status decides: {:?}", call);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use promptpal_relay::event::Secret;
+use promptpal_relay::memory::Room;
 use promptpal_relay::signature::sign;
 use sha2::Sha256;
 
@@ -74,7 +75,12 @@ fn a_receiver_can_verify_with_each_of_the_secrets() {
         (format!("{FIRST} {SECOND}"), vec![FIRST, SECOND], vec!["whsec_b3RoZXI="]),
         (format!("  {SECOND}\n{FIRST} "), vec![FIRST, SECOND], vec![]),
     ] {
-        let call = made(caller.call(&signed(&receiver.url(), &secrets), 42, &"{\"é\":1}".into()));
+        let call = made(caller.call(
+            &signed(&receiver.url(), &secrets),
+            42,
+            &"{\"é\":1}".into(),
+            &mut Room::without_end(),
+        ));
         assert_eq!(kind(&call), "success");
         let request = kept.lock().unwrap().pop().unwrap();
         assert!(valid.iter().all(|secret| verifies(&request, secret)), "{request:?}");
@@ -85,7 +91,10 @@ fn a_receiver_can_verify_with_each_of_the_secrets() {
         assert!(now.abs_diff(sent) < 60, "seconds since 1970");
     }
     // None of it without a secret.
-    assert_eq!(kind(&made(caller.call(&webhook(&receiver.url()), 42, &"{}".into()))), "success");
+    assert_eq!(
+        kind(&made(caller.call(&webhook(&receiver.url()), 42, &"{}".into(), &mut Room::without_end()))),
+        "success"
+    );
     let request = kept.lock().unwrap().pop().unwrap();
     let names: HashSet<String> = request.headers.iter().map(|(name, _)| name.to_lowercase()).collect();
     assert_eq!(names, ["host", "content-type", "content-length", "user-agent"].map(str::to_owned).into());
@@ -97,7 +106,7 @@ fn the_id_is_of_the_row_and_the_webhook() {
     let caller = caller(PATIENT);
     let webhook = signed(&receiver.url(), FIRST);
     for outbox_id in [1, 1, 2] {
-        made(caller.call(&webhook, outbox_id, &"{}".into()));
+        made(caller.call(&webhook, outbox_id, &"{}".into(), &mut Room::without_end()));
     }
     let ids: Vec<_> =
         kept.lock().unwrap().iter().map(|request| request.header("webhook-id").unwrap().to_owned()).collect();
@@ -110,7 +119,7 @@ fn a_secret_shows_nowhere() {
     let caller = caller(PATIENT);
     for secret in [FIRST, "no base64 at all!"] {
         let webhook = signed(&receiver.url(), secret);
-        let call = made(caller.call(&webhook, 1, &"{}".into()));
+        let call = made(caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end()));
         let shown = format!("{webhook:?} {call:?} {caller:?} {:?}", caller.problem(&webhook));
         assert!(!shown.contains("MfKQ9r8") && !shown.contains("at all"), "{shown}");
     }

@@ -13,6 +13,7 @@ use promptpal_relay::address::Reached;
 use promptpal_relay::call::Call;
 use promptpal_relay::endpoint::{Caller, Outcome, Settings};
 use promptpal_relay::event::{Secret, Webhook};
+use promptpal_relay::memory::Room;
 use promptpal_relay::resolver::Resolver;
 use proptest::test_runner::Config as ProptestConfig;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
@@ -86,7 +87,7 @@ pub fn post(caller: &Caller, url: &str) -> Call {
 }
 
 pub fn post_body(caller: &Caller, url: &str, body: &str) -> Call {
-    made(caller.call(&webhook(url), 42, &body.into()))
+    made(caller.call(&webhook(url), 42, &body.into(), &mut Room::without_end()))
 }
 
 /// The kind of a failure; `success` for none.
@@ -321,19 +322,25 @@ pub struct Dead {
 }
 
 impl Dead {
-    pub fn on(ip: [u8; 4], port: u16) -> Dead {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::from((ip, port)).into()).unwrap();
-        socket.listen(0).unwrap();
+    pub fn on(ip: impl Into<IpAddr>, port: u16) -> Dead {
+        Dead::try_on(ip, port).unwrap()
+    }
+
+    /// The same; an error where this machine does not have the address.
+    pub fn try_on(ip: impl Into<IpAddr>, port: u16) -> io::Result<Dead> {
+        let address = SocketAddr::new(ip.into(), port);
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.bind(&address.into())?;
+        socket.listen(0)?;
         let listener: TcpListener = socket.into();
-        let address = listener.local_addr().unwrap();
+        let address = listener.local_addr()?;
         let mut waiting = Vec::new();
         loop {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
             let made = socket.connect_timeout(&address.into(), Duration::from_millis(200));
             waiting.push(socket);
             if made.is_err() {
-                return Dead { address, _listener: listener, _waiting: waiting };
+                return Ok(Dead { address, _listener: listener, _waiting: waiting });
             }
             assert!(waiting.len() < 100, "the queue does not fill");
         }
