@@ -683,7 +683,8 @@ fn received(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
     headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
 }
 
-/// The headers of an answer that fit into so many bytes of JSON, and whether others were left out.
+/// The headers of an answer as JSON, and whether something was left out: where all have more than so many bytes, each keeps
+/// the beginning of its value, and the last ones are left out.
 fn headers_that_fit<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
     all: impl Fn() -> I,
     most: usize,
@@ -693,14 +694,13 @@ fn headers_that_fit<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
         return (json, false);
     }
     let mut bytes = 2;
-    // As each is alone: more than its share of an array.
+    let shorter = all().map(|(name, value)| (name, &value[..value.len().min(QUOTED_BYTES_MAX)]));
     let fits = |pair: &(&'a [u8], &'a [u8])| {
-        let length = headers(std::iter::once(*pair)).len();
-        let fits = bytes + length <= most;
-        bytes += if fits { length } else { 0 };
-        fits
+        // As it is alone: more than its share of an array.
+        bytes += headers(std::iter::once(*pair)).len();
+        bytes <= most
     };
-    (headers(all().filter(fits)), true)
+    (headers(shorter.take_while(fits)), true)
 }
 
 /// The value of a header, or the values of one that came more than once.

@@ -115,16 +115,23 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
     .join(", ")
     // The outer braces of an empty list of objects.
     .replace("'\"{}\"'", "'{}'");
+    let log_calls = finish.replacen(&format!("{ids}, {EPOCH}, "), &format!("{ids}, "), 1);
     let lanes = array(0..LANES);
     let rooms = array((0..LANES).map(|_| BATCH / LANES));
     let of = |file, role, arguments: String, batch| Query { file, role, arguments, batch };
     vec![
-        of("claim", Role::Claim, format!("0, '{{}}', {BATCH}, 1, '{{}}'"), BATCH),
-        of("claim", Role::Claim, format!("{}, '{{5,6,7}}', {BATCH}, 1, '{{}}'", MANY / 2), BATCH),
-        of("claim", Role::Claim, format!("0, '{{}}', {BATCH}, 1, {}", array(LANES..2 * LANES)), BATCH),
-        of("claim_parked", Role::Claim, format!("{lanes}, {rooms}, '{{}}', 1"), BATCH),
+        of("claim", Role::Claim, format!("0, '{{}}', {BATCH}, 1, '{{}}', 1000000"), BATCH),
+        of("claim", Role::Claim, format!("{}, '{{5,6,7}}', {BATCH}, 1, '{{}}', 1000000", MANY / 2), BATCH),
+        of(
+            "claim",
+            Role::Claim,
+            format!("0, '{{}}', {BATCH}, 1, {}, 1000000", array(LANES..2 * LANES)),
+            BATCH,
+        ),
+        of("claim_parked", Role::Claim, format!("{lanes}, {rooms}, '{{}}', 1, 1000000"), BATCH),
         of("parked_projects", Role::Claim, "10000".into(), LANES),
         of("finish", Role::Finish, finish, BATCH),
+        of("log_calls", Role::Finish, log_calls, BATCH),
         of("adopt", Role::Listen, format!("{ids}, {}, '{{{EPOCH}}}', 78", same("null")), BATCH),
         of("give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}"), BATCH),
         of("lowest_id", Role::Retention, String::new(), 1),
