@@ -17,6 +17,12 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Secret, Webhook};
 use crate::floor::Snapshot;
 
+/// The span of the call log that one statement reads: each partition of it, and each index of those, is a lock in a table
+/// that all sessions share (64 for each of `max_connections`, unless set). A month takes 160 of 6,400.
+const SLICE: Duration = Duration::from_secs(31 * 86400);
+/// The span of the calls that `status` looks at.
+const STATUS_MINUTES: i32 = 5;
+
 /// What a session is for: its name in `pg_stat_activity` and how its statements are planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -551,13 +557,23 @@ impl Store {
         Ok(rows.iter().map(|row| webhook(row.get(0), row, 1)).collect())
     }
 
-    /// Calls, newest first, at most `limit`; with all their columns as JSON when `json`.
+    /// Calls, newest first, at most `limit`; with all their columns as JSON when `json`. A statement for each [`SLICE`].
     pub async fn calls(&self, wanted: &Wanted, limit: i64, json: bool) -> Result<Vec<Logged>> {
         let sql = include_str!("../sql/queries/calls.sql");
         let Wanted { webhook_id, failed, since, until } = wanted;
-        let rows =
-            self.rows("reading calls", sql, &[webhook_id, failed, since, until, &limit, &json]).await?;
-        Ok(rows.iter().map(Logged::of).collect())
+        let mut calls: Vec<Logged> = Vec::new();
+        let mut until = *until;
+        loop {
+            let start = until.min(SystemTime::now()).checked_sub(SLICE).unwrap_or(*since).max(*since);
+            let left = limit - calls.len() as i64;
+            let rows =
+                self.rows("reading calls", sql, &[webhook_id, failed, &start, &until, &left, &json]).await?;
+            calls.extend(rows.iter().map(Logged::of));
+            if start <= *since || calls.len() as i64 >= limit {
+                return Ok(calls);
+            }
+            until = start;
+        }
     }
 
     /// Calls with ids above `after` and not among the `known`, in order of id, at most `limit`; with all their columns
@@ -585,12 +601,22 @@ impl Store {
         Ok(rows.iter().map(Logged::of).collect())
     }
 
-    /// The ids of a webhook's calls, oldest first, at most `limit`.
+    /// The ids of a webhook's calls, oldest first, at most `limit`. A statement for each [`SLICE`].
     pub async fn call_ids(&self, webhook_id: i64, wanted: &Wanted, limit: i64) -> Result<Vec<i64>> {
         let sql = include_str!("../sql/queries/call_ids.sql");
         let Wanted { failed, since, until, .. } = wanted;
-        let rows = self.rows("reading calls", sql, &[&webhook_id, failed, since, until, &limit]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        let mut ids: Vec<i64> = Vec::new();
+        let mut since = *since;
+        loop {
+            let end = since.checked_add(SLICE).unwrap_or(*until).min(*until);
+            let left = limit - ids.len() as i64;
+            let rows = self.rows("reading calls", sql, &[&webhook_id, failed, &since, &end, &left]).await?;
+            ids.extend(rows.iter().map(|row| row.get::<_, i64>(0)));
+            if end >= *until || ids.len() as i64 >= limit {
+                return Ok(ids);
+            }
+            since = end;
+        }
     }
 
     /// How old the oldest row is that is not done, in seconds: in the queue's order, and in the slow lane.
@@ -623,7 +649,11 @@ impl Store {
 
     /// How it goes, as a JSON object. See `status.sql`.
     pub async fn status(&self) -> Result<String> {
-        Ok(self.one("asking for the status", include_str!("../sql/queries/status.sql"), &[]).await?.get(0))
+        let minutes_ago = include_str!("../sql/queries/minutes_ago.sql");
+        let since: SystemTime =
+            self.one("asking for the time", minutes_ago, &[&STATUS_MINUTES]).await?.get(0);
+        let sql = include_str!("../sql/queries/status.sql");
+        Ok(self.one("asking for the status", sql, &[&since]).await?.get(0))
     }
 
     /// Whether the trigger that wakes a sleeping relay is in place.

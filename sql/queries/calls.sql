@@ -1,6 +1,6 @@
 -- Calls of a span of time, newest first.
 --
--- Locks:      none.
+-- Locks:      none that anybody waits for, but one for each partition of the span, and its indexes: ask for a month at a time.
 -- Index:      webhook_calls_place for the span, webhook_calls_bloom for the webhook, webhook_calls_failures for the
 --             failures. The plan is made for the values (plan_cache_mode = force_custom_plan).
 -- Parameters: $1 bigint            of this webhook; null: of all
