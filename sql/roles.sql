@@ -64,7 +64,9 @@ BEGIN
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)
             ON relay.webhooks TO relay_reader;
         GRANT SELECT ON SEQUENCE relay.webhook_calls_id_seq TO relay_reader;
-        GRANT EXECUTE ON FUNCTION relay.url_problem(text) TO relay_reader;
+        GRANT EXECUTE ON FUNCTION relay.url_problem(text), relay.call_by_id(bigint), relay.webhook_health_since(timestamptz),
+                                  relay.failures_since(timestamptz, integer)
+            TO relay_reader;
     END IF;
 END
 $$;

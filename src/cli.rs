@@ -281,7 +281,7 @@ pub struct Run {
     /// What happens to rows that an instance had in hand when it died: post them again, or record them as interrupted
     #[arg(long, value_name = "WHAT", env = "PROMPTPAL_RELAY_AFTER_CRASH", default_value = "resend")]
     pub after_crash: AfterCrash,
-    /// How long call logs are kept (whole days)
+    /// How long call logs are kept (whole days, 400 at most)
     #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_RETAIN_CALLS", default_value = "30d", value_parser = duration)]
     pub retain_calls: Duration,
     /// How long done outbox rows are kept

@@ -12,6 +12,13 @@ use crate::endpoint;
 use crate::error::{Error, Result};
 use crate::places::Limits;
 
+/// Longest `--retain-calls`: thirteen months. A query of a person's without a span, or whose span is no constant (`now()`),
+/// locks each partition and its three indexes until its transaction ends. Measured with the settings that a server has
+/// unless told otherwise (64 locks for each of 100 connections, and what memory is left over) and 408 partitions: such a
+/// query takes 1,636 locks, and seven fit beside each other; with ten years of partitions not one does. Of our own queries
+/// none takes more than 190: `calls` of a month, both views of the log and a replay in each of 8 sessions at once, 1,498.
+const RETAIN_CALLS_MAX: Duration = Duration::from_secs(400 * 86400);
+
 /// The configuration of the daemon.
 pub struct Config {
     /// Where Postgres is.
@@ -90,6 +97,13 @@ impl Config {
                 "--retain-calls is less than a day; call logs are dropped by whole days, so give 1d or more"
                     .into(),
             ));
+        }
+        if run.retain_calls > RETAIN_CALLS_MAX {
+            return Err(Error::Config(format!(
+                "--retain-calls is more than {} days; a query on the call log locks each daily partition, and with more of them \
+                 Postgres runs out of room for locks; keep older logs elsewhere",
+                RETAIN_CALLS_MAX.as_secs() / 86400
+            )));
         }
         let endpoint = endpoint::Settings {
             timeout: run.timeout,

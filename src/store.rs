@@ -19,6 +19,12 @@ use crate::event::{Event, Secret, Webhook};
 use crate::floor::Snapshot;
 use crate::memory::Held;
 
+/// The span of the call log that one statement reads: each partition of it, and each index of those, is a lock in a table
+/// that all sessions share (64 for each of `max_connections`, unless set). A month takes 160 of 6,400.
+const SLICE: Duration = Duration::from_secs(31 * 86400);
+/// The span of the calls that `status` looks at.
+const STATUS_MINUTES: i32 = 5;
+
 /// What a session is for: its name in `pg_stat_activity` and how its statements are planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -630,26 +636,39 @@ impl Store {
         Ok((row.get(0), row.get(1)))
     }
 
-    /// Which calls there are, newest first, at most `limit`.
-    pub async fn calls(&self, wanted: &Wanted, limit: i64) -> Result<Vec<Key>> {
+    /// Which calls there are, newest first, at most `limit`. A statement for each [`SLICE`] before `now`.
+    pub async fn calls(&self, wanted: &Wanted, now: SystemTime, limit: i64) -> Result<Vec<Key>> {
         let sql = include_str!("../sql/queries/calls.sql");
         let Wanted { webhook_id, failed, since } = wanted;
-        let rows = self.rows("reading calls", sql, &[webhook_id, failed, since, &limit]).await?;
-        Ok(rows.iter().map(Key::of).collect())
+        let mut keys: Vec<Key> = Vec::new();
+        let mut before: Option<SystemTime> = None;
+        loop {
+            let start = before.unwrap_or(now).checked_sub(SLICE).unwrap_or(*since).max(*since);
+            let left = limit - keys.len() as i64;
+            let rows = self.rows("reading calls", sql, &[webhook_id, failed, &start, &before, &left]).await?;
+            keys.extend(rows.iter().map(Key::of));
+            if start <= *since || keys.len() as i64 >= limit {
+                return Ok(keys);
+            }
+            before = Some(start);
+        }
     }
 
-    /// Which calls there are with ids above `after` that are not among the `known`, whenever they started, in order of id,
-    /// at most `limit`.
+    /// Which calls there are with ids above `after` that are not among the `known` and started within a [`SLICE`] before
+    /// `now`, in order of id, at most `limit`.
     pub async fn calls_after(
         &self,
         wanted: &Wanted,
+        now: SystemTime,
         after: i64,
         known: &[i64],
         limit: i64,
     ) -> Result<Vec<Key>> {
         let sql = include_str!("../sql/queries/calls_after.sql");
         let Wanted { webhook_id, failed, .. } = wanted;
-        let rows = self.rows("reading calls", sql, &[webhook_id, failed, &after, &known, &limit]).await?;
+        let since = now.checked_sub(SLICE).unwrap_or(SystemTime::UNIX_EPOCH);
+        let rows =
+            self.rows("reading calls", sql, &[webhook_id, failed, &since, &after, &known, &limit]).await?;
         Ok(rows.iter().map(Key::of).collect())
     }
 
@@ -675,12 +694,30 @@ impl Store {
         Ok(rows.iter().map(Logged::of).collect())
     }
 
-    /// The ids of a webhook's calls that started before `until`, oldest first, at most `limit`.
-    pub async fn call_ids(&self, wanted: &Wanted, until: Option<SystemTime>, limit: i64) -> Result<Vec<i64>> {
+    /// The ids of a webhook's calls that started before `until`, oldest first, at most `limit`. A statement for each
+    /// [`SLICE`] up to `now`.
+    pub async fn call_ids(
+        &self,
+        wanted: &Wanted,
+        until: Option<SystemTime>,
+        now: SystemTime,
+        limit: i64,
+    ) -> Result<Vec<i64>> {
         let sql = include_str!("../sql/queries/call_ids.sql");
         let Wanted { webhook_id, failed, since } = wanted;
-        let rows = self.rows("reading calls", sql, &[webhook_id, failed, since, &until, &limit]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        let mut ids: Vec<i64> = Vec::new();
+        let mut since = *since;
+        loop {
+            let end = since.checked_add(SLICE).filter(|end| *end < until.unwrap_or(now));
+            let before = end.or(until);
+            let left = limit - ids.len() as i64;
+            let rows = self.rows("reading calls", sql, &[webhook_id, failed, &since, &before, &left]).await?;
+            ids.extend(rows.iter().map(|row| row.get::<_, i64>(0)));
+            match end {
+                Some(end) if (ids.len() as i64) < limit => since = end,
+                _ => return Ok(ids),
+            }
+        }
     }
 
     /// How old the oldest row is that is not done, in seconds: in the queue's order, and in the slow lane.
@@ -713,7 +750,11 @@ impl Store {
 
     /// How it goes, as a JSON object. See `status.sql`.
     pub async fn status(&self) -> Result<String> {
-        Ok(self.one("asking for the status", include_str!("../sql/queries/status.sql"), &[]).await?.get(0))
+        let minutes_ago = include_str!("../sql/queries/minutes_ago.sql");
+        let since: SystemTime =
+            self.one("asking for the time", minutes_ago, &[&STATUS_MINUTES]).await?.get(0);
+        let sql = include_str!("../sql/queries/status.sql");
+        Ok(self.one("asking for the status", sql, &[&since]).await?.get(0))
     }
 
     /// Whether the trigger that wakes a sleeping relay is in place.

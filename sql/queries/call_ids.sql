@@ -1,6 +1,6 @@
 -- The calls of a webhook in a span of time, to be repeated.
 --
--- Locks:      none.
+-- Locks:      none that anybody waits for, but one for each partition of the span, and its indexes: ask for a month at a time.
 -- Index:      webhook_calls_failures for the failed ones, else webhook_calls_bloom and webhook_calls_place.
 -- Parameters: $1 bigint       webhook
 --             $2 boolean      only failed ones

@@ -3,8 +3,9 @@
 --
 -- Locks:      none. Who lives is seen by the liveness locks (pg_locks), not by what is written in relay.instances. At a standby
 --             there are none of them: it has those instances that were not found dead, and says that it is a standby.
--- Index:      outbox_pending, outbox_parked, webhook_calls_place.
--- Parameters: none.
+-- Index:      outbox_pending, outbox_parked, webhook_calls_place. The plan is made for the value (plan_cache_mode =
+--             force_custom_plan), so that only partitions of the span are locked.
+-- Parameters: $1 timestamptz  calls that started after it
 -- Returns:    one JSON object.
 WITH instances AS (
     SELECT i.epoch, i.host, i.pid, i.version, i.started_at,
@@ -25,9 +26,10 @@ WITH instances AS (
       FROM relay.backlog b
 ), calls AS (
     SELECT c.webhook_id, c.succeeded, c.is_timeout, c.error_kind, c.error_message, c.start_time,
-           extract(epoch FROM c.end_time - c.start_time) * 1000 AS ms
+           -- A clock that was put back during a call makes no negative time.
+           greatest(extract(epoch FROM c.end_time - c.start_time) * 1000, 0) AS ms
       FROM relay.webhook_calls c
-     WHERE c.start_time > now() - interval '5 minutes'
+     WHERE c.start_time > $1
        -- The newest ones: ids grow with time, and the log's first index has them.
        AND c.id > coalesce(pg_sequence_last_value('relay.webhook_calls_id_seq'), 0) - 100000
 ), webhooks AS (

@@ -50,12 +50,12 @@ pub async fn run(global: &Global, calls: &Calls) -> Result<()> {
     let following = async {
         // What is recorded from here on is shown: ids are drawn then. Some of the last ones may not be committed yet.
         let floor = last.saturating_sub(AT_ONCE);
-        let known = store.calls_after(&wanted, floor, &[], AT_ONCE).await?;
+        let known = store.calls_after(&wanted, now, floor, &[], AT_ONCE).await?;
         let mut keys = newest(&store, &wanted, now, calls.limit.into()).await?;
         keys.reverse();
         printed.print(&store, &keys).await?;
         let seen = known.iter().chain(&keys).map(|key| key.id).collect();
-        follow(&settings, store, &printed, wanted, Seen { ids: seen, floor, top: last }).await
+        follow(&settings, store, &printed, wanted, now, Seen { ids: seen, floor, top: last }).await
     };
     tokio::select! {
         result = following => result,
@@ -108,7 +108,7 @@ async fn newest(store: &Store, wanted: &Wanted, now: SystemTime, limit: i64) -> 
     loop {
         let start = now.checked_sub(span).filter(|start| *start > wanted.since);
         let part = Wanted { since: start.unwrap_or(wanted.since), ..wanted.clone() };
-        let calls = store.calls(&part, limit).await?;
+        let calls = store.calls(&part, now, limit).await?;
         if calls.len() as i64 >= limit || start.is_none() {
             return Ok(calls);
         }
@@ -132,6 +132,7 @@ async fn follow(
     mut store: Store,
     printed: &Printed<'_>,
     wanted: Wanted,
+    now: SystemTime,
     mut seen: Seen,
 ) -> Result<()> {
     let mut top_seen = Instant::now();
@@ -139,7 +140,7 @@ async fn follow(
         let known: Vec<i64> = seen.ids.iter().copied().collect();
         let mut shown = 0;
         let looked = async {
-            let keys = store.calls_after(&wanted, seen.floor, &known, AT_ONCE).await?;
+            let keys = store.calls_after(&wanted, now, seen.floor, &known, AT_ONCE).await?;
             // What is read and printed is not read again after a lost connection.
             for keys in keys.chunks(PAGE_CALLS) {
                 printed.print(&store, keys).await?;

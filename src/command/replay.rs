@@ -35,7 +35,7 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
             let (now, _) = store.clock().await?;
             let wanted = Wanted { webhook_id: Some(webhook), failed: replay.failed, since: since.at(now) };
             let until = replay.until.map(|until| until.at(now));
-            store.call_ids(&wanted, until, CALLS_MAX + 1).await?
+            store.call_ids(&wanted, until, now, CALLS_MAX + 1).await?
         }
         // clap has seen to it.
         _ => return Err(Error::Usage("give --call N, or --webhook N --since TIME".into())),

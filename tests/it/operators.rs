@@ -447,3 +447,59 @@ async fn send_test_waits_for_the_result_and_tells_it() {
     assert!(code == 1 && err.contains("not delivered after 100ms"), "{err}");
     drop_logins(&database).await;
 }
+
+#[tokio::test]
+async fn commands_and_views_do_without_locks_on_a_log_of_many_days() {
+    // Far less room for locks than a server has unless set, and so not as many partitions as it takes there.
+    let cluster = Cluster::start(&["max_connections=20", "max_locks_per_transaction=10"]).unwrap();
+    let database = Database::on(&cluster.url("postgres")).await;
+    let sql = "DO $$ BEGIN FOR n IN 1..900 LOOP
+                   PERFORM relay.make_call_partition((now() AT TIME ZONE 'UTC')::date - n); COMMIT;
+               END LOOP; END $$";
+    database.client.batch_execute(sql).await.unwrap();
+    let receiver = Receiver::start(|_| Reply::status(503));
+    database.webhook(1, &receiver.url("/")).await;
+    let _relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    database.all_done().await;
+    // A year ago; and one that a clock ahead has put among younger ones.
+    let lately = "SELECT to_char(now() - interval '1 hour', 'YYYY-MM-DD HH24:MI:SSOF')";
+    let lately: String = database.client.query_one(lately, &[]).await.unwrap().get(0);
+    let sql = format!(
+        "UPDATE relay.webhook_calls SET id = 1000 WHERE start_time > '{lately}';
+         INSERT INTO relay.webhook_calls
+         SELECT (jsonb_populate_record(c, jsonb_build_object('id', v.id, 'start_time', now() - v.days * interval '1 day'))).*
+           FROM relay.webhook_calls c, (VALUES (365, 365), (1300, 700), (1299, 701)) AS v (id, days)
+          WHERE c.start_time > '{lately}'"
+    );
+    database.client.batch_execute(&sql).await.unwrap();
+    let all = database.client.query("SELECT count(*) FROM relay.webhook_calls", &[]).await.unwrap_err();
+    assert_eq!(all.code().unwrap().code(), "53200", "the test shows nothing");
+    for (arguments, says) in [
+        (&["status"][..], "calls in 5 min 1, failed 1"),
+        (&["calls", "--since", "1000d"], "http_status"),
+        (&["calls", "--since", "1000d", "--webhook", "77"], "TIME"),
+        (&["replay", "--call", "1000"], "repeats the call"),
+        (&["replay", "--call", "365"], "repeats the call"),
+        (&["replay", "--call", "1299"], "repeats the call"),
+        (&["replay", "--webhook", "1", "--since", "1000d", "--dry-run"], "calls would be repeated"),
+        (&["send-test", "--webhook", "1"], "503"),
+    ] {
+        let (code, out, err) = outcome(database.command(arguments));
+        assert!(
+            code == i32::from(arguments[0] == "send-test") && out.contains(says),
+            "{arguments:?}: {out}{err}"
+        );
+    }
+    let (code, _, err) = outcome(database.command(&["replay", "--call", "99"]));
+    assert!(code == 1 && err.contains("there is no call 99 "), "{err}");
+    let calls = outcome(database.command(&["calls", "--since", "1000d", "--webhook", "1"])).1;
+    let ids: Vec<&str> = calls.lines().skip(1).map(|line| line.split_whitespace().nth(1).unwrap()).collect();
+    assert!(ids.ends_with(&["1000", "365", "1300", "1299"]), "{calls}");
+    for view in ["webhook_health", "recent_failures"] {
+        assert!(
+            database.number(&format!("SELECT count(*) FROM relay.{view} WHERE webhook_id = 1")).await > 0,
+            "{view}"
+        );
+    }
+}

@@ -41,6 +41,7 @@ const SMALL: &[&str] = &[
     "end_sessions",
     "lock_epoch",
     "migrations",
+    "minutes_ago",
     "not_at_work",
     "notify_peers",
     "peer_sleeps",

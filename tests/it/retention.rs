@@ -402,6 +402,17 @@ async fn check_names_the_tables_that_a_publication_breaks() {
 }
 
 #[tokio::test]
+async fn calls_are_kept_for_thirteen_months_at_most() {
+    let database = Database::new().await;
+    for command in ["run", "check"] {
+        let (code, out, err) = outcome(database.command(&[command, "--retain-calls", "401d"]));
+        assert!(code == 78 && err.contains("--retain-calls is more than 400 days"), "{out}{err}");
+    }
+    let (code, out, err) = outcome(database.command(&["check", "--retain-calls", "400d"]));
+    assert_eq!(code, 0, "{out}{err}");
+}
+
+#[tokio::test]
 async fn one_of_several_instances_does_it() {
     let database = Database::new().await;
     let other = connect(&database.url).await;

@@ -161,7 +161,16 @@ async fn the_daemons_role_may_do_what_run_needs_and_the_others_what_is_theirs() 
     assert!(may("relay_daemon", "UPDATE relay.outbox SET done_at = now()").await);
     assert!(!may("relay_daemon", "UPDATE relay.outbox SET user_id = 'x'").await);
     assert!(!may("relay_daemon", "UPDATE relay.webhooks SET url = 'x'").await);
+    assert!(may("relay_daemon", "UPDATE relay.retention SET next_at = now()").await);
+    assert!(!may("relay_daemon", "UPDATE relay.retention SET dropped = 'x'").await);
+    assert!(!may("relay_daemon", "DELETE FROM relay.retention").await);
     assert!(may("relay_reader", "SELECT url FROM relay.webhooks; SELECT * FROM relay.webhook_health").await);
+    assert!(
+        may("relay_reader", "SELECT * FROM relay.recent_failures; SELECT * FROM relay.call_by_id(1)").await
+    );
+    assert!(may("relay_reader", "SELECT * FROM relay.retention").await);
+    assert!(!may("relay_reader", "UPDATE relay.retention SET next_at = now()").await);
+    assert!(!may("relay_app", "SELECT * FROM relay.call_by_id(1)").await);
     assert!(!may("relay_reader", "SELECT signing_secret FROM relay.webhooks").await);
     assert!(!may("relay_reader", insert).await);
 }
