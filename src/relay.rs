@@ -44,7 +44,7 @@ const LOST_MAX: u32 = 3;
 /// A record is large that has more bytes than this.
 const LARGE_BYTES: usize = 256 * 1024;
 /// How long a record that Postgres refuses in any form is set aside.
-const SET_ASIDE: Duration = Duration::from_secs(60);
+const SET_ASIDE: Duration = Duration::from_secs(10);
 /// How often the other instances are looked at while we have rows in hand, or something is going on: with [`SURE`], the time
 /// to a takeover.
 const WATCH: Duration = Duration::from_millis(50);

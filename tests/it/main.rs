@@ -12,6 +12,7 @@ mod hostile;
 mod house;
 mod input;
 mod logging;
+mod memory;
 mod monitoring;
 mod operators;
 mod plans;

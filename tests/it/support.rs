@@ -348,7 +348,8 @@ impl Relay {
         Relay::spawn_with(command, arguments, |_| ()).ready()
     }
 
-    fn ready(self) -> Relay {
+    /// Waits until it says that it is ready.
+    pub fn ready(self) -> Relay {
         let relay = self;
         let mut buffer = [0; 4096];
         loop {
