@@ -398,3 +398,27 @@ async fn answer(
     stream.write_all(answer.as_bytes()).await?;
     stream.shutdown().await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_source_of_trouble_speaks_for_itself() {
+        let metrics = Metrics::default();
+        assert_eq!(metrics.why().as_deref(), Some("starting"));
+        metrics.trouble(Source::Sessions, None);
+        assert_eq!(metrics.why(), None);
+        metrics.trouble(Source::Finish, Some("no record".into()));
+        metrics.trouble(Source::Claim, Some("no claim".into()));
+        assert_eq!(metrics.why().as_deref(), Some("no claim; no record"));
+        metrics.trouble(Source::Finish, None);
+        assert_eq!(
+            metrics.why().as_deref(),
+            Some("no claim"),
+            "what one has overcome says nothing of the other"
+        );
+        metrics.trouble(Source::Claim, None);
+        assert_eq!(metrics.why(), None);
+    }
+}

@@ -919,6 +919,47 @@ mod tests {
         assert_eq!((memory.used(), pool.load().waiting), (0, 0));
     }
 
+    #[tokio::test]
+    async fn while_all_places_hang_nobody_looks_for_room_again_and_again() {
+        let (results, mut out) = unbounded_channel();
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
+            gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+            success(w, body)
+        };
+        let pool = new(Limits { workers: 1, per_webhook: 1 }, Box::new(post), results);
+        pool.hand_in(vec![claimed(1, &[10])]);
+        // At first it may be quick, and it is looked often.
+        while pool.try_offer().is_some() || pool.shared.lock().look_again < Duration::from_millis(100) {
+            tokio::task::yield_now().await;
+        }
+        let looks = tokio::time::timeout(Duration::from_millis(50), pool.room()).await;
+        assert!(looks.is_err(), "it was every 5 ms");
+        open.send(()).expect("the thread waits");
+        pool.room().await;
+        drop(out.recv().await.expect("a row"));
+        pool.released(1);
+        assert!(pool.try_offer().is_some());
+    }
+
+    #[tokio::test]
+    async fn memory_that_becomes_free_is_told_to_who_waits_for_it() {
+        let (results, mut out) = unbounded_channel();
+        let memory = Memory::new(MIB);
+        let pool =
+            Pool::new(LIMITS, memory.clone(), 64 * 1024, Box::new(|w, _, body, _| success(w, body)), results);
+        let other = memory.hold(MIB);
+        pool.hand_in(vec![claimed(1, &[10])]);
+        let row = out.recv().await.expect("it is alone, and begins");
+        assert!(pool.try_offer().is_none());
+        pool.shared.lock().look_again = IDLE;
+        drop((other, row));
+        pool.released(1);
+        tokio::time::timeout(IDLE / 2, pool.room()).await.expect("it is told, not polled");
+        assert!(pool.try_offer().is_some());
+    }
+
     proptest::proptest! {
         #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
 

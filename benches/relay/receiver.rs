@@ -39,8 +39,8 @@ impl Receiver {
         Receiver { port, shared }
     }
 
-    /// A URL by one of the addresses 127.0.0.1 to 127.0.255.254. The path says what is answered: `/` at once, `/big`
-    /// 64 KiB after 20 ms, `/hang` nothing.
+    /// A URL by one of the addresses 127.0.0.1 to 127.0.255.254. The path says what is answered: `/` at once, `/slow` after
+    /// 200 ms, `/big` 64 KiB after 20 ms, `/huge` 16 MiB that are no text, `/hang` nothing.
     pub fn url(&self, host: u16, path: &str) -> String {
         let [high, low] = (host + 1).to_be_bytes();
         format!("http://127.0.{high}.{low}:{}{path}", self.port)
@@ -66,15 +66,18 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
     loop {
         let end = match request_end(&buffer[..filled]) {
             Some(end) if end <= filled => end,
-            _ => match stream.read(&mut buffer[filled..]) {
-                Ok(0) => return,
-                Ok(length) => {
-                    filled += length;
-                    continue;
+            end => {
+                buffer.resize(end.unwrap_or_default().max(buffer.len()), 0);
+                match stream.read(&mut buffer[filled..]) {
+                    Ok(0) => return,
+                    Ok(length) => {
+                        filled += length;
+                        continue;
+                    }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    Err(_) => return,
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(_) => return,
-            },
+            }
         };
         let now = Instant::now();
         let request = &buffer[..end];
@@ -90,6 +93,13 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
             let mut answer = b"HTTP/1.1 200 OK\r\nContent-Length: 65536\r\n\r\n".to_vec();
             answer.resize(answer.len() + 65536, b'x');
             stream.write_all(&answer)
+        } else if request.starts_with(b"POST /huge") {
+            let piece = [0xff; 64 * 1024];
+            let head = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 16777216\r\n\r\n");
+            head.and_then(|()| (0..256).try_for_each(|_| stream.write_all(&piece)))
+        } else if request.starts_with(b"POST /slow") {
+            thread::sleep(Duration::from_millis(200));
+            stream.write_all(OK)
         } else {
             stream.write_all(OK)
         };

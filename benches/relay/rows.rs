@@ -566,6 +566,53 @@ impl Bench<'_> {
             vec![busy],
         );
         database.drop().await;
+        self.memory_of_hostile_inputs().await;
+    }
+
+    /// The most memory that the daemon takes for inputs that are more than it may take.
+    async fn memory_of_hostile_inputs(&mut self) {
+        const TEXT: &str =
+            "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens,
+                                                      completion_tokens, user_agent)
+                            SELECT 1, 0, 'user-123', 0, 1250, 150, 300";
+        let plain = |rows: u32| {
+            format!("{INSERT} SELECT 1, 0, 'user-123', 0, 1250, 150, 300 FROM generate_series(1, {rows}) n")
+        };
+        let text = |text: &str, rows: u32| format!("{TEXT}, {text} FROM generate_series(1, {rows}) n");
+        let huge = ["--max-response-body", "16MiB"];
+        // What it is, the paths of the webhooks with how many there are of each, the rows, the flags.
+        let inputs: [(&str, &[(&str, u16)], String, &[&str]); 9] = [
+            ("66 rows, a webhook with 64 KiB and a slower one", &[("/big", 1), ("/slow", 1)], plain(66), &[]),
+            (
+                "20,000 rows, the same",
+                &[("/big", 1), ("/slow", 1)],
+                plain(if self.full { 20_000 } else { 2_000 }),
+                &[],
+            ),
+            ("a row with 300 answers of 64 KiB", &[("/big", 300)], plain(1), &[]),
+            ("a row with 24 answers of 16 MiB", &[("/huge", 24)], plain(1), &huge),
+            ("50 rows with an answer of 16 MiB", &[("/huge", 1)], plain(50), &huge),
+            ("a text of 200 MB, two webhooks", &[("/", 2)], text("repeat('x', 200000000)", 1), &[]),
+            ("a text of 1 MB, 560 webhooks", &[("/", 560)], text("repeat('\"', 1000000)", 1), &[]),
+            ("300 rows of 0.5 MB", &[("/", 1)], text("repeat('x', 500000)", 300), &[]),
+            ("20,000 rows of 8 KB", &[("/", 1)], text("repeat('x', 8000)", 20_000), &[]),
+        ];
+        for (name, webhooks, rows, flags) in inputs {
+            eprintln!("memory: {name}");
+            let database = self.server.database().await;
+            for (path, count) in webhooks {
+                for n in 0..*count {
+                    database.webhook(1, &self.receiver.url(n, path)).await;
+                }
+            }
+            let relay = Relay::start(&database, flags);
+            database.run(&rows).await;
+            database.wait_until(DRAINED).await;
+            let most = relay.memory().1;
+            relay.stop();
+            self.table.add(&format!("memory at most, {name}"), "MiB", Target::AtMost(160.0), vec![most]);
+            database.drop().await;
+        }
     }
 
     async fn idle(&mut self) {

@@ -344,3 +344,27 @@ async fn long_answers_beside_a_call_that_hangs_keep_no_other_project_waiting() {
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls WHERE succeeded").await, 1650);
     assert!(relay.memory_peak() < PEAK, "{} MiB", relay.memory_peak() / MIB);
 }
+
+/// Sets the limit of open files of a process that runs.
+fn limit_files(relay: &Relay, files: &str) {
+    let set = std::process::Command::new("prlimit")
+        .args(["--pid", &relay.pid().to_string(), &format!("--nofile={files}:")])
+        .status();
+    assert!(set.unwrap().success());
+}
+
+#[tokio::test]
+async fn calls_that_wait_while_nothing_moves_are_told() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    // No call gets a file any more.
+    limit_files(&relay, "3");
+    database.events(1, 3).await;
+    relay.wait_for_log("3 calls wait, and none has started or been recorded");
+    limit_files(&relay, "1024");
+    relay.wait_for_log("calls go on");
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 3);
+}
