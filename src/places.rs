@@ -199,9 +199,10 @@ impl<J> Places<J> {
         self.running() + self.waiting
     }
 
-    /// When the call was started that has been running for longest.
-    pub fn oldest_running(&self) -> Option<Instant> {
-        self.endpoints.values().flat_map(|endpoint| &endpoint.running).map(|call| call.started).min()
+    /// How long the call has been running that runs for longest.
+    pub fn longest_running(&self, now: Instant) -> Duration {
+        let started = self.endpoints.values().flat_map(|endpoint| &endpoint.running).map(|call| call.started);
+        started.min().map_or(Duration::ZERO, |started| now.saturating_duration_since(started))
     }
 
     /// The webhooks with most calls running, at most so many, each with how many.

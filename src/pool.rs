@@ -141,11 +141,13 @@ struct Shared {
 pub struct Load {
     /// Calls running.
     pub running: usize,
+    /// How long the call has been running that runs for longest.
+    pub longest_running: Duration,
     /// Calls that wait for a place, or for memory.
     pub waiting: usize,
     /// Rows that have gone out and are not committed yet.
     pub ended: usize,
-    /// Grows with each call that starts and each row that is committed.
+    /// Grows with each call that starts and is not put back, and with each row that is committed.
     pub progress: u64,
     /// Threads, busy or not.
     pub threads: usize,
@@ -418,7 +420,7 @@ impl Pool {
 
     /// How long the call has been running that runs for longest.
     pub fn longest_running(&self) -> Duration {
-        self.shared.lock().places.oldest_running().map_or(Duration::ZERO, |started| started.elapsed())
+        self.shared.lock().places.longest_running(Instant::now())
     }
 
     /// What the threads are doing now.
@@ -426,6 +428,7 @@ impl Pool {
         let state = self.shared.lock();
         Load {
             running: state.places.running(),
+            longest_running: state.places.longest_running(Instant::now()),
             waiting: state.places.in_hand() - state.places.running()
                 + state.admission.waiting().map(|row| row.webhooks.len()).sum::<usize>(),
             ended: state.ended,
@@ -451,6 +454,8 @@ impl State {
     /// A call was not made: its turn comes again.
     fn put_back(&mut self, ticket: Ticket, job: Job) {
         job.row.started.fetch_sub(1, Ordering::Relaxed);
+        // It was none.
+        self.progress -= 1;
         self.places.put_back(ticket, job, Instant::now());
     }
 

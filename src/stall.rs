@@ -1,4 +1,4 @@
-//! Whether anything moves: calls wait, none runs, none is recorded, and none starts.
+//! Whether anything moves: calls wait, none runs, none is recorded, and none starts to stay.
 //!
 //! A pure rule, no clock of its own. In a healthy daemon a call that waits while none runs starts within milliseconds; after
 //! a shortage of ours, within a second. Rows that have ended and wait for Postgres are its business, not ours.
@@ -9,6 +9,8 @@ use crate::pool::Load;
 
 /// After this time it is said that nothing moves.
 pub const LIMIT: Duration = Duration::from_secs(10);
+/// A call that has been running for this time is made. One that is not made for a shortage of ours ends sooner.
+const RUNS: Duration = Duration::from_millis(100);
 /// After this time a restart is the better thing.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -23,7 +25,7 @@ pub struct Stall {
 impl Stall {
     /// Learns what the threads do. To be called every second or so.
     pub fn look(&mut self, load: &Load, now: Instant) {
-        let waits = load.waiting > 0 && load.running == 0 && load.ended == 0;
+        let waits = load.waiting > 0 && load.longest_running < RUNS && load.ended == 0;
         if !waits || load.progress != self.progress {
             self.since = None;
         } else {
