@@ -54,6 +54,7 @@ mod tests {
         Load {
             waiting,
             running,
+            longest_running: RUNS * u32::try_from(running).expect("few"),
             ended,
             progress,
             threads: 0,
