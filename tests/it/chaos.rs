@@ -1,5 +1,6 @@
 //! Three relays, a writer, and somebody who kills, freezes, cuts off and restarts things at random; afterwards the
-//! books must be right.
+//! books must be right. A few of the rows have hundreds of webhooks, long answers or long texts, and no relay may
+//! take more memory than is promised.
 //!
 //! `CHAOS_SECONDS` makes it longer, `CHAOS_SEED` repeats a schedule: what is done when, and what the writer writes.
 
@@ -15,11 +16,17 @@ use nix::sys::signal::Signal;
 use promptpal_relay::cluster::{Cluster, Stop};
 use tokio_postgres::{Client, NoTls};
 
-use crate::support::{Database, Receiver, Relay, Reply, connect};
+use crate::memory::{KIB, MIB, PEAK};
+use crate::support::{Database, Receiver, Relay, Reply, connect, memory_peak};
 
 const RELAYS: usize = 3;
 /// Prompt ids of transactions that roll back begin here.
 const ROLLED_BACK: i64 = 1_000_000_000;
+/// Projects with many webhooks, and how many.
+const WIDE: [(i64, i64); 2] = [(5, 40), (6, 300)];
+/// How much of an answer a relay keeps (`--max-response-body`), and of a row that is slow while memory is short.
+const KEPT: usize = 64 * KIB;
+const KEPT_WHILE_SHORT: usize = KIB;
 
 // ---- the schedule -------------------------------------------------------------------------------------------------
 
@@ -66,8 +73,9 @@ fn schedule(rng: &mut Rng, length: Duration) -> Vec<(Duration, Action)> {
 
 // ---- the writer ---------------------------------------------------------------------------------------------------
 
-/// Inserts until told to stop: transactions of one to forty rows, one in ten of which rolls back. A transaction that
-/// Postgres' end interrupts is given up; whether it was committed is for the database to say.
+/// Inserts until told to stop: transactions of one to forty rows, one in ten of which rolls back. Those for the projects
+/// with many webhooks are few and small: their calls are about a third of all. A transaction that Postgres' end interrupts
+/// is given up; whether it was committed is for the database to say.
 async fn write(url: String, mut rng: Rng, stop: Arc<AtomicBool>) {
     let mut prompt_id = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -91,12 +99,20 @@ async fn transaction(
     prompt_id: &mut i64,
 ) -> Result<(), tokio_postgres::Error> {
     let rolls_back = rng.u8(..10) == 0;
-    let (project, rows, hold) = (rng.i64(1..=4), rng.i64(1..=40), rng.u64(0..20));
+    let (project, rows) = match rng.u8(..100) {
+        0..3 => (WIDE[0].0, rng.i64(1..=3)),
+        3..6 => (WIDE[1].0, 1),
+        _ => (rng.i64(1..=4), rng.i64(1..=40)),
+    };
+    let hold = rng.u64(0..20);
     let first = *prompt_id + if rolls_back { ROLLED_BACK } else { 0 };
     *prompt_id += rows;
     client.batch_execute("BEGIN").await?;
-    let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
-               SELECT $1::bigint, n, 'user', 0, 1, 1, 1 FROM generate_series($2::bigint, $3::bigint) AS n";
+    let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens,
+                                         user_agent)
+               SELECT $1::bigint, n, 'user', 0, 1, 1, 1,
+                      CASE WHEN n % 300 = 17 THEN repeat('u', 2000000) WHEN n % 40 = 11 THEN repeat('u', 100000) ELSE 'u' END
+                 FROM generate_series($2::bigint, $3::bigint) AS n";
     client.execute(sql, &[&project, &first, &(first + rows - 1)]).await?;
     tokio::time::sleep(Duration::from_millis(hold)).await;
     client.batch_execute(if rolls_back { "ROLLBACK" } else { "COMMIT" }).await
@@ -153,7 +169,19 @@ enum Harm {
 
 type Posts = HashMap<(i64, String), Vec<Post>>;
 
-/// A receiver that answers within 100 ms, nine times of ten with 200, and writes down who called.
+/// What the receiver answers: the status, nine times of ten 200, and how long the body is. Some rows get an answer as
+/// long as it may be from each webhook; some calls get one that is far too long.
+fn script(prompt_id: i64, path: &str) -> (u16, usize) {
+    let number = path.rsplit_once('-').map_or(0, |(_, number)| number.parse().unwrap());
+    let length = match (prompt_id % 25, (prompt_id + number) % 200) {
+        (_, 7) => MIB,
+        (3, _) => KEPT,
+        _ => 20,
+    };
+    (if prompt_id % 10 == 0 { 500 } else { 200 }, length)
+}
+
+/// A receiver that answers by the script within 100 ms, and writes down who called.
 fn receiver(posts: Arc<Mutex<Posts>>) -> Receiver {
     Receiver::forgetful(move |request| {
         let at = Instant::now();
@@ -164,7 +192,8 @@ fn receiver(posts: Arc<Mutex<Posts>>) -> Receiver {
         let key = (prompt_id, request.path().to_owned());
         posts.lock().unwrap().entry(key).or_default().push(Post { at, relay });
         thread::sleep(Duration::from_millis(u64::try_from(prompt_id).unwrap() * 7 % 100));
-        Reply::status(if prompt_id % 10 == 0 { 500 } else { 200 })
+        let (status, length) = script(prompt_id, request.path());
+        Reply::full(status, &[], &vec![b'x'; length])
     })
 }
 
@@ -181,13 +210,16 @@ struct Slot {
     fenced: usize,
     // What its predecessors logged, by name.
     logs: Vec<(String, String)>,
+    // Most memory that it or one of them took, and whose that was.
+    peak: (usize, String),
 }
 
 impl Slot {
     fn start(url: &str, number: usize, generation: usize) -> Slot {
         let name = Slot::name_of(number, generation);
         let relay = Relay::spawn(url, &["--user-agent-version", &name]);
-        Slot { number, generation, relay, frozen: false, draining: false, fenced: 0, logs: Vec::new() }
+        let peak = (0, String::new());
+        Slot { number, generation, relay, frozen: false, draining: false, fenced: 0, logs: Vec::new(), peak }
     }
 
     fn name_of(number: usize, generation: usize) -> String {
@@ -202,8 +234,19 @@ impl Slot {
         Slot::name_of(self.number, self.generation)
     }
 
+    /// Looks at its memory while it lives.
+    fn measure(&mut self) {
+        if self.relay.ended().is_none()
+            && let Some(bytes) = memory_peak(self.relay.pid())
+            && bytes > self.peak.0
+        {
+            self.peak = (bytes, self.name());
+        }
+    }
+
     /// As systemd would: starts it again when it has ended.
     fn keep_alive(&mut self, url: &str) {
+        self.measure();
         if let Some(status) = self.relay.ended() {
             let code = status.code();
             // 1: Postgres was away at the start, or at the end of a drain. None: killed.
@@ -217,7 +260,8 @@ impl Slot {
             let fenced = self.fenced();
             let mut logs = std::mem::take(&mut self.logs);
             logs.push((self.name(), self.relay.log()));
-            *self = Slot { fenced, logs, ..Slot::start(url, self.number, self.generation + 1) };
+            let peak = std::mem::take(&mut self.peak);
+            *self = Slot { fenced, logs, peak, ..Slot::start(url, self.number, self.generation + 1) };
         }
     }
 }
@@ -239,6 +283,11 @@ async fn whatever_is_killed_the_books_are_right() {
     // Project 1 has one webhook, 2 has three, 3 has none that is enabled, 4 has one of two.
     for (project, path) in [(1, "/a"), (2, "/b"), (2, "/c"), (2, "/d"), (3, "/off"), (4, "/e"), (4, "/off")] {
         database.webhook(project, &receiver.url(path)).await;
+    }
+    for (project, webhooks) in WIDE {
+        for number in 1..=webhooks {
+            database.webhook(project, &receiver.url(&format!("/{project}-{number}"))).await;
+        }
     }
     database
         .client
@@ -264,6 +313,7 @@ async fn whatever_is_killed_the_books_are_right() {
             slots.iter_mut().for_each(|slot| slot.keep_alive(&url));
             tokio::time::sleep((at - start.elapsed().min(at)).min(Duration::from_millis(20))).await;
         }
+        slots.iter_mut().for_each(Slot::measure);
         let mut harm =
             |slot: &Slot, harm| harmed.entry(slot.name()).or_default().push((harm, Instant::now()));
         let name = match action {
@@ -349,24 +399,41 @@ async fn whatever_is_killed_the_books_are_right() {
     let strangers = "SELECT count(*) FROM relay.webhook_calls c
                      WHERE NOT EXISTS (SELECT FROM relay.outbox o WHERE o.id = c.outbox_id)";
     assert_eq!(database.number(strangers).await, 0);
-    let unexpected = "SELECT (to_jsonb(c) - 'request_body')::text FROM relay.webhook_calls c
+    let unexpected = "SELECT (to_jsonb(c) - 'request_body' - 'response_body' - 'user_agent')::text FROM relay.webhook_calls c
                           JOIN relay.outbox o ON o.id = c.outbox_id WHERE c.succeeded <> (o.prompt_id % 10 <> 0)";
     let unexpected = database.client.query(unexpected, &[]).await.unwrap();
     let unexpected: Vec<&str> = unexpected.iter().map(|row| row.get(0)).collect();
     assert_eq!(unexpected, [""; 0], "calls with another outcome than the receiver gave");
 
+    let cut = "SELECT count(*) FROM relay.webhook_calls c JOIN relay.outbox o ON o.id = c.outbox_id
+               WHERE c.user_agent <> left(o.user_agent, 8192) OR c.request_body::jsonb ->> 'userAgent' IS DISTINCT FROM c.user_agent
+                  OR (coalesce(c.error_message, '') LIKE '%8 KiB%') <> (length(o.user_agent) > 8192)";
+    assert_eq!(database.number(cut).await, 0, "calls whose long text was not cut, or not marked");
+
     // What was posted was committed, and what was posted twice was in the hands of somebody who was harmed.
-    let sql = "SELECT o.prompt_id, c.repeated, c.url FROM relay.webhook_calls c JOIN relay.outbox o ON o.id = c.outbox_id";
+    let sql = "SELECT o.prompt_id, c.repeated, '/' || substring(c.url from '[^/]*$') AS path, c.status_code,
+                      c.response_truncated, length(c.response_body) AS kept,
+                      c.response_body = repeat('x', length(c.response_body)) AS right
+                 FROM relay.webhook_calls c JOIN relay.outbox o ON o.id = c.outbox_id";
     let mut records: HashMap<(i64, String), bool> = HashMap::new();
+    let (mut long, mut shortened) = (0, 0);
     for row in database.client.query(sql, &[]).await.unwrap() {
-        let url: String = row.get("url");
-        let path = url[url.rfind('/').unwrap()..].to_owned();
-        assert!(records.insert((row.get("prompt_id"), path), row.get("repeated")).is_none());
+        let (prompt_id, path): (i64, String) = (row.get("prompt_id"), row.get("path"));
+        let (status, length) = script(prompt_id, &path);
+        assert_eq!(row.get::<_, i32>("status_code"), i32::from(status), "{prompt_id} {path}");
+        // As much as there was, or less and marked: at the limit, for a share of the row's, or while memory is short.
+        let kept = usize::try_from(row.get::<_, i32>("kept")).unwrap();
+        let fits = (length.min(KEPT_WHILE_SHORT)..=length.min(KEPT)).contains(&kept);
+        let told = row.get::<_, bool>("response_truncated") == (kept < length);
+        assert!(fits && told && row.get("right"), "{prompt_id} {path}: {kept} of {length} are kept");
+        long += usize::from(length >= KEPT);
+        shortened += usize::from(kept < length.min(KEPT));
+        assert!(records.insert((prompt_id, path), row.get("repeated")).is_none());
     }
     let slowest = database
         .number("SELECT extract(epoch FROM max(done_at - created_at))::bigint FROM relay.outbox")
         .await;
-    let posts = posts.lock().unwrap().clone();
+    let posts = std::mem::take(&mut *posts.lock().unwrap());
     let mut repeats: HashMap<Harm, usize> = HashMap::new();
     let (mut unmarked, mut longest) = (0, Duration::ZERO);
     for (key, posts) in &posts {
@@ -401,12 +468,17 @@ async fn whatever_is_killed_the_books_are_right() {
     }
     assert_eq!(records.len(), posts.len(), "calls on record that nobody received");
     assert!(records.keys().all(|(prompt_id, _)| *prompt_id < ROLLED_BACK));
+    slots.iter_mut().for_each(Slot::measure);
+    let (peak, name) = slots.iter().map(|slot| &slot.peak).max().unwrap();
     let fenced: usize = slots.iter().map(Slot::fenced).sum();
     println!(
         "{rows} rows, {} calls, {done:?}; repeated after {repeats:?}, at most {longest:?} after the POST; {unmarked} of \
-         them unmarked after a crash of the server; fenced {fenced}; the slowest row took {slowest} s",
-        records.len()
+         them unmarked after a crash of the server; fenced {fenced}; the slowest row took {slowest} s; {long} long answers, \
+         {shortened} of them kept shorter; memory: {} MiB at most ({name})",
+        records.len(),
+        peak / MIB
     );
+    assert!(*peak < PEAK, "{name} took {} MiB", peak / MIB);
 }
 
 /// Ends the sessions of a process.

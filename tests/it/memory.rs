@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use crate::support::{Database, Gate, Receiver, Relay, Reply};
 
-const KIB: usize = 1024;
-const MIB: usize = 1024 * KIB;
+pub const KIB: usize = 1024;
+pub const MIB: usize = 1024 * KIB;
 /// What the daemon may take at most, whatever the input.
-const PEAK: usize = 160 * MIB;
+pub const PEAK: usize = 160 * MIB;
 
 fn url_on(url: &str, port: u16) -> String {
     let (scheme, rest) = url.split_once("://").expect("a URL");

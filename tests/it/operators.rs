@@ -249,7 +249,7 @@ async fn calls_has_few_of_them_in_memory_however_large_they_are() {
         let mut ids: Vec<i64> = lines
             .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()["id"].as_i64().unwrap())
             .collect();
-        let peak = memory_peak(Pid::from_raw(i32::try_from(child.id()).unwrap()));
+        let peak = memory_peak(Pid::from_raw(i32::try_from(child.id()).unwrap())).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         if !arguments.contains(&"--follow") {

@@ -240,11 +240,11 @@ fn ends(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
-/// Most memory that a process ever had, in bytes.
-pub fn memory_peak(pid: Pid) -> usize {
+/// Most memory that a child ever had, in bytes; none when it has ended and was not waited for.
+pub fn memory_peak(pid: Pid) -> Option<usize> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024)
 }
 
 // ---- clocks -------------------------------------------------------------------------------------------------------
@@ -368,7 +368,7 @@ impl Relay {
 
     /// Most memory that it ever had, in bytes.
     pub fn memory_peak(&self) -> usize {
-        memory_peak(self.pid())
+        memory_peak(self.pid()).expect("it runs")
     }
 
     /// Sends a signal; waits until all threads stand still if it is the one that stops them.
