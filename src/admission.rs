@@ -26,12 +26,14 @@ pub struct Admission<R> {
     admitted: usize,
 }
 
-impl<R> Admission<R> {
+impl<R> Default for Admission<R> {
     /// No rows.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Admission { waiting: VecDeque::new(), admitted: 0 }
     }
+}
 
+impl<R> Admission<R> {
     /// Adds a row that needs so many bytes.
     pub fn push(&mut self, row: R, bytes: usize, now: Instant) {
         self.waiting.push_back(Waiting { row, bytes, since: now });
@@ -67,7 +69,7 @@ impl<R> Admission<R> {
     }
 
     /// How many rows wait.
-    pub fn len(&self) -> usize {
+    pub fn waiting_count(&self) -> usize {
         self.waiting.len()
     }
 
@@ -91,12 +93,12 @@ mod tests {
 
     #[test]
     fn rows_begin_in_order_as_their_share_becomes_free() {
-        let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::new());
+        let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
         for (name, bytes) in [('a', 60), ('b', 40), ('c', 50), ('d', 50)] {
             admission.push(name, bytes, now);
         }
         let first = all(&mut admission, &memory, now);
-        assert_eq!((names(&first).as_str(), memory.used(), admission.len()), ("ab", 100, 2));
+        assert_eq!((names(&first).as_str(), memory.used(), admission.waiting_count()), ("ab", 100, 2));
         drop(first);
         admission.ended(2);
         assert_eq!(names(&all(&mut admission, &memory, now)), "cd");
@@ -104,7 +106,7 @@ mod tests {
 
     #[test]
     fn one_that_needs_more_than_there_is_begins_alone() {
-        let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::new());
+        let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
         admission.push('a', 10, now);
         let first = all(&mut admission, &memory, now);
         admission.push('b', 1000, now);
@@ -125,7 +127,7 @@ mod tests {
 
     #[test]
     fn rows_that_are_in_hand_without_calls_count() {
-        let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::new());
+        let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
         admission.count();
         admission.push('a', 101, now);
         assert!(admission.admit(&memory, now).is_none());

@@ -197,7 +197,7 @@ impl Pool {
     ) -> Pool {
         let state = State {
             places: Places::new(limits),
-            admission: Admission::new(),
+            admission: Admission::default(),
             half_done: HashMap::new(),
             threads: 0,
             idle: Vec::new(),
@@ -229,7 +229,7 @@ impl Pool {
         let mut state = self.shared.lock();
         let mut offer = state.places.offer(now);
         let tight = state.relieve(&self.shared.memory, now);
-        let held = tight || state.ended >= ENDED_MAX || state.admission.len() >= WAITING_MAX;
+        let held = tight || state.ended >= ENDED_MAX || state.admission.waiting_count() >= WAITING_MAX;
         let paused = state.paused_until.filter(|until| *until > now);
         let taken = offer.limit >= offer.worth && !held && paused.is_none();
         // What rows will need is not known before they are claimed: mostly what one webhook's answer needs.
@@ -260,7 +260,7 @@ impl Pool {
         let now = Instant::now();
         let mut state = self.shared.lock();
         state.places.grow_old(now);
-        if state.admission.len() > 0 {
+        if state.admission.waiting_count() > 0 {
             state.relieve(&self.shared.memory, now);
             self.shared.admit(&mut state, now);
         }
@@ -345,7 +345,7 @@ impl Pool {
         state.progress += out as u64;
         state.admission.ended(admitted);
         let notify = std::mem::take(&mut state.notify_released);
-        if state.admission.len() > 0 {
+        if state.admission.waiting_count() > 0 {
             self.shared.admit(&mut state, Instant::now());
             self.shared.wake_one(state);
         } else {
@@ -495,7 +495,7 @@ impl State {
     fn relieve(&mut self, memory: &Memory, now: Instant) -> bool {
         let tight = || memory.used() > memory.max() / 4 * 3;
         let lately = self.relieved.is_some_and(|at| now.saturating_duration_since(at) < RELIEVE_AGAIN);
-        if (tight() || self.admission.len() > 0) && !lately {
+        if (tight() || self.admission.waiting_count() > 0) && !lately {
             self.relieved = Some(now);
             self.places.for_each_waiting(|job| {
                 if job.row.is_old(now) {
@@ -882,11 +882,9 @@ mod tests {
         let other = memory.hold(MIB);
         assert!(pool.try_offer().is_none());
         // As if it had begun long ago.
-        let mut state = pool.shared.lock();
-        state.half_done[&(1, 1)].ended().since = Instant::now().checked_sub(2 * OLD);
+        pool.shared.lock().half_done[&(1, 1)].ended().since = Instant::now().checked_sub(2 * OLD);
         let before = memory.used();
-        assert!(state.relieve(&memory, Instant::now() + RELIEVE_AGAIN));
-        drop(state);
+        assert!(pool.shared.lock().relieve(&memory, Instant::now() + RELIEVE_AGAIN));
         assert!(memory.used() < before - 60 * 1024);
         drop(other);
         open.send(()).expect("the thread waits");

@@ -21,7 +21,8 @@ use crate::memory::Held;
 
 /// The span of the call log that one statement reads: each partition of it, and each index of those, is a lock in a table
 /// that all sessions share (64 for each of `max_connections`, unless set). A month takes 160 of 6,400.
-const SLICE: Duration = Duration::from_secs(31 * 86400);
+const SLICE: Duration = Duration::from_secs(SLICE_DAYS * 86400);
+const SLICE_DAYS: u64 = 31;
 /// The span of the calls that `status` looks at.
 const STATUS_MINUTES: i32 = 5;
 
@@ -673,17 +674,24 @@ impl Store {
     }
 
     /// These calls, in this order, but for those that were dropped meanwhile; with all their columns as JSON when `json`.
-    /// Keep their bytes few: all are in memory, some times over.
+    /// Keep their bytes few: all are in memory, some times over. A statement for those of each [`SLICE`].
     pub async fn whole_calls(&self, keys: &[Key], json: bool) -> Result<Vec<Logged>> {
         let sql = include_str!("../sql/queries/whole_calls.sql");
-        let ids: Vec<i64> = keys.iter().map(|key| key.id).collect();
-        let starts = || keys.iter().map(|key| key.start_time);
-        let (lowest, highest) = (ids.iter().min(), ids.iter().max());
-        let (first, last) = (starts().min(), starts().max());
-        let rows = self.rows("reading calls", sql, &[&ids, &lowest, &highest, &first, &last, &json]).await?;
-        let place: HashMap<i64, usize> = ids.iter().copied().zip(0..).collect();
-        let mut calls: Vec<Logged> = rows.iter().map(Logged::of).collect();
-        calls.sort_by_key(|call| place.get(&call.id));
+        let mut calls: Vec<Logged> = Vec::with_capacity(keys.len());
+        for keys in
+            keys.chunk_by(|one, next| days(one.start_time) / SLICE_DAYS == days(next.start_time) / SLICE_DAYS)
+        {
+            let ids: Vec<i64> = keys.iter().map(|key| key.id).collect();
+            let starts = || keys.iter().map(|key| key.start_time);
+            let (lowest, highest) = (ids.iter().min(), ids.iter().max());
+            let (first, last) = (starts().min(), starts().max());
+            let rows =
+                self.rows("reading calls", sql, &[&ids, &lowest, &highest, &first, &last, &json]).await?;
+            let place: HashMap<i64, usize> = ids.iter().copied().zip(0..).collect();
+            let before = calls.len();
+            calls.extend(rows.iter().map(Logged::of));
+            calls[before..].sort_by_key(|call| place.get(&call.id));
+        }
         Ok(calls)
     }
 
@@ -868,6 +876,11 @@ impl Store {
         let sql = include_str!("../sql/queries/lowest_id.sql");
         Ok(self.one("looking at the outbox", sql, &[]).await?.get(0))
     }
+}
+
+/// Days since 1970.
+fn days(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() / 86400
 }
 
 /// Where to cut a list of records, so that each piece has at most [`STATEMENT_BYTES_MAX`], or is a single record.

@@ -94,7 +94,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
             answer.resize(answer.len() + 65536, b'x');
             stream.write_all(&answer)
         } else if request.starts_with(b"POST /huge") {
-            let piece = [0xff; 64 * 1024];
+            let piece = vec![0xff; 64 * 1024];
             let head = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 16777216\r\n\r\n");
             head.and_then(|()| (0..256).try_for_each(|_| stream.write_all(&piece)))
         } else if request.starts_with(b"POST /slow") {

@@ -64,6 +64,9 @@ struct Drain {
     dead: f64,
 }
 
+/// What it is, the paths of the webhooks with how many there are of each, the rows, the flags.
+type HostileInput<'a> = (&'a str, &'a [(&'a str, u16)], String, &'a [&'a str]);
+
 impl Bench<'_> {
     // ---- drain ------------------------------------------------------------------------------------------------
 
@@ -580,8 +583,7 @@ impl Bench<'_> {
         };
         let text = |text: &str, rows: u32| format!("{TEXT}, {text} FROM generate_series(1, {rows}) n");
         let huge = ["--max-response-body", "16MiB"];
-        // What it is, the paths of the webhooks with how many there are of each, the rows, the flags.
-        let inputs: [(&str, &[(&str, u16)], String, &[&str]); 9] = [
+        let inputs: [HostileInput; 9] = [
             ("66 rows, a webhook with 64 KiB and a slower one", &[("/big", 1), ("/slow", 1)], plain(66), &[]),
             (
                 "20,000 rows, the same",
@@ -610,7 +612,7 @@ impl Bench<'_> {
             database.wait_until(DRAINED).await;
             let most = relay.memory().1;
             relay.stop();
-            self.table.add(&format!("memory at most, {name}"), "MiB", Target::AtMost(160.0), vec![most]);
+            self.table.add(format!("memory at most, {name}"), "MiB", Target::AtMost(160.0), vec![most]);
             database.drop().await;
         }
     }
