@@ -25,7 +25,7 @@ pub enum ErrorKind {
     Tls,
     /// The wall-time limit of the call passed.
     Timeout,
-    /// The answer is not HTTP, or broke off within its head.
+    /// What came has no status line of HTTP/1.
     Protocol,
     /// The answer's status is not 2xx.
     HttpStatus,
@@ -86,7 +86,7 @@ pub struct Call {
     pub response_body: Option<String>,
     /// Bytes of the answer's body that came over the wire before reading stopped.
     pub response_bytes: u64,
-    /// Whether `response_body` is less than what the endpoint meant to send.
+    /// Whether the body or the headers of the answer are less than what the endpoint meant to send.
     pub response_truncated: bool,
     /// First byte of work.
     pub start_time: SystemTime,

@@ -123,6 +123,13 @@ impl Heads {
                 }
             }
             let status = self.status.expect("set above");
+            // Most are clean: then the parser's own parser has found the end as well.
+            if seen == 0
+                && !status.is_interim()
+                && let Some((length, framing)) = clean(head, status)
+            {
+                break (framing.step(), head.len() - length);
+            }
             let Some(length) = end(head, seen) else { break (Step::More, 0) };
             if status.is_interim() {
                 (at, seen, self.status) = (at + length, 0, None);
@@ -216,27 +223,28 @@ fn end(head: &[u8], seen: usize) -> Option<usize> {
 
 /// What to do with a whole head.
 fn judge(head: &[u8], status: StatusLine) -> Step {
-    if head.len() <= HEAD_BYTES_MAX
-        && let Some(framing) = clean(head, status)
-    {
-        return Step::Clean { chunked: framing.body == Body::Chunked, reusable: framing.reusable };
+    match clean(head, status) {
+        Some((length, framing)) if length == head.len() => framing.step(),
+        _ => {
+            let (head, record, chunked) = repair(head, status, false);
+            Step::Repaired { head, record, chunked }
+        }
     }
-    let (head, record, chunked) = repair(head, status, false);
-    Step::Repaired { head, record, chunked }
 }
 
-/// Where the body ends by a head that the parser takes and understands as we do.
-fn clean(head: &[u8], status: StatusLine) -> Option<Framing> {
+/// Length of a head that the parser takes, and where the body ends if the parser understands that as we do.
+fn clean(bytes: &[u8], status: StatusLine) -> Option<(usize, Framing)> {
     let mut lines = [MaybeUninit::uninit(); PARSER_LINES_MAX];
     let mut answer = httparse::Response::new(&mut []);
     // The parser's own parser: what it takes here it takes there.
-    let parsed =
-        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut answer, head, &mut lines);
-    if parsed != Ok(httparse::Status::Complete(head.len())) || answer.code != Some(status.code) {
+    let config = httparse::ParserConfig::default();
+    let parsed = config.parse_response_with_uninit_headers(&mut answer, bytes, &mut lines);
+    let Ok(httparse::Status::Complete(length)) = parsed else { return None };
+    if length > HEAD_BYTES_MAX || answer.code != Some(status.code) {
         return None;
     }
     let framing = Framing::of(answer.headers.iter().map(|line| (line.name.as_bytes(), line.value)), status);
-    framing.flaw.is_none().then_some(framing)
+    framing.flaw.is_none().then_some((length, framing))
 }
 
 struct Framing {
@@ -247,6 +255,11 @@ struct Framing {
 }
 
 impl Framing {
+    /// What to do with a clean head.
+    fn step(&self) -> Step {
+        Step::Clean { chunked: self.body == Body::Chunked, reusable: self.reusable }
+    }
+
     fn of<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>, status: StatusLine) -> Framing {
         let (mut length, mut flaw) = (None, None);
         let (mut encoded, mut chunks, mut last_is_chunked) = (false, 0, false);
