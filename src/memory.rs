@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What an answer may keep in any case, headers included.
 const ANSWER_MIN: usize = 1024;
 
+/// So many rows have what is sure at the same time.
+const ROWS: usize = 64;
+
 /// The count.
 #[derive(Debug)]
 pub struct Memory {
@@ -125,10 +128,12 @@ pub struct Share {
 impl Share {
     /// Of a row with so many webhooks. An answer keeps at most `answer_max` bytes of its body. Together the answers to one row
     /// keep at most a quarter of the memory: a record is there up to four times while it is written to Postgres. What
-    /// is sure is such that `workers` calls have it out of half of the memory.
+    /// is sure is such that `workers` calls have it out of half of the memory, and that many rows have it, however many
+    /// webhooks each of them has: they may wait for long.
     pub fn of_row(webhooks: usize, answer_max: usize, memory: usize, workers: usize) -> Share {
-        let most = answer_max.min(memory / 4 / webhooks.max(1)).max(ANSWER_MIN);
-        Share { sure: most.min(memory / 2 / workers.max(1)), most }
+        let webhooks = webhooks.max(1);
+        let most = answer_max.min(memory / 4 / webhooks).max(ANSWER_MIN);
+        Share { sure: most.min(memory / 2 / workers.max(1)).min(memory / ROWS / webhooks), most }
     }
 }
 
@@ -220,7 +225,8 @@ mod tests {
         const MIB: usize = 1024 * KIB;
         let share = |webhooks, answer| Share::of_row(webhooks, answer, 64 * MIB, 256);
         assert_eq!(share(1, 64 * KIB), Share { sure: 64 * KIB, most: 64 * KIB });
-        assert_eq!(share(256, 64 * KIB), Share { sure: 64 * KIB, most: 64 * KIB });
+        assert_eq!(share(16, 64 * KIB), Share { sure: 64 * KIB, most: 64 * KIB });
+        assert_eq!(share(256, 64 * KIB), Share { sure: 4 * KIB, most: 64 * KIB });
         assert_eq!(share(1024, 64 * KIB).most, 16 * KIB);
         assert_eq!(share(1, 16 * MIB), Share { sure: 128 * KIB, most: 16 * MIB });
         assert_eq!(share(24, 16 * MIB).most, 16 * MIB / 24);

@@ -33,7 +33,7 @@ const STACK_BYTES: usize = 512 * 1024;
 /// No call is started for this time after one that could not be made for a shortage of ours.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(200);
 /// When claiming waits for memory, it looks again after this time at the latest: rows grow old.
-const RELIEVE_AGAIN: Duration = Duration::from_millis(250);
+const RELIEVE_AGAIN: Duration = Duration::from_millis(100);
 
 /// Ended rows that may wait to be committed, a few commits' worth; more rows are not claimed then.
 const ENDED_MAX: usize = 4000;
@@ -48,7 +48,7 @@ const ROW_BYTES: usize = 512;
 /// Memory of a call, besides its URL and its answer: the job, the record, the request's headers.
 const CALL_BYTES: usize = size_of::<Job>() + size_of::<Call>() + 512;
 /// While others need memory, a row that began longer ago keeps less of its answers.
-const OLD: Duration = Duration::from_secs(1);
+const OLD: Duration = Duration::from_millis(500);
 /// So many bytes of each.
 const OLD_ANSWER_BYTES: usize = 1024;
 
