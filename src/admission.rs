@@ -3,9 +3,10 @@
 //! A pure rule over plain state, no threads, no clock of its own. A row is admitted as a whole, and once it is, nothing
 //! that waits for its end holds up its calls: they ask for no more than room for a longer answer, and get none rather
 //! than wait. So whatever the rows need, those that are admitted end, and what they held is free for those that wait.
-//! One that needs more than there is begins when it is alone.
+//! One that needs more than there is begins when it is alone. The rows of one project have at most a quarter of the
+//! memory, unless it is a single one: its endpoints may hang, and then they hold up none but their own.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,44 +14,80 @@ use crate::memory::{Held, Memory};
 
 /// How long smaller rows may overtake one that does not fit.
 const OVERTAKE: Duration = Duration::from_secs(1);
+/// The part of the memory that the rows of one project may have.
+const PROJECT_SHARE: usize = 4;
 
 struct Waiting<R> {
     row: R,
+    project_id: i64,
     bytes: usize,
     since: Instant,
+}
+
+/// What the admitted rows of a project have.
+#[derive(Clone, Copy, Default)]
+struct Has {
+    rows: usize,
+    bytes: usize,
+}
+
+impl Has {
+    /// How many more rows like those it has may begin.
+    fn room(self, memory: &Memory) -> usize {
+        let left = (memory.max() / PROJECT_SHARE).saturating_sub(self.bytes);
+        left * self.rows / self.bytes.max(1)
+    }
 }
 
 /// Rows that wait for their share of the memory, and the count of those that have it.
 pub struct Admission<R> {
     waiting: VecDeque<Waiting<R>>,
     admitted: usize,
+    projects: HashMap<i64, Has>,
 }
 
 impl<R> Default for Admission<R> {
     /// No rows.
     fn default() -> Self {
-        Admission { waiting: VecDeque::new(), admitted: 0 }
+        Admission { waiting: VecDeque::new(), admitted: 0, projects: HashMap::new() }
     }
 }
 
 impl<R> Admission<R> {
-    /// Adds a row that needs so many bytes.
-    pub fn push(&mut self, row: R, bytes: usize, now: Instant) {
-        self.waiting.push_back(Waiting { row, bytes, since: now });
+    /// Adds a row of a project that needs so many bytes.
+    pub fn push(&mut self, row: R, project_id: i64, bytes: usize, now: Instant) {
+        self.waiting.push_back(Waiting { row, project_id, bytes, since: now });
     }
 
     /// Takes the next row that may begin, with what it needs. To be called until there is none: when a row is added,
     /// and when memory has become free.
     pub fn admit(&mut self, memory: &Arc<Memory>, now: Instant) -> Option<(R, Held)> {
-        let first = self.waiting.front()?;
-        let only_first = now.saturating_duration_since(first.since) > OVERTAKE;
-        let candidates = if only_first { 1 } else { self.waiting.len() };
-        let (at, held) = match self.admitted {
-            0 => (0, memory.hold(first.bytes)),
-            _ => (0..candidates).find_map(|at| Some((at, memory.try_hold(self.waiting[at].bytes)?)))?,
-        };
-        self.admitted += 1;
-        self.waiting.remove(at).map(|waiting| (waiting.row, held))
+        for at in 0..self.waiting.len() {
+            if self.waits_for_its_own(&self.waiting[at], memory) {
+                continue;
+            }
+            let Waiting { bytes, since, project_id, .. } = self.waiting[at];
+            let held = match self.admitted {
+                0 => Some(memory.hold(bytes)),
+                _ => memory.try_hold(bytes),
+            };
+            if let Some(held) = held {
+                self.admitted += 1;
+                let has = self.projects.entry(project_id).or_default();
+                has.rows += 1;
+                has.bytes += bytes;
+                return self.waiting.remove(at).map(|waiting| (waiting.row, held));
+            }
+            if now.saturating_duration_since(since) > OVERTAKE {
+                return None;
+            }
+        }
+        None
+    }
+
+    fn waits_for_its_own(&self, waiting: &Waiting<R>, memory: &Memory) -> bool {
+        let has = self.projects.get(&waiting.project_id);
+        has.is_some_and(|has| has.bytes + waiting.bytes > memory.max() / PROJECT_SHARE)
     }
 
     /// A row that needs no calls is in hand, too.
@@ -58,9 +95,30 @@ impl<R> Admission<R> {
         self.admitted += 1;
     }
 
+    /// The calls of a row have ended that was admitted with so many bytes.
+    pub fn calls_ended(&mut self, project_id: i64, bytes: usize) {
+        if let Some(has) = self.projects.get_mut(&project_id) {
+            has.rows = has.rows.saturating_sub(1);
+            has.bytes = has.bytes.saturating_sub(bytes);
+            if has.rows == 0 {
+                self.projects.remove(&project_id);
+            }
+        }
+    }
+
     /// So many rows that were admitted are not in hand any more.
     pub fn ended(&mut self, rows: usize) {
         self.admitted = self.admitted.saturating_sub(rows);
+    }
+
+    /// How many more rows of a project may begin, as far as it is known by those that have.
+    pub fn room(&self, project_id: i64, memory: &Memory) -> usize {
+        self.projects.get(&project_id).map_or(usize::MAX, |has| has.room(memory))
+    }
+
+    /// Projects of which no more rows may begin.
+    pub fn full(&self, memory: &Memory) -> impl Iterator<Item = i64> {
+        self.projects.iter().filter(|(_, has)| has.room(memory) == 0).map(|(project_id, _)| *project_id)
     }
 
     /// Rows that wait.
@@ -71,6 +129,19 @@ impl<R> Admission<R> {
     /// How many rows wait.
     pub fn waiting_count(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Takes those out that have waited for others of their own project for long.
+    pub fn take_late(&mut self, memory: &Memory, now: Instant) -> Vec<R> {
+        let is_late = |waiting: &Waiting<R>| now.saturating_duration_since(waiting.since) > OVERTAKE;
+        if !self.waiting.iter().any(is_late) {
+            return Vec::new();
+        }
+        let all: Vec<Waiting<R>> = self.waiting.drain(..).collect();
+        let (late, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|waiting| is_late(waiting) && self.waits_for_its_own(waiting, memory));
+        self.waiting.extend(others);
+        late.into_iter().map(|waiting| waiting.row).collect()
     }
 
     /// Takes those out that wait and are not to be kept.
@@ -87,6 +158,11 @@ mod tests {
         std::iter::from_fn(|| admission.admit(memory, now)).collect()
     }
 
+    /// Each row is of a project of its own.
+    fn project(row: char) -> i64 {
+        i64::from(u32::from(row))
+    }
+
     fn names(rows: &[(char, Held)]) -> String {
         rows.iter().map(|(name, _)| *name).collect()
     }
@@ -95,7 +171,7 @@ mod tests {
     fn rows_begin_in_order_as_their_share_becomes_free() {
         let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
         for (name, bytes) in [('a', 60), ('b', 40), ('c', 50), ('d', 50)] {
-            admission.push(name, bytes, now);
+            admission.push(name, project(name), bytes, now);
         }
         let first = all(&mut admission, &memory, now);
         assert_eq!((names(&first).as_str(), memory.used(), admission.waiting_count()), ("ab", 100, 2));
@@ -107,14 +183,14 @@ mod tests {
     #[test]
     fn one_that_needs_more_than_there_is_begins_alone() {
         let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
-        admission.push('a', 10, now);
+        admission.push('a', project('a'), 10, now);
         let first = all(&mut admission, &memory, now);
-        admission.push('b', 1000, now);
+        admission.push('b', project('b'), 1000, now);
         assert!(admission.admit(&memory, now).is_none());
-        admission.push('c', 10, now);
+        admission.push('c', project('c'), 10, now);
         assert_eq!(names(&all(&mut admission, &memory, now)), "c", "what is smaller overtakes it");
         let later = now + OVERTAKE + Duration::from_millis(1);
-        admission.push('d', 10, later);
+        admission.push('d', project('d'), 10, later);
         assert!(admission.admit(&memory, later).is_none(), "but not for ever");
         drop(first);
         admission.ended(2);
@@ -129,10 +205,36 @@ mod tests {
     fn rows_that_are_in_hand_without_calls_count() {
         let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
         admission.count();
-        admission.push('a', 101, now);
+        admission.push('a', project('a'), 101, now);
         assert!(admission.admit(&memory, now).is_none());
         admission.ended(1);
         assert!(admission.admit(&memory, now).is_some());
         assert_eq!(admission.waiting().count(), 0);
+    }
+    #[test]
+    fn a_project_has_a_quarter_or_a_single_row_and_its_rows_hold_up_no_others() {
+        let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
+        for (name, project_id, bytes) in
+            [('a', 1, 10), ('b', 1, 10), ('c', 1, 10), ('d', 2, 40), ('e', 2, 1), ('f', 3, 5)]
+        {
+            admission.push(name, project_id, bytes, now);
+        }
+        let first = all(&mut admission, &memory, now);
+        assert_eq!(names(&first), "abdf");
+        assert_eq!(
+            (admission.room(1, &memory), admission.room(2, &memory), admission.room(3, &memory)),
+            (0, 0, 4)
+        );
+        assert_eq!(admission.room(9, &memory), usize::MAX);
+        let mut full: Vec<i64> = admission.full(&memory).collect();
+        full.sort_unstable();
+        assert_eq!(full, [1, 2]);
+        let later = now + OVERTAKE + Duration::from_millis(1);
+        admission.push('g', 3, 5, later);
+        assert_eq!(names(&all(&mut admission, &memory, later)), "g", "those before it wait for their own");
+        admission.calls_ended(1, 10);
+        assert_eq!(names(&all(&mut admission, &memory, later)), "c");
+        assert_eq!(admission.take_late(&memory, later), ['e']);
+        assert_eq!(admission.waiting_count(), 0);
     }
 }

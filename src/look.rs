@@ -225,6 +225,12 @@ impl<'a> Look<'a> {
         self.rescan_at = if next_is_another { now } else { now + (taken * RESCAN_SHARE).min(RESCAN_MAX) };
     }
 
+    /// Rows of these projects were parked.
+    pub fn note_parked(&mut self, projects: impl Iterator<Item = i64>) {
+        self.parked.extend(projects);
+        self.pool.set_parked(self.parked.clone());
+    }
+
     /// Claims parked rows of projects that have room.
     pub async fn parked(&mut self) -> Result<Found> {
         if Instant::now() >= self.learn_parked_at {

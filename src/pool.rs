@@ -37,8 +37,6 @@ const RELIEVE_AGAIN: Duration = Duration::from_millis(100);
 
 /// Ended rows that may wait to be committed, a few commits' worth; more rows are not claimed then.
 const ENDED_MAX: usize = 4000;
-/// Rows that may wait for memory; more rows are not claimed then.
-const WAITING_MAX: usize = 100;
 /// Bytes of text that are claimed at once. In the payload a byte can become six.
 const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// And at least.
@@ -84,6 +82,8 @@ struct Ended {
     held: Held,
     // When it was admitted.
     since: Option<Instant>,
+    // What it was admitted with.
+    admitted_bytes: usize,
 }
 
 impl Row {
@@ -99,13 +99,15 @@ impl Row {
             repeated: self.repeated,
             calls: std::mem::take(&mut ended.calls),
             held: ended.held.take(),
+            aside: false,
         }
     }
 
-    /// What its calls need, besides the payload.
-    fn need(&self, share: Share) -> usize {
+    /// What its calls need, besides the payload: at most so much, also where it has tens of thousands of them. Others do not
+    /// wait for minutes for one that is alone.
+    fn need(&self, share: Share, most: usize) -> usize {
         let urls: usize = self.webhooks.iter().map(|webhook| 2 * webhook.url.len()).sum();
-        urls + self.webhooks.len() * (CALL_BYTES + share.sure)
+        (urls + self.webhooks.len() * (CALL_BYTES + share.sure)).min(most)
     }
 
     fn is_old(&self, now: Instant) -> bool {
@@ -229,7 +231,8 @@ impl Pool {
         let mut state = self.shared.lock();
         let mut offer = state.places.offer(now);
         let tight = state.relieve(&self.shared.memory, now);
-        let held = tight || state.ended >= ENDED_MAX || state.admission.waiting_count() >= WAITING_MAX;
+        let held = tight || state.ended >= ENDED_MAX;
+        offer.park.extend(state.admission.full(&self.shared.memory));
         let paused = state.paused_until.filter(|until| *until > now);
         let taken = offer.limit >= offer.worth && !held && paused.is_none();
         // What rows will need is not known before they are claimed: mostly what one webhook's answer needs.
@@ -297,7 +300,7 @@ impl Pool {
                     cut: claimed.cut,
                     body,
                     webhooks: claimed.webhooks,
-                    ended: Mutex::new(Ended { calls: Vec::new(), held, since: None }),
+                    ended: Mutex::new(Ended { calls: Vec::new(), held, since: None, admitted_bytes: 0 }),
                     started: AtomicUsize::new(0),
                     abandoned: AtomicBool::new(false),
                 }
@@ -311,8 +314,9 @@ impl Pool {
                 state.ended += 1;
                 self.shared.send(row.finished());
             } else {
-                let bytes = row.need(self.shared.share(&state, &row));
-                state.admission.push(Arc::new(row), bytes, now);
+                let bytes = row.need(self.shared.share(&state, &row), self.shared.memory.max() / 4);
+                let project_id = row.project_id;
+                state.admission.push(Arc::new(row), project_id, bytes, now);
             }
         }
         self.shared.admit(&mut state, now);
@@ -325,7 +329,8 @@ impl Pool {
         let calls: Vec<Call> =
             row.webhooks.iter().map(|webhook| Call::unanswered(webhook, &body, kind, message)).collect();
         let held = self.shared.memory.hold(calls.iter().map(Call::record_bytes).sum());
-        let finished = Finished { id: row.id, epoch: row.epoch, repeated: row.repeated(), calls, held };
+        let finished =
+            Finished { id: row.id, epoch: row.epoch, repeated: row.repeated(), calls, held, aside: false };
         let mut state = self.shared.lock();
         state.admission.count();
         state.ended += 1;
@@ -363,7 +368,25 @@ impl Pool {
 
     /// Parked projects that have room, each with how many rows.
     pub fn parked_room(&self, most: usize) -> Vec<(i64, i64)> {
-        self.shared.lock().places.parked_room(most, Instant::now())
+        let mut state = self.shared.lock();
+        let mut rooms = state.places.parked_room(most, Instant::now());
+        rooms.retain_mut(|(project_id, rows)| {
+            let room = state.admission.room(*project_id, &self.shared.memory);
+            *rows = (*rows).min(i64::try_from(room).unwrap_or(i64::MAX));
+            *rows > 0
+        });
+        rooms
+    }
+
+    /// Takes out rows that have not begun and have waited for long for others of their own project, to be given back and
+    /// parked: id, project, and whether it is a repeated one.
+    pub fn take_late(&self) -> Vec<(i64, i64, bool)> {
+        let mut state = self.shared.lock();
+        if state.admission.waiting_count() == 0 {
+            return Vec::new();
+        }
+        let late = state.admission.take_late(&self.shared.memory, Instant::now());
+        late.iter().map(|row| (row.id, row.project_id, row.repeated)).collect()
     }
 
     /// Starts nothing new but the rest of rows that have begun; returns the ids of the rows that have not, each with
@@ -397,23 +420,25 @@ impl Pool {
     /// Gives up rows that are not ours any more: calls of theirs that wait are dropped. Returns the ids of those that
     /// will never go out; the others have all their calls in flight, or have gone out already.
     pub fn abandon(&self, ids: &HashSet<i64>) -> HashSet<i64> {
-        let mut state = self.shared.lock();
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
         let waiting = state.admission.waiting().map(|row| row.id).filter(|id| ids.contains(id));
         let mut abandoned: HashSet<i64> = waiting.collect();
         state.admission.retain(|row| !ids.contains(&row.id));
         let mut admitted = 0;
         state.places.retain_waiting(|job| {
             let keep = !ids.contains(&job.row.id);
-            if !keep && abandoned.insert(job.row.id) {
-                job.row.abandoned.store(true, Ordering::Relaxed);
+            if !keep && !job.row.abandoned.swap(true, Ordering::Relaxed) {
+                abandoned.insert(job.row.id);
                 admitted += 1;
+                state.admission.calls_ended(job.row.project_id, job.row.ended().admitted_bytes);
                 // What its calls hold that are in flight is free when they end.
                 drop(job.row.finished());
             }
             keep
         });
         state.half_done.retain(|(id, _), _| !abandoned.contains(id));
-        drop(state);
+        drop(guard);
         self.released_of(0, admitted);
         abandoned
     }
@@ -456,7 +481,11 @@ impl State {
         job.row.started.fetch_sub(1, Ordering::Relaxed);
         // It was none.
         self.progress -= 1;
-        self.places.put_back(ticket, job, Instant::now());
+        if job.row.abandoned.load(Ordering::Relaxed) {
+            self.places.finish(ticket, Instant::now());
+        } else {
+            self.places.put_back(ticket, job, Instant::now());
+        }
     }
 
     /// Adds a call to its row; with the last one the row goes out.
@@ -473,8 +502,10 @@ impl State {
         ended.calls.push(call);
         let is_last = ended.calls.len() == row.webhooks.len();
         let is_first = ended.calls.len() == 1;
+        let admitted_bytes = ended.admitted_bytes;
         drop(ended);
         if is_last {
+            self.admission.calls_ended(row.project_id, admitted_bytes);
             self.ended += 1;
             self.half_done.remove(&(row.id, row.epoch));
             return Some(row.finished());
@@ -531,13 +562,14 @@ impl Shared {
     fn admit(&self, state: &mut State, now: Instant) {
         while let Some((row, mut held)) = state.admission.admit(&self.memory, now) {
             let share = self.share(state, &row);
+            let bytes = held.bytes();
             for webhook in row.webhooks.iter() {
                 let room = Room::new(held.split(share.sure), share.most);
                 let job = Job { row: row.clone(), webhook: webhook.clone(), room };
                 state.places.push(webhook.id, row.project_id, job, now);
             }
             let mut ended = row.ended();
-            ended.since = Some(now);
+            (ended.since, ended.admitted_bytes) = (Some(now), bytes);
             ended.held.absorb(held);
             ended.calls.reserve_exact(row.webhooks.len());
         }

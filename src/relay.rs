@@ -5,7 +5,7 @@
 //! anew; the worker threads go on meanwhile, and their results wait.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -149,8 +149,43 @@ struct EndedRows {
     results: UnboundedReceiver<Finished>,
     // Taken from `results` and not committed yet.
     uncommitted: Vec<Finished>,
-    // Postgres refuses each record of these, until when they are not tried again.
-    aside: Vec<(Finished, Instant)>,
+    // Postgres refuses each record of these.
+    aside: Aside,
+}
+
+/// Rows whose records Postgres refuses in any form. One of them is tried again now and then; when it is taken, so are the
+/// others.
+#[derive(Default)]
+struct Aside {
+    rows: VecDeque<Finished>,
+    try_at: Option<Instant>,
+    // The last one that was tried was taken.
+    open: bool,
+}
+
+impl Aside {
+    /// Whether it is time to try.
+    async fn due(&self) {
+        match self.try_at {
+            Some(at) if !self.rows.is_empty() => tokio::time::sleep_until(at.into()).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn take(&mut self) -> impl Iterator<Item = Finished> {
+        let count = if self.open { FINISH_MAX } else { 1 };
+        self.rows.drain(..count.min(self.rows.len()))
+    }
+
+    /// What came of a commit: so many rows that were aside are done, and these are refused.
+    fn learn(&mut self, done: usize, refused: Vec<Finished>) {
+        if refused.iter().any(|row| row.aside) || (done == 0 && !refused.is_empty()) {
+            (self.open, self.try_at) = (false, Some(Instant::now() + SET_ASIDE));
+        } else if done > 0 {
+            (self.open, self.try_at) = (true, Some(Instant::now()));
+        }
+        self.rows.extend(refused);
+    }
 }
 
 /// The daemon, until it is told to stop or cannot go on.
@@ -176,7 +211,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
             to_results,
         ),
         caller,
-        ended_rows: Mutex::new(EndedRows { results, uncommitted: Vec::new(), aside: Vec::new() }),
+        ended_rows: Mutex::new(EndedRows { results, uncommitted: Vec::new(), aside: Aside::default() }),
         in_hand: RefCell::default(),
         unstarted: RefCell::default(),
         claimed_last: Cell::new(false),
@@ -282,6 +317,7 @@ impl Relay<'_> {
         let mut pause = RETRY_MIN;
         let mut outage = Outage::default();
         while !self.stop.asked() {
+            self.park_late(link, &mut look).await?;
             if self.peers.borrow().is_gathering() {
                 // After a crash of the server a claim may be lost that a peer still acts upon (claims are not
                 // flushed). It takes its rows over when it comes back; until then nobody claims.
@@ -354,6 +390,20 @@ impl Relay<'_> {
         std::future::pending().await
     }
 
+    /// Gives rows back that wait for others of their own project, and puts them into the slow lane: there they cost nothing.
+    async fn park_late(&self, link: &Link, look: &mut Look<'_>) -> Result<()> {
+        let late = self.pool.take_late();
+        // With those of a try whose session was lost: they are in hand, and in nobody's hands.
+        self.unstarted.borrow_mut().extend(late.iter().map(|(id, _, repeated)| (*id, *repeated)));
+        if self.unstarted.borrow().is_empty() {
+            return Ok(());
+        }
+        let given = self.give_back_unstarted(link, true).await?;
+        self.metrics.parked.inc_by(given as u64);
+        look.note_parked(late.iter().map(|(_, project_id, _)| *project_id));
+        Ok(())
+    }
+
     /// Claims from both lanes, and hands out what is found.
     async fn look(&self, look: &mut Look<'_>, offer: &Offer) -> Result<Looked> {
         let pending = look.pending(offer.limit, &offer.park).await?;
@@ -413,17 +463,25 @@ impl Relay<'_> {
     async fn give_back(&self, link: &Link) -> Result<()> {
         self.metrics.trouble(Source::Stop, Some("stopping".into()));
         self.unstarted.borrow_mut().extend(self.pool.stop());
+        let given_back = if self.unstarted.borrow().is_empty() {
+            0
+        } else {
+            self.give_back_unstarted(link, false).await?
+        };
+        let running = self.pool.running();
+        tracing::info!(given_back, running, "stopping: calls in flight are finished");
+        Ok(())
+    }
+
+    /// Gives back what has not begun; how many rows.
+    async fn give_back_unstarted(&self, link: &Link, park: bool) -> Result<usize> {
         let ids: Vec<i64> = self.unstarted.borrow().keys().copied().collect();
         let repeated: Vec<i64> =
             self.unstarted.borrow().iter().filter(|(_, repeated)| **repeated).map(|(id, _)| *id).collect();
-        if !ids.is_empty() {
-            link.claim.give_back(link.instance.epoch(), &ids, &repeated).await?;
-            self.in_hand.borrow_mut().retain(|id, _| !ids.contains(id));
-            self.unstarted.borrow_mut().clear();
-        }
-        let running = self.pool.running();
-        tracing::info!(given_back = ids.len(), running, "stopping: calls in flight are finished");
-        Ok(())
+        link.claim.give_back(link.instance.epoch(), &ids, &repeated, park).await?;
+        self.in_hand.borrow_mut().retain(|id, _| !ids.contains(id));
+        self.unstarted.borrow_mut().clear();
+        Ok(ids.len())
     }
 
     // ---- finish -----------------------------------------------------------------------------------------------
@@ -438,32 +496,30 @@ impl Relay<'_> {
             if self.claimed_last.get() && self.in_hand.borrow().is_empty() {
                 return Ok(());
             }
-            let next = aside.iter().map(|(_, until)| *until).min();
             tokio::select! {
                 _ = results.recv_many(uncommitted, FINISH_MAX) => {}
                 () = self.claiming_ended.notified() => {}
-                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {
-                    let now = Instant::now();
-                    uncommitted.extend(aside.extract_if(.., |(_, until)| *until <= now).map(|(row, _)| row));
-                }
+                () = aside.due() => uncommitted.extend(aside.take()),
             }
         }
     }
 
     /// Commits these rows, whatever it takes short of a lost session. What is committed is taken out, and what Postgres
     /// refuses in any form is set aside, so that the others do not wait for it.
-    async fn commit(
-        &self,
-        link: &Link,
-        uncommitted: &mut Vec<Finished>,
-        aside: &mut Vec<(Finished, Instant)>,
-    ) -> Result<()> {
+    async fn commit(&self, link: &Link, uncommitted: &mut Vec<Finished>, aside: &mut Aside) -> Result<()> {
         loop {
-            let lost = uncommitted.extract_if(.., |row| self.epoch_of(row).is_none()).count();
-            if lost > 0 {
-                self.note_fenced(lost);
-                self.pool.released(lost);
+            let lost: Vec<Finished> =
+                uncommitted.extract_if(.., |row| self.epoch_of(row).is_none()).collect();
+            if !lost.is_empty() {
+                self.note_fenced(lost.len());
+                let in_hand = lost.iter().filter(|row| !row.aside).count();
+                drop(lost);
+                self.pool.released(in_hand);
             }
+            let why = (!aside.rows.is_empty()).then(|| {
+                format!("Postgres refuses the records of {} rows: see the journal", aside.rows.len())
+            });
+            self.metrics.trouble(Source::Finish, why);
             // One epoch, but for those that were in hand when a session was lost.
             let Some(epoch) = uncommitted.first().and_then(|first| self.epoch_of(first)) else {
                 return Ok(());
@@ -486,21 +542,24 @@ impl Relay<'_> {
             if recorded.ours < done {
                 self.note_fenced(done - recorded.ours);
             }
-            for row in uncommitted.drain(..same) {
+            // Those that were set aside before, and those that are from now on, do not count as in hand.
+            let (mut in_hand, mut taken, mut refused) = (0, 0, Vec::new());
+            for mut row in uncommitted.drain(..same) {
+                in_hand += usize::from(!row.aside);
                 if recorded.refused.contains(&row.id) {
-                    aside.push((row, Instant::now() + SET_ASIDE));
+                    row.aside = true;
+                    refused.push(row);
                     continue;
                 }
+                taken += usize::from(row.aside);
                 self.in_hand.borrow_mut().remove(&row.id);
                 for call in &row.calls {
                     self.metrics.call(call, row.repeated);
                     self.failures.borrow_mut().note(row.id, call);
                 }
             }
-            self.pool.released(done);
-            let why = (!aside.is_empty())
-                .then(|| format!("Postgres refuses the records of {} rows: see the journal", aside.len()));
-            self.metrics.trouble(Source::Finish, why);
+            aside.learn(taken, refused);
+            self.pool.released(in_hand);
         }
     }
 
@@ -515,7 +574,7 @@ impl Relay<'_> {
             );
             let why = "the answer is kept shorter: Postgres was lost while the record was written";
             row.calls.iter_mut().for_each(|call| call.shorten(REFUSED_ANSWER_BYTES, why));
-            row.held.set(row.record_bytes());
+            row.weigh();
         }
     }
 
@@ -891,7 +950,7 @@ fn make_storable(row: &mut Finished, error: &Error) -> bool {
     } else {
         tracing::error!(outbox_id = row.id, error = %one_line(error), "a record could not be stored, a shorter one is written");
     }
-    row.held.set(row.record_bytes());
+    row.weigh();
     true
 }
 

@@ -164,12 +164,22 @@ pub struct Finished {
     pub calls: Vec<Call>,
     /// The memory that it takes.
     pub held: Held,
+    /// It was set aside, and does not count as in hand any more.
+    pub aside: bool,
 }
 
 impl Finished {
     /// Bytes that its records have on the way to Postgres, roughly.
     pub fn record_bytes(&self) -> usize {
         self.calls.iter().map(Call::record_bytes).sum()
+    }
+
+    /// Counts anew what it takes: its records were made shorter. The payload is there once.
+    pub fn weigh(&mut self) {
+        let body = self.calls.first().map_or(0, |call| call.request_body.len());
+        let records: usize =
+            self.calls.iter().map(|call| call.record_bytes() - call.request_body.len()).sum();
+        self.held.set(body + records);
     }
 }
 
@@ -480,10 +490,10 @@ impl Store {
     }
 
     /// Gives claimed rows back that were not started, `repeated` ones of which a dead instance had in hand before, and
-    /// wakes a sleeping peer. Returns how many were still ours.
-    pub async fn give_back(&self, epoch: i64, ids: &[i64], repeated: &[i64]) -> Result<i64> {
+    /// wakes a sleeping peer; `park` puts them into the slow lane. Returns how many were still ours.
+    pub async fn give_back(&self, epoch: i64, ids: &[i64], repeated: &[i64], park: bool) -> Result<i64> {
         let sql = include_str!("../sql/queries/give_back.sql");
-        Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated]).await?.get(0))
+        Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated, &park]).await?.get(0))
     }
 
     /// Draws an epoch, takes its liveness lock for as long as this session lives, and lists the instance, with how far it is

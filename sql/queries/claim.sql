@@ -26,8 +26,9 @@ WITH next AS MATERIALIZED (
     SELECT o.id,
            o.claimed_by AS previous,
            o.project_id = ANY ($5) AS park,
-           octet_length(o.user_agent) + octet_length(o.user_id) + octet_length(o.ip) + octet_length(o.trace_id)
-               + coalesce(octet_length(o.provider_default_model), 0) AS bytes
+           least(octet_length(o.user_agent), 8192) + least(octet_length(o.user_id), 8192)
+               + least(octet_length(o.ip), 8192) + least(octet_length(o.trace_id), 8192)
+               + least(coalesce(octet_length(o.provider_default_model), 0), 8192) AS bytes
       FROM relay.outbox o
      WHERE o.done_at IS NULL
        AND NOT o.parked
@@ -38,8 +39,7 @@ WITH next AS MATERIALIZED (
        FOR UPDATE SKIP LOCKED
 ), weighed AS MATERIALIZED (
     SELECT n.id, n.previous, n.park,
-           -- What is read of the five texts is at most 5 * 8 KiB.
-           sum(CASE WHEN n.park THEN 0 ELSE least(n.bytes, 40960) END)
+           sum(CASE WHEN n.park THEN 0 ELSE n.bytes END)
                OVER (ORDER BY n.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
       FROM next n
 ), claimed AS (

@@ -15,8 +15,9 @@ WITH next AS MATERIALIZED (
      CROSS JOIN LATERAL (
             SELECT o.id,
                    o.claimed_by AS previous,
-                   octet_length(o.user_agent) + octet_length(o.user_id) + octet_length(o.ip)
-                       + octet_length(o.trace_id) + coalesce(octet_length(o.provider_default_model), 0) AS bytes
+                   least(octet_length(o.user_agent), 8192) + least(octet_length(o.user_id), 8192)
+               + least(octet_length(o.ip), 8192) + least(octet_length(o.trace_id), 8192)
+               + least(coalesce(octet_length(o.provider_default_model), 0), 8192) AS bytes
               FROM relay.outbox o
              WHERE o.done_at IS NULL
                AND o.parked
@@ -28,7 +29,7 @@ WITH next AS MATERIALIZED (
            ) AS n
 ), weighed AS MATERIALIZED (
     SELECT n.id, n.previous,
-           sum(least(n.bytes, 40960)) OVER (ORDER BY n.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+           sum(n.bytes) OVER (ORDER BY n.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
       FROM next n
 ), claimed AS (
     UPDATE relay.outbox o

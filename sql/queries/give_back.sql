@@ -6,10 +6,12 @@
 --             $2 bigint    the epoch that has them in hand
 --             $3 bigint[]  those of them that a dead instance had in hand before: their next calls are repeated ones,
 --                          and claimed_by 0 remembers that
+--             $4 boolean   put them into the slow lane
 -- Returns:    how many were given back.
 WITH given AS (
     UPDATE relay.outbox o
-       SET claimed_by = CASE WHEN o.id = ANY ($3) THEN 0 END
+       SET claimed_by = CASE WHEN o.id = ANY ($3) THEN 0 END,
+           parked = o.parked OR $4
      WHERE o.id = ANY ($1)
        AND o.claimed_by = $2
        AND o.done_at IS NULL

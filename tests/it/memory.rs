@@ -368,3 +368,51 @@ async fn calls_that_wait_while_nothing_moves_are_told() {
     database.all_done().await;
     assert_eq!(receiver.requests().len(), 3);
 }
+
+#[tokio::test]
+async fn a_project_with_hundreds_of_hanging_webhooks_keeps_no_other_project_waiting() {
+    let database = Database::new().await;
+    let gate = Gate::default();
+    let door = gate.clone();
+    let hanging = Receiver::start(move |_| {
+        door.pass();
+        Reply::status(200)
+    });
+    let good = Receiver::good();
+    // What each row needs is a part of the memory, and together they need much more than there is.
+    webhooks(&database, 1, &hanging, 200).await;
+    database.webhook(2, &good.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    // It is known to be quick.
+    database.events(2, 1).await;
+    good.wait_for(1);
+    database.events(1, 200).await;
+    hanging.wait_for(10);
+    // Those that have no place go to the slow lane.
+    database.eventually("SELECT count(*) > 100 FROM relay.outbox WHERE parked AND claimed_by IS NULL").await;
+    for done in 1..=5 {
+        database.events(2, 10).await;
+        good.wait_for(10 * done);
+    }
+    gate.open();
+    database
+        .eventually("SELECT count(*) = 40051 FROM relay.webhook_calls WHERE succeeded AND NOT repeated")
+        .await;
+    assert!(relay.memory_peak() < PEAK, "{} MiB", relay.memory_peak() / MIB);
+}
+
+#[tokio::test]
+async fn texts_of_more_than_two_gigabytes_in_one_row_are_cut() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let _relay = Relay::start(&database, &[]);
+    let sql = "CREATE TEMP TABLE text AS SELECT repeat('x', 800000000) AS t;
+               INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens,
+                                         completion_tokens, user_agent, ip)
+               SELECT 1, 1, t, 0, 1, 1, 1, t, t FROM text";
+    database.client.batch_execute(sql).await.unwrap();
+    database.events(1, 1).await;
+    database.all_done().await;
+    assert_eq!(receiver.wait_for(2).iter().filter(|request| request.body.len() > 3 * 8192).count(), 1);
+}

@@ -134,7 +134,7 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
         of("finish", Role::Finish, finish, BATCH),
         of("log_calls", Role::Finish, log_calls, BATCH),
         of("adopt", Role::Listen, format!("{ids}, {}, '{{{EPOCH}}}', 78", same("null")), BATCH),
-        of("give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}"), BATCH),
+        of("give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}, false"), BATCH),
         of("lowest_id", Role::Retention, String::new(), 1),
         of("delete_done", Role::Retention, format!("0, {BATCH}, now(), now()"), BATCH),
         of("delete_done", Role::Retention, format!("{}, {}, now(), now()", MANY - BATCH, MANY), BATCH),
