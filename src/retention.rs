@@ -6,7 +6,7 @@
 //!
 //! When it ran and what it dropped stands in the database (`relay.retention`), so that reconnections, restarts and other
 //! instances do not hasten it. What is old is so by Postgres' clock, and that may be wrong: nothing is thrown away until it
-//! has gone on for [`STEADY`] without a jump, as our own clock and the runs before tell.
+//! has gone on for an hour without a jump, as our own clock and the runs before tell.
 
 use std::cell::Cell;
 use std::convert::Infallible;

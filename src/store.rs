@@ -647,7 +647,7 @@ impl Store {
         Ok((row.get(0), row.get(1)))
     }
 
-    /// Which calls there are, newest first, at most `limit`. A statement for each [`SLICE`] before `now`.
+    /// Which calls there are, newest first, at most `limit`. A statement for each month before `now`.
     pub async fn calls(&self, wanted: &Wanted, now: SystemTime, limit: i64) -> Result<Vec<Key>> {
         let sql = include_str!("../sql/queries/calls.sql");
         let Wanted { webhook_id, failed, since } = wanted;
@@ -665,7 +665,7 @@ impl Store {
         }
     }
 
-    /// Which calls there are with ids above `after` that are not among the `known` and started within a [`SLICE`] before
+    /// Which calls there are with ids above `after` that are not among the `known` and started within a month before
     /// `now`, in order of id, at most `limit`.
     pub async fn calls_after(
         &self,
@@ -684,7 +684,7 @@ impl Store {
     }
 
     /// These calls, in this order, but for those that were dropped meanwhile; with all their columns as JSON when `json`.
-    /// Keep their bytes few: all are in memory, some times over. A statement for those of each [`SLICE`].
+    /// Keep their bytes few: all are in memory, some times over. A statement for those of each month.
     pub async fn whole_calls(&self, keys: &[Key], json: bool) -> Result<Vec<Logged>> {
         let sql = include_str!("../sql/queries/whole_calls.sql");
         let mut calls: Vec<Logged> = Vec::with_capacity(keys.len());
@@ -713,7 +713,7 @@ impl Store {
     }
 
     /// The ids of a webhook's calls that started before `until`, oldest first, at most `limit`. A statement for each
-    /// [`SLICE`] up to `now`.
+    /// month up to `now`.
     pub async fn call_ids(
         &self,
         wanted: &Wanted,
