@@ -3,8 +3,9 @@
 //! A pure rule over plain state, no threads, no clock of its own. A row is admitted as a whole, and once it is, nothing
 //! that waits for its end holds up its calls: they ask for no more than room for a longer answer, and get none rather
 //! than wait. So whatever the rows need, those that are admitted end, and what they held is free for those that wait.
-//! One that needs more than there is begins when it is alone. The rows of one project have at most a quarter of the
-//! memory, unless it is a single one: its endpoints may hang, and then they hold up none but their own.
+//! One that needs more than there is begins when it is alone. While half of the memory is taken, the rows of one project
+//! have at most a quarter of it, unless it is a single one: its endpoints may hang, and then they hold up none but their
+//! own.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -21,6 +22,8 @@ struct Waiting<R> {
     row: R,
     project_id: i64,
     bytes: usize,
+    // With what it has already.
+    project_bytes: usize,
     since: Instant,
 }
 
@@ -29,6 +32,8 @@ struct Waiting<R> {
 struct Has {
     rows: usize,
     bytes: usize,
+    // Rows of its have waited for others of its for long. Until all of those have ended.
+    late: bool,
 }
 
 impl Has {
@@ -54,9 +59,10 @@ impl<R> Default for Admission<R> {
 }
 
 impl<R> Admission<R> {
-    /// Adds a row of a project that needs so many bytes.
-    pub fn push(&mut self, row: R, project_id: i64, bytes: usize, now: Instant) {
-        self.waiting.push_back(Waiting { row, project_id, bytes, since: now });
+    /// Adds a row of a project that needs so many bytes, besides those that it has already.
+    pub fn push(&mut self, row: R, project_id: i64, bytes: usize, has: usize, now: Instant) {
+        let project_bytes = bytes + has;
+        self.waiting.push_back(Waiting { row, project_id, bytes, project_bytes, since: now });
     }
 
     /// Takes the next row that may begin, with what it needs. To be called until there is none: when a row is added,
@@ -66,7 +72,7 @@ impl<R> Admission<R> {
             if self.waits_for_its_own(&self.waiting[at], memory) {
                 continue;
             }
-            let Waiting { bytes, since, project_id, .. } = self.waiting[at];
+            let Waiting { bytes, project_bytes, since, project_id, .. } = self.waiting[at];
             let held = match self.admitted {
                 0 => Some(memory.hold(bytes)),
                 _ => memory.try_hold(bytes),
@@ -75,7 +81,7 @@ impl<R> Admission<R> {
                 self.admitted += 1;
                 let has = self.projects.entry(project_id).or_default();
                 has.rows += 1;
-                has.bytes += bytes;
+                has.bytes += project_bytes;
                 return self.waiting.remove(at).map(|waiting| (waiting.row, held));
             }
             if now.saturating_duration_since(since) > OVERTAKE {
@@ -87,7 +93,8 @@ impl<R> Admission<R> {
 
     fn waits_for_its_own(&self, waiting: &Waiting<R>, memory: &Memory) -> bool {
         let has = self.projects.get(&waiting.project_id);
-        has.is_some_and(|has| has.bytes + waiting.bytes > memory.max() / PROJECT_SHARE)
+        memory.used() > memory.max() / 2
+            && has.is_some_and(|has| has.bytes + waiting.project_bytes > memory.max() / PROJECT_SHARE)
     }
 
     /// A row that needs no calls is in hand, too.
@@ -95,7 +102,7 @@ impl<R> Admission<R> {
         self.admitted += 1;
     }
 
-    /// The calls of a row have ended that was admitted with so many bytes.
+    /// The calls of a row have ended that was admitted with so many bytes, those included that it had already.
     pub fn calls_ended(&mut self, project_id: i64, bytes: usize) {
         if let Some(has) = self.projects.get_mut(&project_id) {
             has.rows = has.rows.saturating_sub(1);
@@ -111,14 +118,15 @@ impl<R> Admission<R> {
         self.admitted = self.admitted.saturating_sub(rows);
     }
 
-    /// How many more rows of a project may begin, as far as it is known by those that have.
+    /// How many more rows of a project may begin, where rows of its have waited for long.
     pub fn room(&self, project_id: i64, memory: &Memory) -> usize {
-        self.projects.get(&project_id).map_or(usize::MAX, |has| has.room(memory))
+        self.projects.get(&project_id).filter(|has| has.late).map_or(usize::MAX, |has| has.room(memory))
     }
 
-    /// Projects of which no more rows may begin.
+    /// Projects of which no more rows may begin, where rows of theirs have waited for long.
     pub fn full(&self, memory: &Memory) -> impl Iterator<Item = i64> {
-        self.projects.iter().filter(|(_, has)| has.room(memory) == 0).map(|(project_id, _)| *project_id)
+        let full = |has: &Has| has.late && has.room(memory) == 0;
+        self.projects.iter().filter(move |(_, has)| full(has)).map(|(project_id, _)| *project_id)
     }
 
     /// Rows that wait.
@@ -141,6 +149,11 @@ impl<R> Admission<R> {
         let (late, others): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|waiting| is_late(waiting) && self.waits_for_its_own(waiting, memory));
         self.waiting.extend(others);
+        for waiting in &late {
+            if let Some(has) = self.projects.get_mut(&waiting.project_id) {
+                has.late = true;
+            }
+        }
         late.into_iter().map(|waiting| waiting.row).collect()
     }
 
@@ -171,7 +184,7 @@ mod tests {
     fn rows_begin_in_order_as_their_share_becomes_free() {
         let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
         for (name, bytes) in [('a', 60), ('b', 40), ('c', 50), ('d', 50)] {
-            admission.push(name, project(name), bytes, now);
+            admission.push(name, project(name), bytes, 0, now);
         }
         let first = all(&mut admission, &memory, now);
         assert_eq!((names(&first).as_str(), memory.used(), admission.waiting_count()), ("ab", 100, 2));
@@ -183,14 +196,14 @@ mod tests {
     #[test]
     fn one_that_needs_more_than_there_is_begins_alone() {
         let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
-        admission.push('a', project('a'), 10, now);
+        admission.push('a', project('a'), 10, 0, now);
         let first = all(&mut admission, &memory, now);
-        admission.push('b', project('b'), 1000, now);
+        admission.push('b', project('b'), 1000, 0, now);
         assert!(admission.admit(&memory, now).is_none());
-        admission.push('c', project('c'), 10, now);
+        admission.push('c', project('c'), 10, 0, now);
         assert_eq!(names(&all(&mut admission, &memory, now)), "c", "what is smaller overtakes it");
         let later = now + OVERTAKE + Duration::from_millis(1);
-        admission.push('d', project('d'), 10, later);
+        admission.push('d', project('d'), 10, 0, later);
         assert!(admission.admit(&memory, later).is_none(), "but not for ever");
         drop(first);
         admission.ended(2);
@@ -205,7 +218,7 @@ mod tests {
     fn rows_that_are_in_hand_without_calls_count() {
         let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
         admission.count();
-        admission.push('a', project('a'), 101, now);
+        admission.push('a', project('a'), 101, 0, now);
         assert!(admission.admit(&memory, now).is_none());
         admission.ended(1);
         assert!(admission.admit(&memory, now).is_some());
@@ -214,27 +227,30 @@ mod tests {
     #[test]
     fn a_project_has_a_quarter_or_a_single_row_and_its_rows_hold_up_no_others() {
         let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
-        for (name, project_id, bytes) in
-            [('a', 1, 10), ('b', 1, 10), ('c', 1, 10), ('d', 2, 40), ('e', 2, 1), ('f', 3, 5)]
-        {
-            admission.push(name, project_id, bytes, now);
-        }
+        admission.push('a', 1, 10, 2, now);
+        admission.push('b', 1, 20, 0, now);
         let first = all(&mut admission, &memory, now);
-        assert_eq!(names(&first), "abdf");
+        assert_eq!(names(&first), "ab", "more than a quarter, while half is free");
+        let other = memory.hold(30);
+        admission.push('c', 1, 1, 0, now);
+        admission.push('d', 2, 30, 0, now);
         assert_eq!(
-            (admission.room(1, &memory), admission.room(2, &memory), admission.room(3, &memory)),
-            (0, 0, 4)
+            names(&all(&mut admission, &memory, now)),
+            "d",
+            "more than a quarter, and alone of its project"
         );
-        assert_eq!(admission.room(9, &memory), usize::MAX);
-        let mut full: Vec<i64> = admission.full(&memory).collect();
-        full.sort_unstable();
-        assert_eq!(full, [1, 2]);
+        let other = (other, memory.hold(30));
+        assert!(admission.take_late(&memory, now).is_empty());
+        assert_eq!((admission.room(1, &memory), admission.full(&memory).count()), (usize::MAX, 0));
         let later = now + OVERTAKE + Duration::from_millis(1);
-        admission.push('g', 3, 5, later);
-        assert_eq!(names(&all(&mut admission, &memory, later)), "g", "those before it wait for their own");
-        admission.calls_ended(1, 10);
-        assert_eq!(names(&all(&mut admission, &memory, later)), "c");
-        assert_eq!(admission.take_late(&memory, later), ['e']);
-        assert_eq!(admission.waiting_count(), 0);
+        admission.push('e', 3, 5, 0, later);
+        assert_eq!(names(&all(&mut admission, &memory, later)), "e", "the one before it waits for its own");
+        assert_eq!(admission.take_late(&memory, later), ['c']);
+        assert_eq!((admission.room(1, &memory), admission.full(&memory).collect::<Vec<_>>()), (0, vec![1]));
+        admission.calls_ended(1, 20);
+        assert_eq!((admission.room(1, &memory), admission.full(&memory).count()), (1, 0));
+        admission.calls_ended(1, 12);
+        assert_eq!(admission.room(1, &memory), usize::MAX);
+        drop(other);
     }
 }

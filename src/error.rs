@@ -109,7 +109,8 @@ impl Error {
     }
 
     /// Whether the *data* of a statement is what was refused: the same statement fails again, with other data it
-    /// succeeds. By Postgres: SQLSTATE classes 21, 22 and 23, and 54 (too large, too many). Not so a row for which there is no
+    /// succeeds. By Postgres: SQLSTATE classes 21, 22 and 23, 54 (too large, too many) and P0 (a
+    /// trigger of a DBA's raises it). Not so a row for which there is no
     /// partition, or whose partition was made a moment ago: that has the code of a violated constraint, and no
     /// constraint's name. Or by the client, which cannot send it: then the session is as good as before.
     pub fn is_data(&self) -> bool {
@@ -119,7 +120,7 @@ impl Error {
             return !source.is_closed() && !is_network;
         };
         let about_partitions = *error.code() == SqlState::CHECK_VIOLATION && error.constraint().is_none();
-        matches!(&error.code().code()[..2], "21" | "22" | "23" | "54") && !about_partitions
+        matches!(&error.code().code()[..2], "21" | "22" | "23" | "54" | "P0") && !about_partitions
     }
 }
 

@@ -234,6 +234,8 @@ impl Pool {
         let held = tight || state.ended >= ENDED_MAX;
         offer.park.extend(state.admission.full(&self.shared.memory));
         let paused = state.paused_until.filter(|until| *until > now);
+        // Those that wait for memory have no place yet.
+        offer.limit = offer.limit.saturating_sub(state.admission.waiting_count());
         let taken = offer.limit >= offer.worth && !held && paused.is_none();
         // What rows will need is not known before they are claimed: mostly what one webhook's answer needs.
         let sure =
@@ -316,7 +318,8 @@ impl Pool {
             } else {
                 let bytes = row.need(self.shared.share(&state, &row), self.shared.memory.max() / 4);
                 let project_id = row.project_id;
-                state.admission.push(Arc::new(row), project_id, bytes, now);
+                let body = row.body.len();
+                state.admission.push(Arc::new(row), project_id, bytes, body, now);
             }
         }
         self.shared.admit(&mut state, now);
@@ -562,7 +565,7 @@ impl Shared {
     fn admit(&self, state: &mut State, now: Instant) {
         while let Some((row, mut held)) = state.admission.admit(&self.memory, now) {
             let share = self.share(state, &row);
-            let bytes = held.bytes();
+            let bytes = held.bytes() + row.body.len();
             for webhook in row.webhooks.iter() {
                 let room = Room::new(held.split(share.sure), share.most);
                 let job = Job { row: row.clone(), webhook: webhook.clone(), room };

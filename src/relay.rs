@@ -177,12 +177,14 @@ impl Aside {
         self.rows.drain(..count.min(self.rows.len()))
     }
 
-    /// What came of a commit: so many rows that were aside are done, and these are refused.
-    fn learn(&mut self, done: usize, refused: Vec<Finished>) {
-        if refused.iter().any(|row| row.aside) || (done == 0 && !refused.is_empty()) {
+    /// What came of a commit: so many rows that were aside are done, so many are refused again, and these are refused.
+    fn learn(&mut self, done: usize, again: usize, refused: Vec<Finished>) {
+        if again > 0 {
             (self.open, self.try_at) = (false, Some(Instant::now() + SET_ASIDE));
         } else if done > 0 {
             (self.open, self.try_at) = (true, Some(Instant::now()));
+        } else if !refused.is_empty() && self.rows.is_empty() {
+            (self.open, self.try_at) = (false, Some(Instant::now() + SET_ASIDE));
         }
         self.rows.extend(refused);
     }
@@ -543,11 +545,11 @@ impl Relay<'_> {
                 self.note_fenced(done - recorded.ours);
             }
             // Those that were set aside before, and those that are from now on, do not count as in hand.
-            let (mut in_hand, mut taken, mut refused) = (0, 0, Vec::new());
+            let (mut in_hand, mut taken, mut again, mut refused) = (0, 0, 0, Vec::new());
             for mut row in uncommitted.drain(..same) {
                 in_hand += usize::from(!row.aside);
                 if recorded.refused.contains(&row.id) {
-                    row.aside = true;
+                    again += usize::from(std::mem::replace(&mut row.aside, true));
                     refused.push(row);
                     continue;
                 }
@@ -558,7 +560,7 @@ impl Relay<'_> {
                     self.failures.borrow_mut().note(row.id, call);
                 }
             }
-            aside.learn(taken, refused);
+            aside.learn(taken, again, refused);
             self.pool.released(in_hand);
         }
     }

@@ -565,7 +565,7 @@ impl Bench<'_> {
         self.table.add(
             "memory at most, 256 threads and answers of 64 KiB",
             "MiB",
-            Target::AtMost(64.0),
+            Target::AtMost(160.0),
             vec![busy],
         );
         database.drop().await;
