@@ -95,6 +95,16 @@ impl<'a> BodyText<'a> {
     }
 }
 
+/// Cuts a text to so many bytes at most, between two characters, and gives the memory back. Whether it was longer.
+pub fn cut(text: &mut String, most: usize) -> bool {
+    let longer = text.len() > most;
+    if longer {
+        text.truncate(floor_char_boundary(text, most));
+        text.shrink_to_fit();
+    }
+    longer
+}
+
 /// The last place up to `index` at which a text may be cut.
 pub fn floor_char_boundary(text: &str, index: usize) -> usize {
     (0..=index.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default()

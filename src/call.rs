@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::body::floor_char_boundary;
+use crate::body::cut;
 use crate::event::Webhook;
 
 /// Why a call failed, the column `error_kind`.
@@ -194,16 +194,6 @@ impl Call {
 
 /// Longest message of a record, but for a remark behind it.
 pub const MESSAGE_BYTES_MAX: usize = 4096;
-
-/// Cuts a text to so many bytes at most, between two characters, and gives the memory back. Whether it was longer.
-pub fn cut(text: &mut String, most: usize) -> bool {
-    let longer = text.len() > most;
-    if longer {
-        text.truncate(floor_char_boundary(text, most));
-        text.shrink_to_fit();
-    }
-    longer
-}
 
 /// The same as [`storable`], and copies nothing that is valid.
 pub fn storable_text(bytes: &[u8]) -> Cow<'_, str> {

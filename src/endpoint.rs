@@ -25,8 +25,8 @@ use ureq::{Agent, Body};
 use url::Url;
 
 use crate::address::Reached;
-use crate::body::BodyText;
-use crate::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, cut, storable, storable_text};
+use crate::body::{self, BodyText};
+use crate::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, storable, storable_text};
 use crate::dial::{Dial, Worked};
 use crate::error::{Result, one_line};
 use crate::event::Webhook;
@@ -234,7 +234,7 @@ impl Caller {
             }
         }
         if let Some(message) = &mut call.error_message {
-            cut(message, MESSAGE_BYTES_MAX);
+            body::cut(message, MESSAGE_BYTES_MAX);
         }
         call.end_time = SystemTime::now();
         Outcome::Called(call)
@@ -472,7 +472,7 @@ impl Caller {
         let mut message = format!("status {}", head.status.as_u16());
         if let Some(location) = head.headers.get("location").filter(|_| head.status.is_redirection()) {
             let mut location = storable(location.as_bytes());
-            crate::call::cut(&mut location, QUOTED_BYTES_MAX);
+            body::cut(&mut location, QUOTED_BYTES_MAX);
             message.push_str(&format!(", not followed: {location}"));
         }
         if let Some(flaw) = call.error_message.take() {

@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use crate::body::cut;
+
 /// A row of `relay.outbox`, as far as the payload needs it.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -97,6 +99,18 @@ impl Event {
             provider_default_model: self.provider_default_model.as_deref(),
         };
         serde_json::to_string(&payload).expect("a struct of numbers and strings has a JSON form")
+    }
+
+    /// Cuts each free text to so many bytes at most, between two characters. Whether one was longer, and how many bytes
+    /// they count, each at most `most`.
+    pub fn cut_texts(&mut self, most: usize) -> (bool, usize) {
+        let texts = [&mut self.user_id, &mut self.ip, &mut self.user_agent];
+        let (mut is_longer, mut bytes) = (false, 0);
+        for text in texts.into_iter().chain(&mut self.provider_default_model) {
+            bytes += text.len().min(most);
+            is_longer |= cut(text, most);
+        }
+        (is_longer, bytes)
     }
 }
 

@@ -175,9 +175,9 @@ impl<'a> Look<'a> {
         }
         let limit = limit.min(CLAIM_MAX);
         let bytes = self.pool.text_bytes();
-        let Claim { rows, left } =
+        let Claim { rows, more } =
             self.claim.claim(self.cursor, &self.dead, limit, self.epoch, park, bytes).await?;
-        let more = rows.len() == limit || left > 0;
+        let more = more || rows.len() == limit;
         self.cursor = rows.last().map_or(self.cursor, |row| row.id);
         self.go_on_with_rescan(start.elapsed(), more);
         self.metrics.claims.inc();
@@ -242,16 +242,16 @@ impl<'a> Look<'a> {
         }
         let (projects, places): (Vec<i64>, Vec<i64>) = rooms.into_iter().unzip();
         let bytes = self.pool.text_bytes();
-        let Claim { rows, left } =
+        let Claim { rows, more: too_much } =
             self.claim.claim_parked(&projects, &places, &self.dead, self.epoch, bytes).await?;
         let mut got: HashMap<i64, i64> = HashMap::new();
         for row in &rows {
             *got.entry(row.event.project_id).or_default() += 1;
         }
         // A project that gave less than it has room for has no more, unless the texts were too much.
-        let mut more = left > 0;
+        let mut more = too_much;
         for (project, room) in projects.iter().zip(places) {
-            if got.get(project).copied().unwrap_or_default() < room && left == 0 {
+            if got.get(project).copied().unwrap_or_default() < room && !too_much {
                 self.parked.remove(project);
             } else {
                 more = true;

@@ -72,7 +72,7 @@ impl Role {
                  SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_nestloop = off"
             }
             // A few locks that others never hold for long; what waits longer is tried again later.
-            Role::Retention => "SET lock_timeout = '200ms'",
+            Role::Retention => "SET lock_timeout = '200ms'; SET enable_seqscan = off; SET enable_bitmapscan = off",
             // Values differ much in what they select, and planning is nothing beside a person's patience. A person, and a
             // migration, waits for locks no longer than the site wants.
             Role::Command => "RESET lock_timeout; SET plan_cache_mode = force_custom_plan",
@@ -115,14 +115,17 @@ impl Deref for Store {
 /// Most bytes of records in one statement, but for a single record that has more: they are in memory up to three times
 /// while they are sent.
 pub const STATEMENT_BYTES_MAX: usize = 1024 * 1024;
+/// What is delivered and logged of each text of an event. `claim.sql` fetches one character more, and `relay.cut_text`
+/// cuts what is logged of the others.
+const EVENT_TEXT_BYTES_MAX: usize = 8192;
 
 /// What a claim returned.
 #[derive(Debug, Default)]
 pub struct Claim {
     /// In order of id.
     pub rows: Vec<Claimed>,
-    /// Rows that were not taken because the texts of those before them were too much.
-    pub left: usize,
+    /// There may be more: the texts of these were as much as one claim takes.
+    pub more: bool,
 }
 
 /// A row that the claim returned.
@@ -397,7 +400,7 @@ impl Store {
         let rows = self
             .rows("claiming rows", sql, &[&cursor, &dead, &limit, &epoch, &park, &text_bytes_max])
             .await?;
-        Ok(gather(&rows, epoch))
+        Ok(gather(&rows, epoch, text_bytes_max))
     }
 
     /// Which transactions are running.
@@ -420,7 +423,7 @@ impl Store {
         let rows = self
             .rows("claiming parked rows", sql, &[&projects, &rooms, &dead, &epoch, &text_bytes_max])
             .await?;
-        Ok(gather(&rows, epoch))
+        Ok(gather(&rows, epoch, text_bytes_max))
     }
 
     /// Projects that have parked rows, at most `limit`.
@@ -884,7 +887,8 @@ impl Store {
     /// The lowest id in the outbox, when it has rows.
     pub async fn lowest_id(&self) -> Result<Option<i64>> {
         let sql = include_str!("../sql/queries/lowest_id.sql");
-        Ok(self.one("looking at the outbox", sql, &[]).await?.get(0))
+        let rows = self.rows("looking at the outbox", sql, &[]).await?;
+        Ok(rows.first().map(|row| row.get(0)))
     }
 }
 
@@ -985,13 +989,23 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// What a claim returns, rows and their webhooks, becomes one value for each outbox row. Rows of a project share its webhooks.
-/// Columns are taken by position, as claim.sql and claim_parked.sql have them: to look for them by name takes longer than
-/// to read them.
-fn gather(rows: &[Row], epoch: i64) -> Claim {
+/// What a claim returns becomes one value for each outbox row; rows of a project share its webhooks. Columns are taken by
+/// position, as claim.sql and claim_parked.sql have them: to look for them by name takes longer than to read them.
+fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
+    let mut previous: HashMap<i64, i64> = HashMap::new();
     let mut webhooks: HashMap<(i64, &str), Vec<Arc<Webhook>>> = HashMap::new();
-    for row in rows.iter().filter(|row| row.get(0)) {
-        webhooks.entry((row.get(5), row.get(4))).or_default().push(Arc::new(webhook(row.get(1), row, 22)));
+    for row in rows {
+        match row.get(0) {
+            "before" => _ = previous.insert(row.get(1), row.get(20)),
+            "webhook" => {
+                webhooks.entry((row.get(4), row.get(3))).or_default().push(Arc::new(webhook(
+                    row.get(1),
+                    row,
+                    21,
+                )));
+            }
+            _ => {}
+        }
     }
     let none: Arc<[Arc<Webhook>]> = Arc::new([]);
     let webhooks: HashMap<(i64, &str), Arc<[Arc<Webhook>]>> = webhooks
@@ -1002,49 +1016,50 @@ fn gather(rows: &[Row], epoch: i64) -> Claim {
         })
         .collect();
     let of = |row: &Row| {
-        let all = webhooks.get(&(row.get(5), row.get(4))).unwrap_or(&none);
-        match row.get::<_, Option<i64>>(19) {
+        let all = webhooks.get(&(row.get(4), row.get(3))).unwrap_or(&none);
+        match row.get::<_, Option<i64>>(18) {
             None => all.clone(),
             Some(only) => all.iter().filter(|webhook| webhook.id == only).cloned().collect(),
         }
     };
-    let mut seen: i64 = 0;
+    let mut text_bytes = 0;
     let mut claimed: Vec<Claimed> = Vec::with_capacity(rows.len());
-    for row in rows.iter().filter(|row| !row.get::<_, bool>(0)) {
-        let parked = row.get(2);
-        seen = row.get(21);
+    for row in rows.iter().filter(|row| row.get::<_, &str>(0) == "row") {
+        let (id, parked) = (row.get(1), row.get(2));
+        let mut event = event(row);
+        let (is_longer, bytes) = event.cut_texts(EVENT_TEXT_BYTES_MAX);
+        text_bytes += bytes;
         claimed.push(Claimed {
-            id: row.get(1),
+            id,
             epoch,
             parked,
-            previous: row.get(3),
-            event: event(row),
-            cut: row.get(20),
+            previous: previous.get(&id).copied(),
+            event,
+            cut: is_longer || row.get(19),
             webhooks: if parked { none.clone() } else { of(row) },
         });
     }
     claimed.sort_unstable_by_key(|row| row.id);
-    let left = usize::try_from(seen).unwrap_or_default().saturating_sub(claimed.len());
-    Claim { rows: claimed, left }
+    Claim { rows: claimed, more: i64::try_from(text_bytes).unwrap_or(i64::MAX) > text_bytes_max }
 }
 
 fn event(row: &Row) -> Event {
     Event {
-        event: row.get(4),
-        project_id: row.get(5),
-        prompt_id: row.get(6),
-        user_id: row.get(7),
-        result: row.get(8),
-        finished_at: row.get::<_, SystemTime>(9),
-        duration_ms: row.get(10),
-        prompt_tokens: row.get(11),
-        completion_tokens: row.get(12),
-        total_tokens: row.get(13),
-        cached: row.get(14),
-        ip: row.get(15),
-        user_agent: row.get(16),
-        provider_id: row.get(17),
-        provider_default_model: row.get(18),
+        event: row.get(3),
+        project_id: row.get(4),
+        prompt_id: row.get(5),
+        user_id: row.get(6),
+        result: row.get(7),
+        finished_at: row.get::<_, SystemTime>(8),
+        duration_ms: row.get(9),
+        prompt_tokens: row.get(10),
+        completion_tokens: row.get(11),
+        total_tokens: row.get(12),
+        cached: row.get(13),
+        ip: row.get(14),
+        user_agent: row.get(15),
+        provider_id: row.get(16),
+        provider_default_model: row.get(17),
     }
 }
 

@@ -22,4 +22,4 @@ SELECT (SELECT count(*) FROM deleted) AS deleted,
                               WHERE o.id >= $1
                                 AND o.id < $2
                                 AND o.created_at BETWEEN $3 AND $4)
-            THEN (SELECT min(o.id) FROM relay.outbox o WHERE o.id >= $2) END AS next
+            THEN (SELECT o.id FROM relay.outbox o WHERE o.id >= $2 ORDER BY o.id LIMIT 1) END AS next

@@ -1,5 +1,8 @@
--- The lowest id in the outbox; null when it is empty.
+-- The lowest id in the outbox; no row when it is empty. Not min(id): planned while the table has a row or two, that
+-- reads all of it when it has grown.
 --
 -- Locks: none. Index: outbox_pkey, one probe. Parameters: none.
-SELECT min(id)
-  FROM relay.outbox
+SELECT o.id
+  FROM relay.outbox o
+ ORDER BY o.id
+ LIMIT 1

@@ -1,5 +1,6 @@
 //! What the queries read: in proportion to their batch, whatever the tables hold and whatever the statistics say.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -169,7 +170,8 @@ impl Read {
     }
 }
 
-struct Sessions(Vec<(Role, Store)>);
+/// Sessions, and the queries that they have prepared.
+struct Sessions(Vec<(Role, Store)>, RefCell<BTreeSet<&'static str>>);
 
 impl Sessions {
     async fn connect(database: &Database) -> Sessions {
@@ -177,7 +179,7 @@ impl Sessions {
         for role in [Role::Claim, Role::Finish, Role::Listen, Role::Retention, Role::Metrics, Role::Command] {
             sessions.push((role, database.session(role).await));
         }
-        Sessions(sessions)
+        Sessions(sessions, RefCell::default())
     }
 
     /// Runs a query and takes it back; what it read.
@@ -185,11 +187,12 @@ impl Sessions {
         let (_, session) = self.0.iter().find(|(role, _)| *role == query.role).unwrap();
         let sql = fs::read_to_string(format!("sql/queries/{}.sql", query.file)).unwrap();
         let call = if query.arguments.is_empty() { String::new() } else { format!("({})", query.arguments) };
-        let script = format!(
-            "BEGIN; PREPARE query AS {sql};
-             EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE query{call};
-             DEALLOCATE query; ROLLBACK"
-        );
+        // Prepared once, as the daemon does it: a plan may be of an hour when the tables were others.
+        let file = query.file;
+        if self.1.borrow_mut().insert(file) {
+            session.batch_execute(&format!("PREPARE {file} AS {sql}")).await.unwrap();
+        }
+        let script = format!("BEGIN; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {file}{call}; ROLLBACK");
         let answer = session.simple_query(&script).await;
         let answer = answer.unwrap_or_else(|error| panic!("{}: {error:?}", query.file));
         let text = answer.iter().find_map(|message| match message {
