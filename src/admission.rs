@@ -97,6 +97,11 @@ impl<R> Admission<R> {
             && has.is_some_and(|has| has.bytes + waiting.project_bytes > memory.max() / PROJECT_SHARE)
     }
 
+    /// Whether a row waits for memory, and not only for others of its own project.
+    pub fn lacks_memory(&self, memory: &Memory) -> bool {
+        self.waiting.iter().any(|waiting| !self.waits_for_its_own(waiting, memory))
+    }
+
     /// A row that needs no calls is in hand, too.
     pub fn count(&mut self) {
         self.admitted += 1;
@@ -233,7 +238,9 @@ mod tests {
         assert_eq!(names(&first), "ab", "more than a quarter, while half is free");
         let other = memory.hold(30);
         admission.push('c', 1, 1, 0, now);
+        assert!(!admission.lacks_memory(&memory), "it waits for its own");
         admission.push('d', 2, 30, 0, now);
+        assert!(admission.lacks_memory(&memory));
         assert_eq!(
             names(&all(&mut admission, &memory, now)),
             "d",

@@ -65,6 +65,8 @@ struct Row {
     repeated: bool,
     // The event's texts were cut.
     cut: bool,
+    // Its calls are not made; they end with this.
+    skipped: Option<(ErrorKind, &'static str)>,
     body: Arc<str>,
     webhooks: Arc<[Arc<Webhook>]>,
     // Written under the pool's lock as the calls end; the last one takes all of it along.
@@ -107,7 +109,16 @@ impl Row {
     /// wait for minutes for one that is alone.
     fn need(&self, share: Share, most: usize) -> usize {
         let urls: usize = self.webhooks.iter().map(|webhook| 2 * webhook.url.len()).sum();
-        (urls + self.webhooks.len() * (CALL_BYTES + share.sure)).min(most)
+        let answer = if self.skipped.is_some() { 0 } else { share.sure };
+        (urls + self.webhooks.len() * (CALL_BYTES + answer)).min(most)
+    }
+
+    /// A call as its log has it.
+    fn logged(&self, mut call: Call) -> Call {
+        if self.cut {
+            call.note("texts of the event are longer than 8 KiB and were cut");
+        }
+        call
     }
 
     fn is_old(&self, now: Instant) -> bool {
@@ -288,6 +299,15 @@ impl Pool {
 
     /// Starts the calls of rows, as memory and places become free. A row without webhooks is finished at once.
     pub fn hand_in(&self, rows: Vec<Claimed>) {
+        self.take(rows, None);
+    }
+
+    /// Sends rows out, as memory becomes free, whose calls are not made, and ended with this.
+    pub fn skip(&self, rows: Vec<Claimed>, kind: ErrorKind, message: &'static str) {
+        self.take(rows, Some((kind, message)));
+    }
+
+    fn take(&self, rows: Vec<Claimed>, skipped: Option<(ErrorKind, &'static str)>) {
         // What takes time comes before the lock: the threads take it for each call.
         let rows: Vec<Row> = rows
             .into_iter()
@@ -300,6 +320,7 @@ impl Pool {
                     project_id: claimed.event.project_id,
                     repeated: claimed.repeated(),
                     cut: claimed.cut,
+                    skipped,
                     body,
                     webhooks: claimed.webhooks,
                     ended: Mutex::new(Ended { calls: Vec::new(), held, since: None, admitted_bytes: 0 }),
@@ -324,21 +345,6 @@ impl Pool {
         }
         self.shared.admit(&mut state, now);
         self.shared.wake_one(state);
-    }
-
-    /// Sends a row out whose calls are not made, and ended with this.
-    pub fn skip(&self, row: &Claimed, kind: ErrorKind, message: &str) {
-        let body: Arc<str> = row.event.payload().into();
-        let calls: Vec<Call> =
-            row.webhooks.iter().map(|webhook| Call::unanswered(webhook, &body, kind, message)).collect();
-        let held = self.shared.memory.hold(calls.iter().map(Call::record_bytes).sum());
-        let finished =
-            Finished { id: row.id, epoch: row.epoch, repeated: row.repeated(), calls, held, aside: false };
-        let mut state = self.shared.lock();
-        state.admission.count();
-        state.ended += 1;
-        drop(state);
-        self.shared.send(finished);
     }
 
     /// Says that so many rows that went out are committed, or given up, and dropped.
@@ -492,17 +498,14 @@ impl State {
     }
 
     /// Adds a call to its row; with the last one the row goes out.
-    fn record(&mut self, job: Job, mut call: Call) -> Option<Finished> {
+    fn record(&mut self, job: Job, call: Call) -> Option<Finished> {
         let Job { row, room, .. } = job;
         if row.abandoned.load(Ordering::Relaxed) {
             return None;
         }
-        if row.cut {
-            call.note("texts of the event are longer than 8 KiB and were cut");
-        }
         let mut ended = row.ended();
         ended.held.absorb(room.ended(call.answer_bytes()));
-        ended.calls.push(call);
+        ended.calls.push(row.logged(call));
         let is_last = ended.calls.len() == row.webhooks.len();
         let is_first = ended.calls.len() == 1;
         let admitted_bytes = ended.admitted_bytes;
@@ -524,12 +527,12 @@ impl State {
         self.start_until.is_none_or(|until| Instant::now() < until) && !self.paused()
     }
 
-    /// Whether most of the memory is taken, so that no more is claimed. Then old rows keep less of their answers: no
-    /// endpoint that is slow holds for long what others need.
+    /// Whether most of the memory is taken, so that no more is claimed. Then, and while a row waits for memory that rows of
+    /// other projects have, old rows keep less of their answers: no endpoint that is slow holds for long what others need.
     fn relieve(&mut self, memory: &Memory, now: Instant) -> bool {
         let tight = || memory.used() > memory.max() / 4 * 3;
         let lately = self.relieved.is_some_and(|at| now.saturating_duration_since(at) < RELIEVE_AGAIN);
-        if (tight() || self.admission.waiting_count() > 0) && !lately {
+        if !lately && (tight() || self.admission.lacks_memory(memory)) {
             self.relieved = Some(now);
             self.places.for_each_waiting(|job| {
                 if job.row.is_old(now) {
@@ -561,11 +564,23 @@ impl Shared {
         Share::of_row(row.webhooks.len(), self.answer_bytes_max, self.memory.max(), state.places.workers())
     }
 
-    /// Gives the calls of rows whose share of the memory is free to the places.
+    /// Gives the calls of rows whose share of the memory is free to the places, and sends those out that are skipped.
     fn admit(&self, state: &mut State, now: Instant) {
         while let Some((row, mut held)) = state.admission.admit(&self.memory, now) {
             let share = self.share(state, &row);
             let bytes = held.bytes() + row.body.len();
+            if let Some((kind, message)) = row.skipped {
+                let call =
+                    |webhook: &Arc<Webhook>| row.logged(Call::unanswered(webhook, &row.body, kind, message));
+                let mut ended = row.ended();
+                ended.held.absorb(held);
+                ended.calls = row.webhooks.iter().map(call).collect();
+                drop(ended);
+                state.admission.calls_ended(row.project_id, bytes);
+                state.ended += 1;
+                self.send(row.finished());
+                continue;
+            }
             for webhook in row.webhooks.iter() {
                 let room = Room::new(held.split(share.sure), share.most);
                 let job = Job { row: row.clone(), webhook: webhook.clone(), room };
@@ -758,6 +773,26 @@ mod tests {
         called.sort_unstable();
         assert_eq!(called, [10, 11, 12]);
         assert!(got[1].calls.is_empty());
+    }
+
+    #[tokio::test]
+    async fn rows_that_are_skipped_take_no_more_memory_than_others() {
+        let (results, mut out) = unbounded_channel();
+        let memory = Memory::new(16 * MIB);
+        let post = Box::new(|_: &Webhook, _: i64, _: &Arc<str>, _: &mut Room| panic!("no call is made"));
+        let pool = Pool::new(LIMITS, memory.clone(), 64 * 1024, post, results);
+        let webhooks: Vec<i64> = (1..=1000).collect();
+        pool.skip((1..=100).map(|id| claimed(id, &webhooks)).collect(), ErrorKind::Interrupted, "died");
+        for _ in 0..100 {
+            assert!(memory.used() <= memory.max(), "{} bytes", memory.used());
+            assert!(out.len() < 50, "{} rows of 1,000 calls are there at once", out.len());
+            let row = out.recv().await.expect("a row");
+            assert_eq!(row.calls.len(), 1000);
+            assert!(row.calls.iter().all(|call| call.error_kind == Some(ErrorKind::Interrupted)));
+            drop(row);
+            pool.released(1);
+        }
+        assert_eq!(pool.load().waiting, 0);
     }
 
     #[tokio::test]

@@ -455,9 +455,9 @@ impl Relay<'_> {
         let (interrupted, rows): (Vec<_>, Vec<_>) =
             rows.into_iter().partition(|row| record && row.repeated());
         self.pool.hand_in(rows);
-        for row in interrupted {
+        if !interrupted.is_empty() {
             let text = "the instance that had this call in hand died; it may or may not have been made";
-            self.pool.skip(&row, ErrorKind::Interrupted, text);
+            self.pool.skip(interrupted, ErrorKind::Interrupted, text);
         }
     }
 
@@ -519,7 +519,11 @@ impl Relay<'_> {
                 self.pool.released(in_hand);
             }
             let why = (!aside.rows.is_empty()).then(|| {
-                format!("Postgres refuses the records of {} rows: see the journal", aside.rows.len())
+                let held: usize = aside.rows.iter().map(|row| row.held.bytes()).sum();
+                let waits = held > self.config.memory_bytes_max / 2;
+                let so =
+                    if waits { "; they take more than half of --memory, and claiming waits" } else { "" };
+                format!("Postgres refuses the records of {} rows: see the journal{so}", aside.rows.len())
             });
             self.metrics.trouble(Source::Finish, why);
             // One epoch, but for those that were in hand when a session was lost.

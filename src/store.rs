@@ -72,7 +72,9 @@ impl Role {
                  SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_nestloop = off"
             }
             // A few locks that others never hold for long; what waits longer is tried again later.
-            Role::Retention => "SET lock_timeout = '200ms'; SET enable_seqscan = off; SET enable_bitmapscan = off",
+            Role::Retention => {
+                "SET lock_timeout = '200ms'; SET enable_seqscan = off; SET enable_bitmapscan = off"
+            }
             // Values differ much in what they select, and planning is nothing beside a person's patience. A person, and a
             // migration, waits for locks no longer than the site wants.
             Role::Command => "RESET lock_timeout; SET plan_cache_mode = force_custom_plan",
