@@ -26,6 +26,7 @@ fn strict() -> Caller {
         user_agent_version: "1".into(),
         refused: Vec::new(),
         reached: Reached::default(),
+        metrics_port: None,
     })
     .unwrap()
 }
