@@ -193,19 +193,4 @@ mod tests {
         assert!(read(7, &error(Errno::ENOBUFS)).is_err());
         assert!(read(7, &message(libc::RTM_NEWROUTE, 7, &[])).is_err());
     }
-
-    /// What a question costs: `cargo test --release -- --ignored --nocapture`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn what_a_question_costs() {
-        let machine = Machine::open().expect("netlink");
-        for address in ["1.1.1.1", "127.0.0.1", "2606:4700::1111"] {
-            let address: IpAddr = address.parse().expect("an address");
-            let start = std::time::Instant::now();
-            for _ in 0..100_000 {
-                machine.routes().ask(address).expect("an answer");
-            }
-            println!("{address}: {:?} a question", start.elapsed() / 100_000);
-        }
-    }
 }
