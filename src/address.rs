@@ -94,9 +94,11 @@ pub fn plain(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether the operator has allowed an address; one that embeds another is allowed when what it embeds is.
+/// Whether the operator has allowed an address; one that embeds another when what it embeds is allowed, and only then:
+/// who allows a network of IPv6 does not mean the IPv4 addresses that can be written into it.
 pub fn is_allowed(address: IpAddr, allow: &[IpNet]) -> bool {
-    allow.iter().any(|net| net.contains(&address) || net.contains(&plain(address)))
+    let address = plain(address);
+    allow.iter().any(|net| net.contains(&address))
 }
 
 /// Why an address may not be called; none when it may. `allow` names networks that may be called although they are
@@ -229,6 +231,9 @@ mod tests {
         assert!(may("10.1.2.3", &["10.0.0.0/8"]) && may("11.0.0.1", &["10.0.0.0/8"]));
         assert!(!may("192.168.0.1", &["10.0.0.0/8"]));
         assert!(may("::ffff:10.1.2.3", &["10.0.0.0/8"]), "as what it embeds");
+        for embedding in ["::ffff:10.1.2.3", "64:ff9b::10.1.2.3", "2002:a01:203::1"] {
+            assert!(!may(embedding, &["::/0"]) && may(embedding, &["10.1.2.3/32"]), "{embedding}");
+        }
         assert!(may("::1", &["::1/128"]) && !may("127.0.0.1", &["::1/128"]));
     }
 }

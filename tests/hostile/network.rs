@@ -82,7 +82,10 @@ fn this_machines_public_addresses_are_not_called_unless_the_operator_allows_them
     assert_eq!(kind(&post(&strict, &url("8.8.8.8"))), "connect");
     // The operator may want them called.
     let nets = ["8.8.4.4/32", "9.9.9.0/24", "2606:4700::1111/128", "2a00:1450::/64"];
-    let open = caller_to(allowing(&nets), |_| Ok(vec![[8, 8, 4, 4].into()]));
+    let open = caller_to(allowing(&nets), |name| match name {
+        "own.example." => Ok(vec![[8, 8, 4, 4].into()]),
+        _ => Ok(vec![[8, 8, 4, 4].into(), [8, 8, 4, 5].into()]),
+    });
     for host in
         ["8.8.4.4", "9.9.9.9", "[2606:4700::1111]", "[2a00:1450::5]", "[::ffff:8.8.4.4]", "own.example"]
     {
@@ -94,7 +97,9 @@ fn this_machines_public_addresses_are_not_called_unless_the_operator_allows_them
             message(&call)
         );
     }
-    assert_eq!(kind(&post(&open, &url("8.8.4.5"))), "blocked_address", "that one was not named");
+    for host in ["8.8.4.5", "mixed.example"] {
+        assert_eq!(kind(&post(&open, &url(host))), "blocked_address", "{host}: that one was not named");
+    }
 }
 
 #[test]
