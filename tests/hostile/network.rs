@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use promptpal_relay::endpoint::{Caller, Settings};
+use promptpal_relay::machine::Machine;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::support::{
-    OK, PATIENT, Receiver, caller_to, is_alone, kind, message, post, run_apart, settings, webhook,
+    OK, PATIENT, Receiver, caller_to, is_alone, kind, message, post, run_alone, run_apart, settings, webhook,
 };
 
 fn ip(arguments: &str) {
@@ -134,6 +135,22 @@ fn the_database_and_the_metrics_are_refused_at_each_address_of_this_machine_what
         }
     }
     assert_eq!((database.connections(), metrics.connections()), (0, 0));
+}
+
+#[test]
+fn where_the_kernel_cannot_be_asked_for_them_nothing_starts() {
+    if !is_alone() {
+        return run_alone(
+            "network::where_the_kernel_cannot_be_asked_for_them_nothing_starts",
+            "ulimit -n 40",
+        );
+    }
+    let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    let error = Machine::open().expect_err("no file is left for the socket");
+    drop(files);
+    assert_eq!(error.exit_code(), 78);
+    assert!(error.to_string().contains("allow netlink sockets"), "{error}");
+    assert!(Machine::open().is_ok_and(|machine| machine.has([127, 0, 0, 1].into()).unwrap()));
 }
 
 /// A log in memory.
