@@ -34,7 +34,9 @@ BEGIN
                       provider_default_model, webhook_id, replay_of)
             ON relay.outbox TO relay_app;
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
-        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.send_test(bigint), relay.url_problem(text) TO relay_app;
+        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.send_test(bigint), relay.url_problem(text),
+                                  relay.secret_problem(text)
+            TO relay_app;
     END IF;
 
     -- What `run` needs and no more.

@@ -2,7 +2,8 @@
 //!
 //! The daemon runs on the database's host and calls URLs that customers typed. So only globally reachable addresses
 //! are called, by IANA's registries of special-purpose addresses (RFC 6890 and its updates), unless the operator
-//! allows a network. An IPv6 address that embeds an IPv4 address counts as what it embeds, too.
+//! allows a network. An IPv6 address that embeds an IPv4 address counts as what it embeds, too. Which addresses are this
+//! machine's own is not known here, see [`machine`](crate::machine).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +11,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// IPv4 networks that are not globally reachable, each with the word for the message. IANA's exceptions within
-/// 192.0.0.0/24 (anycast of PCP and TURN) serve no HTTP and are left in.
+/// 192.0.0.0/24 (anycast of PCP and TURN) serve no HTTP and are left in. Two clouds use public addresses for what only
+/// their own machines reach: Azure's wire server (certificates, DNS), IBM's private endpoints (mirrors; databases). The
+/// metadata addresses of others are in networks that are private anyway.
 const V4: &[(&str, &str)] = &[
     ("0.0.0.0/8", "this network"),
     ("10.0.0.0/8", "private"),
     ("100.64.0.0/10", "shared by a carrier"),
     ("127.0.0.0/8", "loopback"),
+    ("161.26.0.0/16", "internal to a cloud"),
+    ("166.8.0.0/14", "internal to a cloud"),
+    ("168.63.129.16/32", "internal to a cloud"),
     ("169.254.0.0/16", "link-local, metadata"),
     ("172.16.0.0/12", "private"),
     ("192.0.0.0/24", "protocol assignments"),
@@ -42,6 +48,16 @@ const V6_GLOBAL: &str = "2000::/3";
 /// IPv6 networks whose addresses carry an IPv4 address, each with the byte where it begins.
 const EMBEDDING: &[(&str, usize)] =
     &[("::ffff:0:0/96", 12), ("::ffff:0:0:0/96", 12), ("64:ff9b::/96", 12), ("2002::/16", 2)];
+
+/// Ports that are not called, whatever the address is: servers of other protocols, which may take a part of a request
+/// for theirs. They are the bad ports of the WHATWG fetch standard (section "Port blocking", 2026), which browsers refuse,
+/// too, and Redis'.
+const BAD_PORTS: &[u16] = &[
+    0, 1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102, 103,
+    104, 109, 110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, 512, 513, 514,
+    515, 526, 530, 531, 532, 540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993, 995, 1719, 1720, 1723,
+    2049, 3659, 4045, 4190, 5060, 5061, 6000, 6379, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080,
+];
 
 /// Addresses of our Postgres that are remembered; beyond it the oldest goes.
 const REACHED_MAX: usize = 64;
@@ -78,19 +94,28 @@ pub fn plain(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Whether the operator has allowed an address; one that embeds another when what it embeds is allowed, and only then:
+/// who allows a network of IPv6 does not mean the IPv4 addresses that can be written into it.
+pub fn is_allowed(address: IpAddr, allow: &[IpNet]) -> bool {
+    let address = plain(address);
+    allow.iter().any(|net| net.contains(&address))
+}
+
 /// Why an address may not be called; none when it may. `allow` names networks that may be called although they are
-/// not globally reachable; an address that embeds another is allowed when what it embeds is.
+/// not globally reachable.
 pub fn problem(address: IpAddr, allow: &[IpNet]) -> Option<&'static str> {
-    if allow.iter().any(|net| net.contains(&address)) {
+    if is_allowed(address, allow) {
         return None;
     }
-    match address {
+    match plain(address) {
         IpAddr::V4(v4) => problem_v4(v4),
-        IpAddr::V6(v6) => match embedded(v6) {
-            Some(v4) => problem(IpAddr::V4(v4), allow),
-            None => problem_v6(v6),
-        },
+        IpAddr::V6(v6) => problem_v6(v6),
     }
+}
+
+/// Whether a port is not called, whatever the address is.
+pub fn is_bad_port(port: u16) -> bool {
+    BAD_PORTS.contains(&port)
 }
 
 fn problem_v4(address: Ipv4Addr) -> Option<&'static str> {
@@ -152,6 +177,9 @@ mod tests {
             "100.100.100.200",
             "127.0.0.1",
             "127.255.255.255",
+            "161.26.0.10",
+            "166.11.255.255",
+            "168.63.129.16",
             "169.254.169.254",
             "172.16.0.1",
             "172.31.255.255",
@@ -203,6 +231,9 @@ mod tests {
         assert!(may("10.1.2.3", &["10.0.0.0/8"]) && may("11.0.0.1", &["10.0.0.0/8"]));
         assert!(!may("192.168.0.1", &["10.0.0.0/8"]));
         assert!(may("::ffff:10.1.2.3", &["10.0.0.0/8"]), "as what it embeds");
+        for embedding in ["::ffff:10.1.2.3", "64:ff9b::10.1.2.3", "2002:a01:203::1"] {
+            assert!(!may(embedding, &["::/0"]) && may(embedding, &["10.1.2.3/32"]), "{embedding}");
+        }
         assert!(may("::1", &["::1/128"]) && !may("127.0.0.1", &["::1/128"]));
     }
 }

@@ -268,8 +268,8 @@ pub struct Run {
     /// Memory for rows in hand, their payloads and answers. While it is taken, claiming waits
     #[arg(long, value_name = "SIZE", env = "PROMPTPAL_RELAY_MEMORY", default_value = "64MiB", value_parser = memory)]
     pub memory: usize,
-    /// Allow calls to this network although it is not globally reachable (repeatable; in the variable separated by
-    /// commas)
+    /// Allow calls to this network although it is not globally reachable, or has addresses of this machine (repeatable;
+    /// in the variable separated by commas)
     #[arg(long, value_name = "CIDR", env = "PROMPTPAL_RELAY_ALLOW_NET", value_delimiter = ',', value_parser = network)]
     pub allow_net: Vec<IpNet>,
     /// Refuse webhooks with http: URLs

@@ -114,6 +114,7 @@ impl Config {
             user_agent_version: run.user_agent_version.clone(),
             refused: database.tcp_hosts(),
             reached: database.reached.clone(),
+            metrics_port: run.metrics_listen.map(|address| address.port()),
         };
         Ok(Config {
             database,

@@ -17,7 +17,7 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, Transpo
 use crate::descriptors;
 use crate::socket::{Attempt, Socket, first_ended};
 use crate::trust::left;
-use crate::wire::{Rules, see};
+use crate::wire::{Denial, Rules, see};
 
 /// How long an address is waited for before the next is tried beside it (RFC 8305, section 8), if its share of the time
 /// is not less.
@@ -98,14 +98,36 @@ enum Hurdle {
     /// A lack of ours, with the reason.
     Lack(String),
     Failed(io::Error),
-    Refused(String),
+    Refused(SocketAddr, Denial),
+}
+
+impl Hurdle {
+    /// Notes why the call fails, when it is not for what the endpoint did.
+    fn note(self, details: &ConnectionDetails) -> Error {
+        match self {
+            Hurdle::Failed(error) => return Error::Io(error),
+            Hurdle::Refused(address, denial) => denial.note(details.uri.host().unwrap_or_default(), address),
+            Hurdle::Lack(reason) => see(|seen| seen.shortage = Some(reason)),
+        }
+        Error::ConnectionFailed
+    }
 }
 
 impl Dial {
-    fn begin(&self, address: SocketAddr, deadline: Instant) -> Result<Attempt, Hurdle> {
-        if let Some(problem) = self.rules.problem(address, deadline) {
-            return Err(Hurdle::Refused(problem));
+    /// Whether a connection may be made to this address now.
+    fn may(&self, address: SocketAddr) -> Result<(), Hurdle> {
+        match self.rules.own(address) {
+            Ok(None) => Ok(()),
+            Ok(Some(denial)) => Err(Hurdle::Refused(address, denial)),
+            Err(error) => Err(Hurdle::Lack(format!("cannot tell this machine's addresses: {error}"))),
         }
+    }
+
+    fn begin(&self, address: SocketAddr, deadline: Instant) -> Result<Attempt, Hurdle> {
+        if let Some(denial) = self.rules.problem(address, deadline) {
+            return Err(Hurdle::Refused(address, denial));
+        }
+        self.may(address)?;
         let lack = || Hurdle::Lack("all file descriptors for calls are in use".into());
         let descriptor = descriptors::take(1).ok_or_else(lack)?;
         Attempt::begin(address, descriptor).map_err(|error| hurdle(error, address))
@@ -166,14 +188,7 @@ impl Dial {
             match hurdle {
                 None => {}
                 Some(Hurdle::Failed(error)) => failure = Error::Io(error),
-                Some(Hurdle::Refused(problem)) => {
-                    see(|seen| seen.refused = Some(problem));
-                    return Err(Error::ConnectionFailed);
-                }
-                Some(Hurdle::Lack(reason)) => {
-                    see(|seen| seen.shortage = Some(reason));
-                    return Err(Error::ConnectionFailed);
-                }
+                Some(hurdle) => return Err(hurdle.note(details)),
             }
         }
     }
@@ -188,6 +203,11 @@ impl<In: Transport> Connector<In> for Dial {
         let several = addresses.len() > 1;
         let origin = details.uri.authority().map_or("", |authority| authority.as_str());
         if several {
+            // One of them refuses the call, whether it would be dialled or not; the only one is looked at when it is.
+            addresses
+                .iter()
+                .try_for_each(|address| self.may(*address))
+                .map_err(|hurdle| hurdle.note(details))?;
             self.worked.prefer(origin, &mut addresses, Instant::now());
         }
         let attempt = self.race(details, &addresses)?;

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,18 +24,19 @@ use ureq::unversioned::transport::Connector;
 use ureq::{Agent, Body};
 use url::Url;
 
-use crate::address::Reached;
+use crate::address::{self, Reached};
 use crate::body::{self, BodyText};
 use crate::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, storable, storable_text};
 use crate::dial::{Dial, Worked};
 use crate::error::{Result, one_line};
 use crate::event::Webhook;
 use crate::head::HEAD_BYTES_MAX;
+use crate::machine::Machine;
 use crate::memory::Room;
 use crate::resolver::Resolver;
 use crate::signature;
 use crate::trust::{self, Tls};
-use crate::wire::{Names, Rules, Seen, Tap, take_seen, watch_body, watch_head};
+use crate::wire::{Names, Rules, Seen, Tap, is_localhost, take_seen, watch_body, watch_head};
 
 /// Idle connections rest for less than Node's Express leaves them open (5 s).
 const IDLE_MAX: Duration = Duration::from_secs(3);
@@ -75,7 +76,7 @@ pub struct Settings {
     pub timeout: Duration,
     /// How much of an answer's body is read and kept.
     pub response_body_bytes_max: usize,
-    /// Networks that may be called although they are not globally reachable.
+    /// Networks that may be called although they are not globally reachable, or this machine's own.
     pub allow_net: Vec<IpNet>,
     /// Refuse `http:`.
     pub https_only: bool,
@@ -87,6 +88,8 @@ pub struct Settings {
     pub refused: Vec<(String, u16)>,
     /// Where it was reached: never called either.
     pub reached: Reached,
+    /// Where this machine serves the relay's metrics: never called at any of its addresses.
+    pub metrics_port: Option<u16>,
 }
 
 /// What came of a call.
@@ -137,7 +140,8 @@ impl Caller {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`](crate::error::Error::Config) for a `--ca-file` that cannot be read.
+    /// [`Error::Config`](crate::error::Error::Config) for a `--ca-file` that cannot be read, and where the kernel cannot be
+    /// asked for this machine's addresses.
     pub fn new(settings: Settings) -> Result<Caller> {
         Caller::with_resolver(settings, Resolver::system())
     }
@@ -169,6 +173,8 @@ impl Caller {
             allow: settings.allow_net.clone(),
             never: settings.refused.clone(),
             reached: settings.reached.clone(),
+            metrics_port: settings.metrics_port,
+            machine: Machine::open()?,
             names,
         });
         Ok(Caller {
@@ -194,14 +200,21 @@ impl Caller {
             Ok(target) => target,
             Err(problem) => return Some(problem),
         };
-        let address: IpAddr = match target.url.host()? {
-            url::Host::Ipv4(address) => address.into(),
-            url::Host::Ipv6(address) => address.into(),
-            url::Host::Domain(name) if is_localhost(name) => Ipv4Addr::LOCALHOST.into(),
+        let addresses: Vec<IpAddr> = match target.url.host()? {
+            url::Host::Ipv4(address) => vec![address.into()],
+            url::Host::Ipv6(address) => vec![address.into()],
+            url::Host::Domain(name) if is_localhost(name) => self.rules.loopback(),
             url::Host::Domain(_) => return None,
         };
-        let address = SocketAddr::new(address, target.url.port_or_known_default()?);
-        self.rules.problem(address, Instant::now() + self.settings.timeout)
+        let (port, deadline) = (target.url.port_or_known_default()?, Instant::now() + self.settings.timeout);
+        // What the kernel cannot tell now is told at the call.
+        let denial = |address| {
+            self.rules.problem(address, deadline).or_else(|| self.rules.own(address).unwrap_or_default())
+        };
+        addresses
+            .into_iter()
+            .map(|address| SocketAddr::new(address, port))
+            .find_map(|address| Some(denial(address)?.message(address)))
     }
 
     /// One POST. Blocks for the timeout at most. Never panics for anything that an endpoint does, and never errs:
@@ -361,8 +374,8 @@ impl Caller {
         if url.host_str().is_none_or(str::is_empty) {
             return Err("the URL has no host".into());
         }
-        if url.port() == Some(0) {
-            return Err("port 0 cannot be called".into());
+        if let Some(port) = url.port().filter(|port| address::is_bad_port(*port)) {
+            return Err(format!("port {port} cannot be called: it belongs to another protocol"));
         }
         let authorization = authorization(&url);
         url.set_fragment(None);
@@ -576,12 +589,6 @@ pub fn without_credentials(text: &str) -> String {
 /// much as the right sign does, for people.
 fn may_have_password(text: &str) -> bool {
     ["@", "%40", "\u{FF20}", "\u{FE6B}"].iter().any(|at| text.contains(at))
-}
-
-/// Names that are loopback everywhere (RFC 6761), so that can be told without DNS.
-fn is_localhost(name: &str) -> bool {
-    let name = name.strip_suffix('.').unwrap_or(name);
-    name == "localhost" || name.ends_with(".localhost")
 }
 
 fn authorization(url: &Url) -> Option<String> {

@@ -24,7 +24,7 @@
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
 //! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`dial`], [`socket`] and [`resolver`]
-//!   beneath it; [`address`] says what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit;
+//!   beneath it; [`address`] and [`machine`] say what may be called, [`signature`] signs, [`descriptors`] keeps a low limit from being hit;
 //!   [`head`] and [`chunks`] mend answers, [`body`] keeps as much of them as it may. It blocks, and knows no Postgres.
 //! - Between them: [`pool`], the threads, where asynchronous meets blocking and nowhere else; [`places`] decides
 //!   which call is next, [`admission`] which row begins, [`memory`] counts what they take.
@@ -55,6 +55,7 @@ pub mod instance;
 pub mod link;
 pub mod logging;
 pub mod look;
+pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod outage;

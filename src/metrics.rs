@@ -303,6 +303,16 @@ impl Server {
         Ok(Server(listener))
     }
 
+    /// Where it listens.
+    ///
+    /// # Errors
+    ///
+    /// When the system cannot tell.
+    pub fn port(&self) -> Result<u16> {
+        let address = self.0.local_addr().map_err(Error::io("asking for the port of the metrics"))?;
+        Ok(address.port())
+    }
+
     /// Answers `GET /metrics` and `GET /healthz`, for ever. `load` tells what the threads do, and how many rows are in hand.
     pub async fn serve(&self, metrics: &Metrics, load: impl Fn() -> (Load, usize)) -> Infallible {
         let mut connections = Connections(VecDeque::new());

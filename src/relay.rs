@@ -196,7 +196,14 @@ impl Aside {
 ///
 /// What keeps it from starting. Once it runs, a lost session is no error: it reconnects for as long as it takes.
 pub async fn run(config: &Config, stop: Stop) -> Result<()> {
-    let caller = Arc::new(Caller::new(config.endpoint.clone())?);
+    let server = match config.metrics_listen {
+        Some(address) => Some(metrics::Server::bind(address).await?),
+        None => None,
+    };
+    let mut endpoint = config.endpoint.clone();
+    // The very port, also where any free one was asked for.
+    endpoint.metrics_port = server.as_ref().map(metrics::Server::port).transpose()?;
+    let caller = Arc::new(Caller::new(endpoint)?);
     let (to_results, results) = mpsc::unbounded_channel();
     let post = Box::new({
         let caller = caller.clone();
@@ -232,18 +239,17 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         lost_commits: Cell::new(0),
     };
     tokio::select! {
-        result = relay.live_and_tell() => result,
+        result = relay.live_and_tell(server) => result,
         error = relay.overdue() => Err(error),
     }
 }
 
 impl Relay<'_> {
     /// Lives, with metrics if they are wanted.
-    async fn live_and_tell(&self) -> Result<()> {
-        match self.config.metrics_listen {
+    async fn live_and_tell(&self, server: Option<metrics::Server>) -> Result<()> {
+        match server {
             None => self.live().await,
-            Some(address) => {
-                let server = metrics::Server::bind(address).await?;
+            Some(server) => {
                 let load = || (self.pool.load(), self.in_hand.borrow().len());
                 tokio::select! {
                     result = self.live() => result,

@@ -1,5 +1,6 @@
 //! Signatures of calls, by the Standard Webhooks specification (version 1, symmetric).
 
+use std::ops::RangeInclusive;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -12,6 +13,9 @@ use crate::event::Secret;
 /// Longest `signing_secret`, with all its secrets. The claim reads no more than a little beyond it.
 const SECRETS_BYTES_MAX: usize = 8 * 1024;
 
+/// Bytes of a key: 192 to 512 bits, as the specification says.
+const KEY_BYTES: RangeInclusive<usize> = 24..=64;
+
 /// The headers of a signed call.
 #[derive(Debug)]
 pub struct Signed {
@@ -23,12 +27,15 @@ pub struct Signed {
     pub signature: String,
 }
 
-/// Signs a body. `secrets` is one secret, or several separated by spaces while they are being exchanged; each is
-/// base64 after an optional `whsec_`, as the specification writes them.
+/// Signs a body. `secrets` is one secret, or several separated by spaces while they are being exchanged; each is a key
+/// of 24 to 64 bytes in base64, after an optional `whsec_`, as the specification writes them: with the usual alphabet and
+/// padding, because of other forms the receivers' libraries make another key, or none. `relay.secret_problem(text)` says
+/// the same of a secret.
 ///
 /// # Errors
 ///
-/// A text without the secret, when one is not base64 or empty: then the call must not go out unsigned.
+/// A text without the secret, when one of the keys cannot sign, or there is none: then the call must not go out, neither
+/// unsigned nor with the other keys alone.
 pub fn sign(secrets: &Secret, id: &str, now: SystemTime, body: &str) -> Result<Signed, &'static str> {
     if secrets.0.len() > SECRETS_BYTES_MAX {
         return Err("the webhook's signing_secret is longer than 8192 bytes");
@@ -38,7 +45,12 @@ pub fn sign(secrets: &Secret, id: &str, now: SystemTime, body: &str) -> Result<S
     for secret in secrets.0.split_ascii_whitespace() {
         let key = STANDARD
             .decode(secret.strip_prefix("whsec_").unwrap_or(secret))
-            .map_err(|_| "the webhook's signing_secret is not base64 (whsec_…)")?;
+            .map_err(|_| "a key in the webhook's signing_secret is not base64 after whsec_")?;
+        if !KEY_BYTES.contains(&key.len()) {
+            return Err(
+                "a key in the webhook's signing_secret has less than 24 or more than 64 bytes; make a new one of 32",
+            );
+        }
         let mut mac = Hmac::<Sha256>::new_from_slice(&key).expect("HMAC takes keys of any length");
         for part in [id, ".", &timestamp, ".", body] {
             mac.update(part.as_bytes());
@@ -69,7 +81,8 @@ mod tests {
 
     #[test]
     fn two_secrets_give_two_signatures() {
-        let secret = Secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw  c2Vjb25k".into());
+        let secret =
+            Secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw  c2Vjb25kIHNlY3JldCBvZiB0aGUgdGVzdHM=".into());
         let signed = sign(&secret, "a", SystemTime::now(), "b").expect("good secrets");
         assert_eq!(signed.signature.split(' ').count(), 2);
     }

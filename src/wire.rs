@@ -8,7 +8,8 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,10 +23,14 @@ use crate::address::{self, Reached};
 use crate::chunks::Chunks;
 use crate::dial::alternate;
 use crate::head::{Fed, HEAD_BYTES_MAX, Heads, Record, Step};
+use crate::machine::Machine;
 use crate::resolver::{Answer, Resolver};
 
 /// Heads of our own requests are shorter; beyond it they are not kept for the log.
 const HEAD_MAX: usize = 32 * 1024;
+/// All that a customer reads of a name whose address is refused: which address it is, and of what kind, would tell
+/// somebody what the names of our network stand for.
+const NAME_REFUSED: &str = "the name stands for a private address, or for one of the relay's own";
 /// How much of an answer is kept until its head is complete.
 const START_MAX: usize = 64 * 1024;
 
@@ -42,7 +47,7 @@ pub struct Seen {
     pub received: u64,
     /// The answer as it came, until its head was complete.
     pub start: Vec<u8>,
-    /// Why the address may not be called.
+    /// Why the address may not be called, for the customer.
     pub refused: Option<String>,
     /// Why the name has no address.
     pub unresolved: Option<String>,
@@ -97,6 +102,34 @@ pub(crate) fn handshaking(now: bool) {
     see(|seen| seen.handshake = now);
 }
 
+/// Why an address may not be called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// For whoever typed the address: its kind.
+    pub kind: &'static str,
+    /// For the operator.
+    pub detail: String,
+}
+
+impl Denial {
+    fn own(detail: impl Into<String>) -> Denial {
+        Denial { kind: "the relay's own", detail: detail.into() }
+    }
+
+    /// In words, for whoever typed the address.
+    pub fn message(&self, address: SocketAddr) -> String {
+        format!("{} may not be called: {}", address.ip(), self.kind)
+    }
+
+    /// Notes that the call of this thread is refused, for what its URL's host stands for.
+    pub(crate) fn note(&self, host: &str, address: SocketAddr) {
+        tracing::debug!(host, %address, why = self.detail, "address refused");
+        let typed = bare(host).parse::<IpAddr>().is_ok() || is_localhost(host);
+        let message = if typed { self.message(address) } else { NAME_REFUSED.into() };
+        see(|seen| seen.refused = Some(message));
+    }
+}
+
 /// Which addresses may be called.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -107,44 +140,82 @@ pub struct Rules {
     pub never: Vec<(String, u16)>,
     /// Never called either: where it was reached.
     pub reached: Reached,
+    /// Never called at any address of this machine's: the port of our metrics.
+    pub metrics_port: Option<u16>,
+    /// Knows this machine's addresses, which are called only where the operator allows them.
+    pub machine: Machine,
     /// Who is asked for names.
     pub names: Resolver,
 }
 
 impl Rules {
-    /// Why an address may not be called; none when it may. Blocks until `deadline` at most, for a name of our own
-    /// Postgres; while that has no answer, any address at its port may be the database, and is refused.
-    pub fn problem(&self, address: SocketAddr, deadline: Instant) -> Option<String> {
-        if let Some(why) = address::problem(address.ip(), &self.allow) {
-            return Some(format!("{} may not be called: {why}", address.ip()));
+    /// Why an address may not be called; none when it may, if it is not one of this machine's. Blocks until `deadline`
+    /// at most, for a name of our own Postgres; while that has no answer, any address at its port may be the database,
+    /// and is refused.
+    pub fn problem(&self, address: SocketAddr, deadline: Instant) -> Option<Denial> {
+        if let Some(kind) = address::problem(address.ip(), &self.allow) {
+            return Some(Denial { kind, detail: kind.into() });
+        }
+        // What the kernel does not tell counts as this machine's.
+        let is_own = |ip: IpAddr| self.is_own(ip).unwrap_or(true);
+        if self.metrics_port == Some(address.port()) && is_own(address.ip()) {
+            return Some(Denial::own("the relay's metrics"));
         }
         let mut database = self.reached.at(address.port());
         for (host, _) in self.never.iter().filter(|(_, port)| *port == address.port()) {
             match host.parse().map_or_else(|_| self.names.addresses(host, deadline), Answer::of) {
                 Answer::Addresses(addresses) => database.extend(addresses),
-                _ => return Some(format!("{address} may be the database: {host} is not resolved now")),
+                _ => return Some(Denial::own(format!("it may be the database: {host} is not resolved now"))),
             }
         }
         let ip = address::plain(address.ip());
-        let is_it = |known: IpAddr| known == ip || (is_this_machine(known) && is_this_machine(ip));
+        let is_it = |known: IpAddr| known == ip || (is_own(known) && is_own(ip));
         let refused = database.into_iter().map(address::plain).any(is_it);
-        refused.then(|| format!("{address} is the database"))
+        refused.then(|| Denial::own("the database"))
+    }
+
+    /// Why no connection may be made to an address now: it is one of this machine's, and the operator has not allowed
+    /// it. The kernel routes it over loopback, past the firewall.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot tell, for a lack of memory.
+    pub fn own(&self, address: SocketAddr) -> io::Result<Option<Denial>> {
+        let allowed = address::is_allowed(address.ip(), &self.allow);
+        let own = !allowed && self.is_own(address.ip())?;
+        Ok(own.then(|| Denial::own("an address of this machine's; --allow-net allows it")))
+    }
+
+    /// Whether packets to an address stay on this machine, also those to an address that it embeds.
+    fn is_own(&self, ip: IpAddr) -> io::Result<bool> {
+        let plain = address::plain(ip);
+        Ok(self.machine.has(ip)? || (plain != ip && self.machine.has(plain)?))
+    }
+
+    /// What `localhost` stands for: loopback, as far as the operator has allowed it.
+    pub fn loopback(&self) -> Vec<IpAddr> {
+        let both: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let allowed: Vec<_> =
+            both.into_iter().filter(|address| address::is_allowed(*address, &self.allow)).collect();
+        if allowed.is_empty() { vec![Ipv4Addr::LOCALHOST.into()] } else { allowed }
     }
 }
 
-/// Whether an address is one of this machine's own: then its own packets come from it.
-fn is_this_machine(ip: IpAddr) -> bool {
-    let any: IpAddr = match ip {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    // Connecting a datagram socket chooses the source address, and sends nothing. The port does not matter.
-    let source = || {
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.connect((ip, 9))?;
-        socket.local_addr()
-    };
-    ip.is_loopback() || ip.is_unspecified() || source().is_ok_and(|source| source.ip() == ip)
+/// Names that are loopback everywhere (RFC 6761): nobody is asked for them.
+pub(crate) fn is_localhost(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+/// A host without the brackets of an IPv6 address.
+fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// A name as it is looked up: with the dot that ends it, so that no domain of this machine's search list is put behind
+/// it, and that no line of its hosts file has it.
+fn absolute(name: &str) -> String {
+    if name.ends_with('.') { name.to_owned() } else { format!("{name}.") }
 }
 
 /// Names to addresses, for ureq.
@@ -159,11 +230,11 @@ impl UreqResolver for Names {
         let host = uri.host().unwrap_or_default();
         let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(default_port);
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
         let deadline = Instant::now() + *timeout.after;
-        let addresses = match bare.parse::<IpAddr>() {
+        let addresses = match bare(host).parse::<IpAddr>() {
             Ok(address) => vec![address],
-            Err(_) => match self.rules.names.addresses(bare, deadline) {
+            Err(_) if is_localhost(host) => self.rules.loopback(),
+            Err(_) => match self.rules.names.addresses(&absolute(host), deadline) {
                 Answer::Addresses(addresses) => addresses,
                 Answer::Late => return Err(Error::Timeout(Timeout::Resolve)),
                 Answer::Crowded => {
@@ -183,8 +254,9 @@ impl UreqResolver for Names {
         let addresses = alternate(addresses).into_iter().map(|address| SocketAddr::new(address, port));
         // One forbidden address among a name's answers refuses the call: which of them is tried is not for the owner
         // of the name to play with.
-        if let Some(problem) = addresses.clone().find_map(|address| self.rules.problem(address, deadline)) {
-            see(|seen| seen.refused = Some(problem));
+        let denied = |address| Some((address, self.rules.problem(address, deadline)?));
+        if let Some((address, denial)) = addresses.clone().find_map(denied) {
+            denial.note(host, address);
             return Err(Error::HostNotFound);
         }
         let mut resolved = self.empty();
@@ -548,7 +620,8 @@ mod tests {
     fn rules(allow: &[&str]) -> Rules {
         let allow = allow.iter().map(|net| net.parse().expect("a network")).collect();
         let names = Resolver::new(Box::new(|_| Ok(vec![Ipv4Addr::LOCALHOST.into()])));
-        Rules { allow, never: Vec::new(), reached: Reached::default(), names }
+        let machine = Machine::open().expect("netlink");
+        Rules { allow, never: Vec::new(), reached: Reached::default(), metrics_port: None, machine, names }
     }
 
     /// Keeps what is sent, packet by packet.
@@ -628,7 +701,7 @@ mod tests {
                 |ip: &str, port| rules.problem(SocketAddr::new(ip.parse().expect("an address"), port), soon);
             for ip in same {
                 assert!(
-                    problem(ip, 5499).is_some_and(|why| why.ends_with("is the database")),
+                    problem(ip, 5499).is_some_and(|denial| denial.detail == "the database"),
                     "{ip} is {reached}"
                 );
                 assert_eq!(problem(ip, 5498), None, "{ip}: the port is another one's");
@@ -649,7 +722,7 @@ mod tests {
         let url = format!("http://a.example:{}/", listener.local_addr().expect("bound").port());
         take_seen();
         assert!(agent.get(url).call().is_err());
-        assert_eq!(take_seen().refused.as_deref(), Some("127.0.0.1 may not be called: loopback"));
+        assert_eq!(take_seen().refused.as_deref(), Some(NAME_REFUSED));
         listener.set_nonblocking(true).expect("an option");
         assert!(listener.accept().is_err(), "nothing was dialled");
     }

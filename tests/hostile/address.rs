@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -16,8 +16,8 @@ use promptpal_relay::resolver::{Answer, Resolver};
 use proptest::prelude::*;
 
 use crate::support::{
-    Dead, Gate, OK, PATIENT, Receiver, caller, caller_to, caller_with, cases, eventually, kind, message,
-    post, settings, webhook,
+    Dead, Gate, OK, PATIENT, Receiver, caller, caller_to, caller_with, cases, eventually, is_alone, kind,
+    message, post, settings, webhook,
 };
 
 fn may(address: &str) -> bool {
@@ -63,6 +63,9 @@ const IANA: &[(&str, bool)] = &[
     ("fec0::/10", false),
     ("ff00::/8", false),
 ];
+
+/// Public networks that are a cloud's, for its own machines.
+const CLOUDS: &[&str] = &["161.26.0.0/16", "166.8.0.0/14", "168.63.129.16/32"];
 
 #[test]
 fn ianas_registries_are_kept() {
@@ -119,10 +122,19 @@ fn metadata_services_are_not_called() {
         "100.100.100.200",
         "192.0.0.192",
         "fd00:ec2::254",
+        "fd20:ce::254",
+        "fd00:42::42",
+        // Public addresses, by their looks.
         "168.63.129.16",
+        "161.26.0.6",
+        "166.9.15.1",
     ] {
-        // The last is Azure's, and is no different from any public address.
-        assert_eq!(may(address), address == "168.63.129.16", "{address}");
+        assert!(!may(address), "{address}");
+    }
+    for neighbour in
+        ["168.63.129.15", "168.63.129.17", "161.25.255.255", "161.27.0.0", "166.7.255.255", "166.12.0.0"]
+    {
+        assert!(may(neighbour), "{neighbour}");
     }
 }
 
@@ -148,7 +160,7 @@ proptest! {
             || v4.is_documentation() || v4.is_multicast() || v4.is_unspecified();
         let refused = problem(v4.into(), &[]).is_some();
         prop_assert!(refused || !special, "{v4}");
-        let mut listed = IANA.iter().filter_map(|(net, reachable)| {
+        let mut listed = IANA.iter().copied().chain(CLOUDS.iter().map(|net| (*net, false))).filter_map(|(net, reachable)| {
             let net: IpNet = net.parse().unwrap();
             net.contains(&IpAddr::V4(v4)).then_some(!reachable)
         });
@@ -296,6 +308,12 @@ fn urls_that_cannot_be_called_are_told_before_and_at_the_call() {
         "http://a.example:65536/",
         "http://a.example:-1/",
         "http://a.example:0/",
+        "http://a.example:22/",
+        "https://a.example:25/",
+        // Whatever the operator allows.
+        "http://127.0.0.1:22/",
+        "http://[::1]:6000/",
+        "http://localhost:6379/",
         "http://a.example:http/",
         "http://a b/",
         "http://a<b/",
@@ -366,8 +384,47 @@ fn hosts_of_all_kinds_reach_the_name_and_the_path_arrives() {
         let (line, sent_host) = lines.lock().unwrap().pop().unwrap();
         assert_eq!(line, format!("POST {path} HTTP/1.1"), "{url}");
         assert_eq!(sent_host, format!("{name}:{port}"), "{url}");
-        let asked = seen.lock().unwrap().pop();
-        assert!(asked.is_none_or(|asked| asked == name), "{url}");
+        // As an absolute name: no domain of ours is put behind it. Only the lookup has the dot.
+        let (asked, absolute) = (seen.lock().unwrap().pop(), format!("{}.", name.trim_end_matches('.')));
+        assert!(asked.is_none_or(|asked| asked == absolute), "{url}");
+    }
+}
+
+#[test]
+fn localhost_is_loopback_and_nobody_is_asked_for_it() {
+    let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let asked = Arc::new(AtomicUsize::new(0));
+    let caller_allowing = |nets: &[&str]| {
+        let (mut settings, count) = (settings(PATIENT), asked.clone());
+        settings.allow_net = nets.iter().map(|net| net.parse().unwrap()).collect();
+        caller_to(settings, move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(vec![Ipv4Addr::new(8, 8, 8, 8).into()])
+        })
+    };
+    let port = receiver.address.port();
+    for host in ["localhost", "LOCALHOST", "localhost.", "a.localhost", "a.b.localhost.", "loc%61lhost"] {
+        let url = format!("http://{host}:{port}/");
+        // Also where only one of its two families is allowed.
+        for nets in [&["127.0.0.0/8"][..], &["127.0.0.0/8", "::1/128"]] {
+            let caller = caller_allowing(nets);
+            let call = post(&caller, &url);
+            assert_eq!(
+                (kind(&call), caller.problem(&webhook(&url))),
+                ("success", None),
+                "{url}: {}",
+                message(&call)
+            );
+        }
+        let caller = caller_allowing(&["10.0.0.0/8"]);
+        let call = post(&caller, &url);
+        assert_eq!(kind(&call), "blocked_address", "{url}");
+        assert_eq!(message(&call), "127.0.0.1 may not be called: loopback", "{url}");
+        assert_eq!(caller.problem(&webhook(&url)).as_deref(), Some(message(&call)), "{url}");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    for host in ["localhost.example", "notlocalhost", "xlocalhost"] {
+        assert_eq!(caller_allowing(&[]).problem(&webhook(&format!("http://{host}/"))), None, "{host}");
     }
 }
 
@@ -444,9 +501,53 @@ fn one_forbidden_address_among_a_names_answers_refuses_the_call() {
         let (caller, receiver, url) = named(addresses);
         let call = post(&caller, &url);
         assert_eq!(kind(&call), "blocked_address", "{addresses:?}: {}", message(&call));
-        assert!(message(&call).contains("10.0.0.1"), "{}", message(&call));
         assert_eq!((call.remote_addr, receiver.connections()), (None, 0), "{addresses:?}");
     }
+}
+
+#[test]
+fn a_customer_does_not_read_what_a_refused_name_stands_for() {
+    let database = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let call = |name: &'static str, address: &str, port: u16| {
+        let address: IpAddr = address.parse().unwrap();
+        let mut settings = settings(PATIENT);
+        settings.refused =
+            vec![("127.0.0.1".into(), database.port()), ("db.corp.example".into(), database.port())];
+        settings.metrics_port = Some(metrics.port());
+        let caller = caller_to(settings, move |asked| match asked {
+            "db.corp.example" => Err(io::Error::other("no such name")),
+            _ => Ok(vec![address]),
+        });
+        post(&caller, &format!("http://{name}:{port}/"))
+    };
+    let told: HashSet<String> = [
+        ("10.0.0.1", 80),
+        ("100.64.0.1", 80),
+        ("169.254.169.254", 80),
+        ("168.63.129.16", 80),
+        ("192.0.2.1", 80),
+        ("fd00::1", 80),
+        ("::ffff:10.0.0.1", 80),
+        ("64:ff9b::10.0.0.1", 80),
+        ("127.0.0.1", database.port()),
+        ("8.8.8.8", database.port()),
+        ("127.0.0.1", metrics.port()),
+    ]
+    .into_iter()
+    .map(|(address, port)| {
+        let call = call("intern.corp.example", address, port);
+        assert_eq!((kind(&call), &call.remote_addr), ("blocked_address", &None), "{address}:{port}");
+        // Nothing of it, wherever it is.
+        let shown = format!("{call:?}").replace(&call.url, "");
+        assert!(!shown.contains(address) && !shown.contains("db.corp.example"), "{address}: {shown}");
+        message(&call).to_owned()
+    })
+    .collect();
+    assert_eq!(told.len(), 1, "all are told alike: {told:?}");
+    assert!(told.iter().all(|told| told.contains("private")), "{told:?}");
+    // Who has typed the address itself knows it.
+    assert_eq!(message(&call("10.0.0.1", "10.0.0.1", 80)), "10.0.0.1 may not be called: private");
 }
 
 #[test]
@@ -560,7 +661,7 @@ fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_f
             door.pass();
         }
         // No address at first: the call after that asks again.
-        if name == "known.example" && times.fetch_add(1, Ordering::SeqCst) == 0 {
+        if name == "known.example." && times.fetch_add(1, Ordering::SeqCst) == 0 {
             return Ok(Vec::new());
         }
         Ok(vec![Ipv4Addr::LOCALHOST.into()])
@@ -623,22 +724,8 @@ fn a_resolver_that_hangs_for_a_moment_fails_no_call_to_a_known_name() {
     hangs.store(false, Ordering::SeqCst);
 }
 
-/// Set in a process of its own.
-const ALONE: &str = "PROMPTPAL_RELAY_TEST_ALONE";
-
-/// Whether this process is a test's own: limits and variables belong to a process.
-fn is_alone() -> bool {
-    std::env::var_os(ALONE).is_some()
-}
-
-/// Runs this test again, in a process of its own: by a shell that first does what is in `setup`.
 fn run_alone(test: &str, setup: &str) {
-    let mut child = std::process::Command::new("sh");
-    child.args(["-c", &format!("{setup}; exec \"$0\" \"$@\"")]).arg(std::env::current_exe().unwrap());
-    child.args(["--exact", &format!("address::{test}"), "--nocapture"]).env(ALONE, "1");
-    let output = child.output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    crate::support::run_alone(&format!("address::{test}"), setup);
 }
 
 #[test]
@@ -750,7 +837,7 @@ fn our_own_postgres_is_refused_under_each_of_its_addresses() {
             let url = format!("http://{host}:{port}/");
             let call = post(&caller, &url);
             assert_eq!(kind(&call), "blocked_address", "{url}: {}", message(&call));
-            assert!(message(&call).contains("database"), "{}", message(&call));
+            assert!(message(&call).contains("the relay's own"), "{}", message(&call));
             let told = caller.problem(&webhook(&url));
             assert_eq!(told.is_none(), host == "db.example", "{url}: {told:?}");
         }
@@ -774,19 +861,19 @@ fn a_name_of_our_own_postgres_is_looked_up_when_its_port_is_called_and_until_it_
     });
     // Not this machine's, so that it is told apart from the receiver's.
     let elsewhere = IpAddr::from([192, 0, 2, 1]);
+    let refused = "127.0.0.1 may not be called: the relay's own";
     let outcome = |url: &str| message(&post(&caller, url)).to_owned();
-    assert!(outcome(&receiver.url()).contains("may be the database: db2.example is not resolved"));
-    assert!(
-        caller.problem(&webhook(&receiver.url())).is_some_and(|told| told.contains("may be the database"))
-    );
-    for (ip, refused) in
+    // Where the database is, and what it is called, is not for customers.
+    assert_eq!(outcome(&receiver.url()), refused, "not resolved yet");
+    assert_eq!(caller.problem(&webhook(&receiver.url())).as_deref(), Some(refused));
+    for (ip, is_refused) in
         [(Ipv4Addr::LOCALHOST.into(), true), (elsewhere, false), ([127, 0, 0, 4].into(), true)]
     {
         *answer.lock().unwrap() = Some(ip);
         // An answer is kept for some seconds.
-        eventually("the next answer", || outcome(&receiver.url()).ends_with("is the database") == refused);
+        eventually("the next answer", || (outcome(&receiver.url()) == refused) == is_refused);
     }
-    assert!(outcome(&beside.url()).ends_with("is the database"), "where it was reached");
+    assert_eq!(outcome(&beside.url()), refused, "where it was reached");
 }
 
 /// The address that this machine has in its network, if it is in one.

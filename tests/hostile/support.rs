@@ -4,11 +4,13 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::unistd::geteuid;
 use promptpal_relay::address::Reached;
 use promptpal_relay::call::Call;
 use promptpal_relay::endpoint::{Caller, Outcome, Settings};
@@ -45,6 +47,7 @@ pub fn settings(timeout: Duration) -> Settings {
         user_agent_version: "1".into(),
         refused: Vec::new(),
         reached: Reached::default(),
+        metrics_port: None,
     }
 }
 
@@ -124,6 +127,47 @@ pub fn assert_storable(call: &Call) {
             );
         }
     }
+}
+
+// ---- processes ----------------------------------------------------------------------------------------------------
+
+/// Set in a process of its own.
+const ALONE: &str = "PROMPTPAL_RELAY_TEST_ALONE";
+
+/// Whether this process is a test's own: limits, variables and networks belong to a process.
+pub fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
+}
+
+/// Runs this test again, in a process of its own: by a shell that first does what is in `setup`. The test is named with
+/// its module.
+pub fn run_alone(test: &str, setup: &str) {
+    run_by(Command::new("sh"), test, setup);
+}
+
+/// The same in a network of its own, which has loopback and no way out, and with mounts of its own. Says so where this
+/// machine makes no such network.
+pub fn run_apart(test: &str, setup: &str) {
+    let rights: &[&str] = if geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
+    let apart = |program: &str| {
+        let mut command = Command::new("unshare");
+        command.args(rights).args(["--net", "--mount", program]);
+        command
+    };
+    if !apart("ip").args(["link", "set", "lo", "up"]).status().is_ok_and(|status| status.success()) {
+        println!("skipped: this machine makes no network for a test (unshare, ip)");
+        return;
+    }
+    run_by(apart("sh"), test, &format!("set -e; ip link set lo up; {setup}"));
+}
+
+fn run_by(mut shell: Command, test: &str, setup: &str) {
+    shell.args(["-c", &format!("{setup}; exec \"$0\" \"$@\"")]).arg(std::env::current_exe().unwrap());
+    shell.args(["--exact", test, "--nocapture"]).env(ALONE, "1");
+    let output = shell.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}{errors}");
 }
 
 // ---- a receiver ---------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use promptpal_relay::address::Reached;
+use promptpal_relay::cluster::Cluster;
 use promptpal_relay::endpoint::{Caller, Settings};
-use promptpal_relay::event::Webhook;
+use promptpal_relay::event::{Secret, Webhook};
 
-use crate::support::{Database, Receiver, Relay, Reply, program};
+use crate::support::{Database, Receiver, Relay, Reply, outcome, program};
 
 fn strict() -> Caller {
     Caller::new(Settings {
@@ -26,6 +27,7 @@ fn strict() -> Caller {
         user_agent_version: "1".into(),
         refused: Vec::new(),
         reached: Reached::default(),
+        metrics_port: None,
     })
     .unwrap()
 }
@@ -87,6 +89,12 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
         "https://例え.テスト/",
         "https://%E4%BE%8B.example/",
         "http://a.example:65535/",
+        "http://a.example:443/",
+        "https://a.example:80/",
+        "http://a.example:24/",
+        "https://user:22@a.example/22?22#22",
+        "https://168.63.129.15/",
+        "https://166.12.0.0/",
         "https://a$&'()*+,;=~!.example/",
         "https://a..example/",
         "https://a.0x8g/",
@@ -123,6 +131,11 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
         "http://a.example:-1/",
         "http://a.example:0/",
         "http://a.example:000/",
+        "http://a.example:22/",
+        "https://a.example:00025/",
+        "https://8.8.8.8:6000/",
+        "http://127.0.0.1:6379/",
+        "https://user:password@[2606:4700::1111]:10080/",
         "http://a.example:http/",
         "http://a.example:8 0/",
         "http://a.example:80:80/",
@@ -179,6 +192,10 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
         "http://user:password@10.1/",
         "http://100.64.0.1/",
         "http://169.254.169.254/latest",
+        "http://168.63.129.16/machine?comp=goalstate",
+        "http://[64:ff9b::168.63.129.16]/",
+        "http://161.26.0.6/",
+        "http://166.11.255.255/",
         "http://172.31.255.255/",
         "http://172.32.0.0/",
         "http://192.0.0.192/",
@@ -252,6 +269,26 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
 }
 
 #[tokio::test]
+async fn the_sql_function_and_the_daemon_refuse_the_same_ports() {
+    let database = Database::new().await;
+    // Those of other protocols end long before this.
+    let sql = "SELECT port, relay.url_problem('https://a.example:' || port || '/')
+                 FROM generate_series(0, 12000) AS port
+                UNION ALL
+               VALUES (49152, relay.url_problem('https://a.example:49152/'))";
+    let caller = strict();
+    let mut refused = 0;
+    for row in database.client.query(sql, &[]).await.unwrap() {
+        let (port, sql): (i32, Option<String>) = (row.get(0), row.get(1));
+        let webhook = Webhook { id: 1, url: format!("https://a.example:{port}/"), signing_secret: None };
+        assert_eq!(sql, caller.problem(&webhook));
+        refused += usize::from(sql.is_some());
+    }
+    // 83 of the fetch standard, and Redis'.
+    assert_eq!(refused, 84);
+}
+
+#[tokio::test]
 async fn the_application_and_readers_may_ask_what_is_wrong_with_a_url_and_nobody_else() {
     let database = Database::new().await;
     for (role, may) in [("relay_app", true), ("relay_reader", true), ("relay_daemon", false)] {
@@ -262,6 +299,163 @@ async fn the_application_and_readers_may_ask_what_is_wrong_with_a_url_and_nobody
     }
     let sql = "SELECT has_function_privilege('public', 'relay.url_problem(text)', 'EXECUTE')";
     assert!(!database.client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0));
+}
+
+/// What is wrong with a signing secret: what the SQL function says, what the daemon says, and whether the table takes it.
+async fn verdicts(database: &Database, secrets: &[String]) -> Vec<(Option<String>, Option<String>, bool)> {
+    let caller = strict();
+    let sql = "SELECT relay.secret_problem(secret) FROM unnest($1::text[]) WITH ORDINALITY AS list(secret, at) ORDER BY at";
+    let told = database.client.query(sql, &[&secrets]).await.unwrap();
+    let mut verdicts = Vec::new();
+    for (secret, row) in secrets.iter().zip(told) {
+        let signing_secret = Some(Secret(secret.clone()));
+        let daemon = caller.problem(&Webhook { id: 1, url: "https://a.example/".into(), signing_secret });
+        let sql = "INSERT INTO relay.webhooks (project_id, url, signing_secret) VALUES (1, '', $1)";
+        let taken = database.client.execute(sql, &[&secret]).await;
+        if let Err(error) = &taken {
+            let constraint = error.as_db_error().and_then(|error| error.constraint());
+            assert_eq!(constraint, Some("webhooks_signing_secret_can_sign"), "{error:?}");
+        }
+        verdicts.push((row.get(0), daemon, taken.is_ok()));
+    }
+    verdicts
+}
+
+#[tokio::test]
+async fn keys_that_cannot_sign_are_refused_by_the_table_the_function_and_the_daemon_alike() {
+    use base64::Engine;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+    let key = |bytes: usize| STANDARD.encode(vec![0xfb; bytes]);
+    let (good, other) = (key(32), STANDARD.encode([7; 24]));
+    let mut cases: Vec<(String, bool)> =
+        (0..100).map(|bytes| (key(bytes), (24..=64).contains(&bytes))).collect();
+    cases.extend((0..100).map(|bytes| (format!("whsec_{}", key(bytes)), (24..=64).contains(&bytes))));
+    for (secret, can_sign) in [
+        // What signed before: no bytes, one, and one of two.
+        ("whsec_".into(), false),
+        ("AA==".into(), false),
+        (format!("whsec_ whsec_{good}"), false),
+        (format!("{good} AA=="), false),
+        (String::new(), false),
+        (" \t\n".into(), false),
+        // Several.
+        (format!("{good} {other}"), true),
+        (format!("\n whsec_{good}\t\r\n\u{c}{other} "), true),
+        (format!("{good}\u{b}{other}"), false),
+        (format!("{good}\u{a0}{other}"), false),
+        (format!("{good},{other}"), false),
+        (format!("{good}{other}"), false),
+        // Other forms of base64, of which receivers make another key, or none.
+        (URL_SAFE.encode([0xfb; 32]), false),
+        (good.trim_end_matches('=').into(), false),
+        (format!("{good}="), false),
+        (format!("={good}"), false),
+        (good.replacen('=', "A=", 1), false),
+        // Bits too many in the last character: another form of the same key.
+        (good.replace("s=", "t="), false),
+        (good.replacen('v', "v\n", 1), false),
+        (good.replacen('v', "é", 1), false),
+        // Other prefixes.
+        (format!("whsec_whsec_{good}"), false),
+        (format!("WHSEC_{good}"), false),
+        (format!("whsk_{good}"), false),
+        (format!("whsec_ {good}"), false),
+        // Long.
+        (vec![good.clone(); 180].join(" "), true),
+        (vec![good.clone(); 200].join(" "), false),
+        (" ".repeat(8192 - good.len()) + &good, true),
+        (" ".repeat(8193 - good.len()) + &good, false),
+    ] {
+        cases.push((secret, can_sign));
+    }
+    let database = Database::new().await;
+    let secrets: Vec<String> = cases.iter().map(|(secret, _)| secret.clone()).collect();
+    for ((secret, can_sign), verdict) in cases.iter().zip(verdicts(&database, &secrets).await) {
+        let (sql, daemon, taken) = verdict;
+        assert_eq!((daemon.is_none(), taken), (*can_sign, *can_sign), "{secret:?}: {daemon:?}");
+        // In the same words.
+        assert_eq!(sql, daemon, "{secret:?}");
+    }
+    let null: Option<String> =
+        database.client.query_one("SELECT relay.secret_problem(NULL)", &[]).await.unwrap().get(0);
+    assert_eq!(null, None);
+    for (role, may) in [("relay_app", true), ("relay_reader", false), ("relay_daemon", false)] {
+        let sql = format!("BEGIN; SET LOCAL ROLE {role}; SELECT relay.secret_problem('')");
+        let result = database.client.batch_execute(&sql).await;
+        database.client.batch_execute("ROLLBACK").await.unwrap();
+        assert_eq!(result.is_ok(), may, "{role}: {result:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_table_the_function_and_the_daemon_agree_on_thousands_of_near_secrets() {
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+    let part = prop_oneof![
+        4 => "[A-Za-z0-9+/]{32,88}",
+        1 => "[A-Za-z0-9+/]{0,4}",
+        1 => "[A-Za-z0-9+/]{30,86}[AEIMQUYcgkosw048]=",
+        1 => "[A-Za-z0-9+/]{30,86}[AQgw]==",
+        1 => "={1,3}",
+        2 => Just("whsec_".to_owned()),
+        2 => "[ \t\n\x0b\x0c\r]{1,2}",
+        1 => "[!-~]{1,2}",
+        1 => "\\PC{1,2}",
+    ];
+    let secret = prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat());
+    let more = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let mut runner = if more.is_some() { TestRunner::default() } else { TestRunner::deterministic() };
+    let secrets: Vec<String> =
+        (0..more.unwrap_or(5000)).map(|_| secret.new_tree(&mut runner).unwrap().current()).collect();
+    let database = Database::new().await;
+    let verdicts = verdicts(&database, &secrets).await;
+    for (secret, (sql, daemon, taken)) in secrets.iter().zip(&verdicts) {
+        assert_eq!(sql, daemon, "{secret:?}");
+        assert_eq!(*taken, daemon.is_none(), "{secret:?}: {daemon:?}");
+    }
+    let good = verdicts.iter().filter(|(.., taken)| *taken).count();
+    println!("{good} of {} can sign", secrets.len());
+    assert!(good > secrets.len() / 50, "{good}: too few to say anything");
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_sign_makes_a_record_and_no_call_and_check_names_the_webhook() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    // A view, as beside the tables of another application: no constraint keeps anything out.
+    let view = format!(
+        "DROP TABLE relay.webhooks;
+         CREATE VIEW relay.webhooks AS
+         SELECT id::bigint, 1::bigint AS project_id, 'onPromptFinished' AS event, '{}' AS url, true AS enabled, secret AS signing_secret
+           FROM (VALUES (11, 'whsec_'),
+                        (12, 'AA=='),
+                        (13, 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw whsec_'),
+                        (14, 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw')) AS w(id, secret)",
+        receiver.url("/hook")
+    );
+    database.client.batch_execute(&view).await.unwrap();
+    let _relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    database.all_done().await;
+    let calls = database.calls().await;
+    assert_eq!(calls.len(), 4);
+    for call in &calls[..3] {
+        assert_eq!(call.get::<_, Option<&str>>("error_kind"), Some("internal"));
+        let told: &str = call.get("error_message");
+        assert!(told.contains("less than 24 or more than 64 bytes") && !told.contains("MfKQ9r8"), "{told}");
+        assert_eq!(call.get::<_, &str>("request_headers_text"), "{}");
+    }
+    assert!(calls[3].get::<_, bool>("succeeded"));
+    assert_eq!(receiver.requests().len(), 1, "nothing goes out unsigned, nor with an empty key");
+    let (_, stdout, stderr) = outcome(database.command(&["check", "--allow-net", "127.0.0.0/8"]));
+    for id in [11, 12, 13] {
+        assert!(
+            stdout.contains(&format!("{id} can never work: a key in the webhook's signing_secret")),
+            "{stdout}{stderr}"
+        );
+    }
+    assert!(stdout.contains("3 of 4 enabled ones can never work"), "{stdout}{stderr}");
 }
 
 #[tokio::test]
@@ -310,10 +504,46 @@ async fn the_sql_function_and_the_daemon_agree_on_thousands_of_near_urls() {
 }
 
 #[tokio::test]
+async fn the_relays_own_metrics_are_read_by_no_customer() {
+    // A server of its own: only a socket in the file system is reached from another network.
+    let cluster = Cluster::start(&[]).unwrap();
+    let database = Database::on(&cluster.url("postgres")).await;
+    for (project, host) in [(1, "8.8.4.4"), (2, "127.0.0.1"), (3, "localhost")] {
+        database.webhook(project, &format!("http://{host}:9464/metrics")).await;
+    }
+    // In a network of the relay's own any port is free.
+    let flags = ["--metrics-listen", "0.0.0.0:9464", "--log-level", "debug"];
+    for allowed in [&[][..], &["--allow-net", "8.8.4.0/24"]] {
+        let flags = [&flags[..], allowed].concat();
+        let Some(relay) = Relay::start_apart(&database, "ip addr add 8.8.4.4/32 dev lo", &flags) else {
+            println!("skipped: this machine makes no network for a test (unshare, ip)");
+            return;
+        };
+        for project in [1, 2, 3] {
+            database.events(project, 1).await;
+        }
+        database.all_done().await;
+        for call in database.calls().await {
+            let told: Option<&str> = call.get("error_message");
+            assert_eq!(call.get::<_, Option<&str>>("error_kind"), Some("blocked_address"), "{told:?}");
+            assert!(
+                told.is_some_and(|told| told.ends_with(" may not be called: the relay's own")),
+                "{told:?}"
+            );
+            for column in ["response_body", "remote_addr"] {
+                assert_eq!(call.get::<_, Option<&str>>(column), None, "{column}");
+            }
+        }
+        // The operator reads which.
+        relay.wait_for_log("the relay's metrics");
+    }
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls").await, 6);
+}
+
+#[tokio::test]
 async fn a_low_limit_of_open_files_fails_no_call() {
     let database = Database::new().await;
-    // More endpoints than files, each with a connection that rests after its calls; and names, which are looked up
-    // with files, too.
+    // More endpoints than files, each with a connection that rests after its calls; and each by two URLs.
     let receivers: Vec<Receiver> = (0..80)
         .map(|_| {
             Receiver::start(|_| {
@@ -421,7 +651,7 @@ async fn secrets_are_neither_logged_nor_recorded() {
         _ => Reply::status(200),
     });
     let own = receiver.url("").replace("http://", "http://us3r:p4ssw0rd@");
-    let refused = "http://us3r:p4ssw0rd@127.0.0.1:1/";
+    let refused = "http://us3r:p4ssw0rd@127.0.0.1:2/";
     let bad = "http://us3r:p4ssw0rd@ho st/";
     let typed = "us3r:p4ssw0rd@127.0.0.1/x";
     let urls = [
@@ -434,10 +664,13 @@ async fn secrets_are_neither_logged_nor_recorded() {
     ];
     for url in &urls {
         let id = database.webhook(1, url).await;
-        let sql = "UPDATE relay.webhooks SET signing_secret = 'whsec_bjBib2R5LWtub3dz' WHERE id = $1";
+        let sql = "UPDATE relay.webhooks SET signing_secret = 'whsec_bjBib2R5LWtub3dzIG4wYm9keS1rbm93cyBuMGJvZHkta25vd3M=' WHERE id = $1";
         database.client.execute(sql, &[&id]).await.unwrap();
     }
     let broken = database.webhook(1, &receiver.url("/never")).await;
+    // No constraint keeps it out of a view.
+    let sql = "ALTER TABLE relay.webhooks DROP CONSTRAINT webhooks_signing_secret_can_sign";
+    database.client.batch_execute(sql).await.unwrap();
     let sql = "UPDATE relay.webhooks SET signing_secret = 'whsec_n0t-b4se64!' WHERE id = $1";
     database.client.execute(sql, &[&broken]).await.unwrap();
     database.events(1, 3).await;

@@ -36,10 +36,12 @@ async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
     database.webhook(1, &with_password("/good?token=topsecret6")).await;
     database.webhook(1, &with_password("/bad?token=topsecret6")).await;
     database.webhook(1, "http://topsecret4:topsecret5@[").await;
-    database.webhook(1, "http://topsecret4:topsecret5@127.0.0.1:1/?token=topsecret6").await;
+    database.webhook(1, "http://topsecret4:topsecret5@127.0.0.1:2/?token=topsecret6").await;
     database
         .client
-        .batch_execute("UPDATE relay.webhooks SET signing_secret = 'whsec_dG9wc2VjcmV0Nw=='")
+        .batch_execute(
+            "UPDATE relay.webhooks SET signing_secret = 'whsec_dG9wc2VjcmV0NyB0b3BzZWNyZXQ3IHRvcHNlY3JldDc='",
+        )
         .await
         .unwrap();
     let user = format!("logger_{}", std::process::id());

@@ -192,9 +192,11 @@ async fn rows_of_a_project_with_ten_thousand_webhooks_delay_nobody_else() {
 #[tokio::test]
 async fn a_url_and_a_secret_that_are_far_too_long_are_refused_calls() {
     let database = Database::new().await;
-    let sql = "INSERT INTO relay.webhooks (project_id, url, signing_secret)
+    // No constraint keeps the secret out of a view.
+    let sql = "ALTER TABLE relay.webhooks DROP CONSTRAINT webhooks_signing_secret_can_sign;
+               INSERT INTO relay.webhooks (project_id, url, signing_secret)
                VALUES (1, 'http://127.0.0.1/' || repeat('x', 50000000), NULL),
-                      (1, 'http://127.0.0.1:9/', repeat('AAAA', 10000000))";
+                      (1, 'http://127.0.0.1:2/', repeat('AAAA', 10000000))";
     database.client.batch_execute(sql).await.unwrap();
     let relay = Relay::start(&database, &[]);
     database.events(1, 20).await;

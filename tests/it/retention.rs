@@ -277,9 +277,17 @@ async fn partitions_are_of_utc_days_whatever_is_set_in_the_database() {
         .batch_execute("SELECT relay.make_call_partition((now() AT TIME ZONE 'UTC')::date - 50)")
         .await
         .unwrap();
-    let sql = "SELECT relay.url_problem('https://[::1]:1/') || relay.url_problem('https://a%20b/')";
+    let sql = "SELECT relay.url_problem('https://[::1]:2/') || relay.url_problem('https://a%20b/')";
     let problems: String = session.query_one(sql, &[]).await.unwrap().get(0);
     assert!(problems.contains("::1 may not be called") && problems.contains("no host has"), "{problems}");
+    // Two keys, and white space of both kinds: what a backslash stands for is not the session's matter.
+    let keys =
+        "'MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw' || chr(9) || 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw' || chr(10)";
+    let sql =
+        format!("SELECT relay.secret_problem({keys}) IS NULL AND relay.secret_problem('tnfr') IS NOT NULL");
+    assert!(session.query_one(&sql, &[]).await.unwrap().get::<_, bool>(0));
+    let sql = format!("INSERT INTO relay.webhooks (project_id, url, signing_secret) VALUES (9, '', {keys})");
+    session.batch_execute(&sql).await.unwrap();
     let sql = "SET DateStyle = 'ISO'; SET TimeZone = 'UTC'; SET standard_conforming_strings = on";
     session.batch_execute(sql).await.unwrap();
     let whole = "SELECT count(*) FROM pg_class WHERE relispartition AND relnamespace = 'relay'::regnamespace AND relkind = 'r'

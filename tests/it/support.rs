@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use promptpal_relay::cli::Cli;
 use promptpal_relay::cluster::Cluster;
 use promptpal_relay::config;
@@ -334,18 +334,35 @@ impl Relay {
 
     /// The same with at most this many open files.
     pub fn start_with_few_files(database: &Database, arguments: &[&str], files: u32) -> Relay {
+        Relay::start_by_shell(Command::new("sh"), database, &format!("ulimit -n {files}"), arguments)
+    }
+
+    /// The same in a network of its own, which has loopback, what `setup` adds to it, and no way out; none where this
+    /// machine makes no such network.
+    pub fn start_apart(database: &Database, setup: &str, arguments: &[&str]) -> Option<Relay> {
+        let rights: &[&str] = if geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
+        let apart = |program: &str| {
+            let mut command = Command::new("unshare");
+            command.args(rights).args(["--net", program]);
+            command
+        };
+        let made = apart("ip").args(["link", "set", "lo", "up"]).status();
+        let setup = format!("set -e; ip link set lo up; {setup}");
+        made.is_ok_and(|status| status.success())
+            .then(|| Relay::start_by_shell(apart("sh"), database, &setup, arguments))
+    }
+
+    /// Starts it by a shell that first does what is in `setup`.
+    fn start_by_shell(mut shell: Command, database: &Database, setup: &str, arguments: &[&str]) -> Relay {
         let plain = program(RUN, &database.url);
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\""), BINARY])
-            .args(plain.get_args());
+        shell.args(["-c", &format!("{setup}; exec \"$0\" \"$@\""), BINARY]).args(plain.get_args());
         for (variable, value) in plain.get_envs() {
             match value {
-                Some(value) => command.env(variable, value),
-                None => command.env_remove(variable),
+                Some(value) => shell.env(variable, value),
+                None => shell.env_remove(variable),
             };
         }
-        Relay::spawn_with(command, arguments, |_| ()).ready()
+        Relay::spawn_with(shell, arguments, |_| ()).ready()
     }
 
     /// Waits until it says that it is ready.
