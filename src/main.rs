@@ -7,6 +7,7 @@ use promptpal_relay::cli::{self, Cli, Command};
 use promptpal_relay::command::{calls, check, demo, migrate, replay, run, send_test, status};
 use promptpal_relay::error::{Error, Result, one_line};
 use promptpal_relay::logging;
+use promptpal_relay::terminal::escaped;
 
 fn main() -> ExitCode {
     let cli = match Cli::from_environment() {
@@ -46,7 +47,7 @@ fn told(error: &clap::Error) -> ExitCode {
 /// The last line; in the journal it is an error.
 fn fails(why: &str) {
     let priority = if logging::is_journal() { logging::ERROR } else { "" };
-    eprintln!("{priority}promptpal-relay: {why}");
+    eprintln!("{priority}promptpal-relay: {}", escaped(why));
 }
 
 fn dispatch(cli: &Cli) -> Result<()> {
