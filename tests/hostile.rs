@@ -12,6 +12,8 @@ mod dial;
 mod head;
 #[path = "hostile/keepalive.rs"]
 mod keepalive;
+#[path = "hostile/openssl.rs"]
+mod openssl;
 #[path = "hostile/property.rs"]
 mod property;
 #[path = "hostile/signing.rs"]
