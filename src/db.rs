@@ -25,7 +25,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use host::{Host, Place};
 pub use session::Session;
 use settings::Access;
-pub use settings::Settings;
+pub use settings::{Settings, has_password};
 
 use crate::error::{Error, Result, one_line};
 use crate::handshake;

@@ -20,7 +20,7 @@
 //! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look, [`look`] and [`floor`] where;
 //!   [`link`] has its sessions, [`instance`] knows who is alive, [`outage`] what an operator must do about a Postgres that
 //!   refuses them; [`retention`] throws away; [`stall`] says when nothing moves;
-//!   [`stop`] and [`systemd`] are the world outside.
+//!   [`stop`], [`systemd`] and [`process`] are the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
 //! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`dial`], [`socket`] and [`resolver`]
@@ -61,6 +61,7 @@ pub mod metrics;
 pub mod outage;
 pub mod places;
 pub mod pool;
+pub mod process;
 pub mod relay;
 pub mod resolver;
 pub mod retention;

@@ -6,10 +6,15 @@ use clap::error::ErrorKind;
 use promptpal_relay::cli::{self, Cli, Command};
 use promptpal_relay::command::{calls, check, demo, migrate, replay, run, send_test, status};
 use promptpal_relay::error::{Error, Result, one_line};
-use promptpal_relay::logging;
 use promptpal_relay::terminal::escaped;
+use promptpal_relay::{logging, process};
 
 fn main() -> ExitCode {
+    // Before anything is read.
+    if let Err(error) = process::keep_private() {
+        fails(&one_line(&error));
+        return ExitCode::from(error.exit_code());
+    }
     let cli = match Cli::from_environment() {
         Ok(cli) => cli,
         Err(error) => return told(&error),
