@@ -1,7 +1,7 @@
 //! Why a TLS handshake failed, for people: what rustls says, made whole where it says too little and true where it
 //! names something else. For the endpoints' side and for Postgres'.
 //!
-//! Opens nothing and trusts nothing: [`judged`] and [`judged_key`] only give a refusal its reason.
+//! Opens nothing and trusts nothing: `judged` and `judged_key` only give a refusal its reason.
 
 use std::fmt;
 use std::sync::Arc;
