@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
@@ -30,8 +31,11 @@ impl Cli {
     /// Help and the version, too; see [`one_line`] for what cannot be meant.
     pub fn from_environment() -> Result<Cli, clap::Error> {
         let mut command = without_empty_variables(Cli::command());
-        Cli::from_arg_matches(&command.try_get_matches_from_mut(std::env::args_os())?)
-            .map_err(|error| error.format(&mut command))
+        let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+        let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        cli.global.is_database_url_typed =
+            matches.value_source("database_url") == Some(ValueSource::CommandLine);
+        Ok(cli)
     }
 }
 
@@ -67,6 +71,9 @@ pub struct Global {
         global = true
     )]
     pub database_url: Option<String>,
+    /// Whether `--database-url` was typed, and stands in the process list.
+    #[arg(skip)]
+    pub is_database_url_typed: bool,
     /// A file with that URL in it, such as systemd's credentials are. Without any of these,
     /// $CREDENTIALS_DIRECTORY/database-url is read if it is there
     #[arg(

@@ -1,8 +1,11 @@
 //! What the flags mean: checked once, never changed afterwards, shared by `run` and `check`.
 
+use std::cell::RefCell;
+use std::env::VarError;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,6 +46,8 @@ pub struct Config {
 
 /// Longest URL in a file.
 const URL_FILE_BYTES_MAX: u64 = 64 * 1024;
+/// Of a file's mode: those who are neither its owner nor in its group may read it.
+const OTHERS_READ: u32 = 0o004;
 /// What a unit's LoadCredential= is to call the URL.
 const CREDENTIAL: &str = "database-url";
 
@@ -53,10 +58,27 @@ const CREDENTIAL: &str = "database-url";
 ///
 /// [`Error::Config`] when it cannot be meant.
 pub fn database(global: &Global) -> Result<db::Settings> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    // Of those that were asked for: it says something, and nobody can say what.
+    let unreadable = RefCell::new(None);
+    let variable = |name: &str| match std::env::var(name) {
+        Ok(value) => Some(value).filter(|value| !value.is_empty()),
+        Err(VarError::NotPresent) => None,
+        Err(VarError::NotUnicode(_)) => {
+            unreadable.replace(Some(name.to_owned()));
+            None
+        }
+    };
     let file = |path: &Path| read_url(path).map(Some);
     let url = match (&global.database_url, &global.database_url_file) {
-        (Some(url), _) if !url.is_empty() => Some(url.clone()),
+        (Some(url), _) if !url.is_empty() => {
+            if global.is_database_url_typed && db::has_password(url) {
+                tracing::warn!(
+                    "--database-url has a password, which every user of this machine sees in the process list; give the URL \
+                     by --database-url-file or DATABASE_URL, or the password by PGPASSWORD or ~/.pgpass"
+                );
+            }
+            Some(url.clone())
+        }
         (_, Some(path)) => file(path)?,
         _ => match (variable("DATABASE_URL"), variable("CREDENTIALS_DIRECTORY")) {
             (Some(url), _) => Some(url),
@@ -66,7 +88,13 @@ pub fn database(global: &Global) -> Result<db::Settings> {
             _ => None,
         },
     };
-    db::Settings::parse(url.as_deref(), &variable)
+    let settings = db::Settings::parse(url.as_deref(), &variable);
+    match unreadable.take() {
+        Some(name) => {
+            Err(Error::Config(format!("the variable {name} is not UTF-8; set it anew, or take it away")))
+        }
+        None => settings,
+    }
 }
 
 /// The one line of a file.
@@ -76,12 +104,21 @@ fn read_url(path: &Path) -> Result<String> {
     };
     let mut text = String::new();
     let file = File::open(path).map_err(|error| refused(&error))?;
+    let mode = file.metadata().map_err(|error| refused(&error))?.mode();
     file.take(URL_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| refused(&error))?;
-    match text.trim() {
-        "" => Err(refused(&"the file is empty")),
-        url if url.contains('\n') => Err(refused(&"it has more than one line")),
-        url => Ok(url.to_owned()),
+    // Not more than the end of the line: white space may belong to the URL.
+    let url = text.trim_end_matches(['\r', '\n']);
+    if url.trim().is_empty() {
+        return Err(refused(&"the file is empty"));
     }
+    if url.contains('\n') {
+        return Err(refused(&"it has more than one line"));
+    }
+    if mode & OTHERS_READ != 0 && db::has_password(url) {
+        let path = path.display();
+        tracing::warn!("{path} has a password, and every user of this machine may read it; chmod o-r it");
+    }
+    Ok(url.to_owned())
 }
 
 impl Config {

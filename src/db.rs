@@ -25,9 +25,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use host::{Host, Place};
 pub use session::Session;
 use settings::Access;
-pub use settings::Settings;
+pub use settings::{Settings, has_password};
 
 use crate::error::{Error, Result, one_line};
+use crate::handshake;
 
 /// The `application_name` of every session, followed by its role.
 const APPLICATION_NAME: &str = "promptpal-relay";
@@ -264,7 +265,7 @@ impl Settings {
             return Error::Config(format!("{doing}: {}", one_line(&error)));
         }
         if let Some(cause) = tls::cause(&error) {
-            let text = format!("{doing}: TLS: {cause}{}", tls::hint(cause));
+            let text = format!("{doing}: TLS: {}{}", handshake::message(cause), tls::hint(cause));
             return if tls::is_refusal(cause) { Error::Config(text) } else { Error::Failed(text) };
         }
         match error.source() {

@@ -30,12 +30,13 @@ use crate::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, storable, storable_text};
 use crate::dial::{Dial, Worked};
 use crate::error::{Result, one_line};
 use crate::event::Webhook;
+use crate::handshake;
 use crate::head::HEAD_BYTES_MAX;
 use crate::machine::Machine;
 use crate::memory::Room;
 use crate::resolver::Resolver;
 use crate::signature;
-use crate::trust::{self, Tls};
+use crate::trust::Tls;
 use crate::wire::{Names, Rules, Seen, Tap, is_localhost, take_seen, watch_body, watch_head};
 
 /// Idle connections rest for less than Node's Express leaves them open (5 s).
@@ -470,6 +471,9 @@ impl Caller {
             _ if seen.flooded => {
                 Some("the answer is nearly nothing but framing; it was not read to its end".into())
             }
+            Some(ureq::Error::Rustls(error)) => {
+                Some(format!("the answer broke off: {}", handshake::message(&error)))
+            }
             Some(error) => Some(format!("the answer broke off: {error}")),
             // A body that ends with the connection ends for ureq also when the connection breaks.
             None => seen.broken.map(|broken| format!("the answer broke off: {broken}")),
@@ -534,7 +538,7 @@ impl Caller {
                 format!("the answer broke off within its head: {}", one_line(e)),
             ),
             E::Io(e) => Failure::of(ErrorKind::Connect, one_line(e)),
-            E::Rustls(tls) => Failure::of(ErrorKind::Tls, trust::message(tls)),
+            E::Rustls(tls) => Failure::of(ErrorKind::Tls, handshake::message(tls)),
             E::Tls(text) => Failure::of(ErrorKind::Tls, *text),
             E::TlsRequired => Failure::of(ErrorKind::Tls, error.to_string()),
             E::Protocol(e) => Failure::of(ErrorKind::Protocol, e.to_string()),

@@ -20,7 +20,7 @@
 //! - The daemon: [`relay`] claims, hands out and finishes; [`wake`] says when to look, [`look`] and [`floor`] where;
 //!   [`link`] has its sessions, [`instance`] knows who is alive, [`outage`] what an operator must do about a Postgres that
 //!   refuses them; [`retention`] throws away; [`stall`] says when nothing moves;
-//!   [`stop`] and [`systemd`] are the world outside.
+//!   [`stop`], [`systemd`] and [`process`] are the world outside.
 //! - The queue's side: [`store`] has a function for each SQL file, [`db`] the sessions, [`schema`] the migrations.
 //!   It knows no HTTP.
 //! - The endpoints' side: [`endpoint`] makes one POST, with [`wire`], [`trust`], [`dial`], [`socket`] and [`resolver`]
@@ -28,7 +28,7 @@
 //!   [`head`] and [`chunks`] mend answers, [`body`] keeps as much of them as it may. It blocks, and knows no Postgres.
 //! - Between them: [`pool`], the threads, where asynchronous meets blocking and nowhere else; [`places`] decides
 //!   which call is next, [`admission`] which row begins, [`memory`] counts what they take.
-//! - Data that both sides share: [`event`] and [`call`].
+//! - Data that both sides share: [`event`] and [`call`]. [`handshake`] says for both why a TLS handshake failed.
 //! - What the user typed is [`cli`], what it means [`config`]; [`command`] has the commands, [`error`] the exit codes,
 //!   [`logging`] the journal, [`failures`] the failed calls in it, [`terminal`] its colours; [`metrics`] what is
 //!   counted.
@@ -50,6 +50,7 @@ pub mod error;
 pub mod event;
 pub mod failures;
 pub mod floor;
+pub mod handshake;
 pub mod head;
 pub mod instance;
 pub mod link;
@@ -61,6 +62,7 @@ pub mod metrics;
 pub mod outage;
 pub mod places;
 pub mod pool;
+pub mod process;
 pub mod relay;
 pub mod resolver;
 pub mod retention;

@@ -15,13 +15,13 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_appender::rolling::{RollingFileAppender, Rotation};
-use tracing_subscriber::fmt::format::{Format, Writer};
+use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::{Global, LogFormat, LogLevel};
 use crate::error::{Error, Result};
-use crate::terminal;
+use crate::terminal::{self, escaped};
 
 /// Lines that wait to be written; more are lost.
 const LINES_MAX: usize = 10_000;
@@ -86,7 +86,8 @@ impl Write for File {
             open.pruned = today;
             if let Err(error) = prune(&self.dir, self.days) {
                 // Not a line of the log: this is the thread that writes them.
-                eprintln!("promptpal-relay: throwing old log files away: {error}");
+                let error = error.to_string();
+                eprintln!("promptpal-relay: throwing old log files away: {}", escaped(&error));
             }
         }
         Ok(written)
@@ -150,16 +151,14 @@ pub fn install(global: &Global) -> Result<(Files, Flush)> {
         .with_writer(writer);
     let to_journal = file.is_none() && is_journal();
     match global.log_format {
-        LogFormat::Json if to_journal => {
-            builder.json().flatten_event(true).map_event_format(Prioritised).init();
+        LogFormat::Json => {
+            builder.json().flatten_event(true).map_event_format(|format| Lines { format, to_journal }).init();
         }
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        // journald stamps each line itself.
         LogFormat::Text if to_journal => {
-            // journald stamps each line itself.
-            let format = Format::default().with_target(false).with_ansi(false).without_time();
-            builder.event_format(Prioritised(format)).init();
+            builder.without_time().map_event_format(|format| Lines { format, to_journal }).init();
         }
-        LogFormat::Text => builder.init(),
+        LogFormat::Text => builder.map_event_format(|format| Lines { format, to_journal }).init(),
     }
     Ok((Files(file), Flush { _guard: guard }))
 }
@@ -174,10 +173,15 @@ pub fn is_journal() -> bool {
 /// The priority of an error, as sd-daemon(3) has it in front of a line.
 pub const ERROR: &str = "<3>";
 
-/// Lines with their priority in front.
-struct Prioritised<F>(F);
+/// Each event on one line that is [`escaped`] as a whole, wherever a foreign text stands in it: a line break would begin
+/// a line of its own in the journal, with a priority that somebody else chose.
+struct Lines<F> {
+    format: F,
+    /// The priority stands in front.
+    to_journal: bool,
+}
 
-impl<S, N, F> FormatEvent<S, N> for Prioritised<F>
+impl<S, N, F> FormatEvent<S, N> for Lines<F>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -189,13 +193,19 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let priority = match *event.metadata().level() {
-            Level::ERROR => ERROR,
-            Level::WARN => "<4>",
-            Level::INFO => "<6>",
-            Level::DEBUG | Level::TRACE => "<7>",
+        let mut line = String::new();
+        self.format.format_event(context, Writer::new(&mut line), event)?;
+        let line = escaped(line.trim_end_matches('\n'));
+        let (priority, colour) = match *event.metadata().level() {
+            Level::ERROR => (ERROR, "\x1b[31m"),
+            Level::WARN => ("<4>", "\x1b[33m"),
+            Level::INFO => ("<6>", ""),
+            Level::DEBUG | Level::TRACE => ("<7>", "\x1b[2m"),
         };
-        writer.write_str(priority)?;
-        self.0.format_event(context, writer, event)
+        match (self.to_journal, writer.has_ansi_escapes()) {
+            (true, _) => writeln!(writer, "{priority}{line}"),
+            (false, true) => writeln!(writer, "{colour}{line}\x1b[0m"),
+            (false, false) => writeln!(writer, "{line}"),
+        }
     }
 }

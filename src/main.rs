@@ -6,9 +6,15 @@ use clap::error::ErrorKind;
 use promptpal_relay::cli::{self, Cli, Command};
 use promptpal_relay::command::{calls, check, demo, migrate, replay, run, send_test, status};
 use promptpal_relay::error::{Error, Result, one_line};
-use promptpal_relay::logging;
+use promptpal_relay::terminal::escaped;
+use promptpal_relay::{logging, process};
 
 fn main() -> ExitCode {
+    // Before anything is read.
+    if let Err(error) = process::keep_private() {
+        fails(&one_line(&error));
+        return ExitCode::from(error.exit_code());
+    }
     let cli = match Cli::from_environment() {
         Ok(cli) => cli,
         Err(error) => return told(&error),
@@ -46,7 +52,7 @@ fn told(error: &clap::Error) -> ExitCode {
 /// The last line; in the journal it is an error.
 fn fails(why: &str) {
     let priority = if logging::is_journal() { logging::ERROR } else { "" };
-    eprintln!("{priority}promptpal-relay: {why}");
+    eprintln!("{priority}promptpal-relay: {}", escaped(why));
 }
 
 fn dispatch(cli: &Cli) -> Result<()> {

@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::call::{Call, ErrorKind};
 use crate::error::{Error, Result};
 use crate::pool::Load;
+use crate::terminal::escaped;
 use crate::wake::Cause;
 
 /// How long a request may take to come, and its answer to go.
@@ -395,7 +396,8 @@ async fn answer(
         }
         (Some("GET" | "HEAD"), "/healthz") => match metrics.why() {
             None => ("200 OK", text, "ok\n".into()),
-            Some(why) => ("503 Service Unavailable", text, format!("{why}\n")),
+            // For a terminal, too: it says what Postgres and its triggers say.
+            Some(why) => ("503 Service Unavailable", text, format!("{}\n", escaped(&why))),
         },
         (Some("GET" | "HEAD"), _) => ("404 Not Found", text, "there are /metrics and /healthz\n".into()),
         _ => ("405 Method Not Allowed", text, "only GET\n".into()),

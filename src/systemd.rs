@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+use crate::terminal::escaped;
+
 fn tell(text: &str) {
     if let Err(error) = try_tell(text) {
         tracing::debug!(%error, text, "cannot tell systemd");
@@ -38,9 +40,9 @@ pub fn ready() {
     tell("READY=1");
 }
 
-/// What we are doing, one line for `systemctl status`.
+/// What we are doing, one line for `systemctl status`. [`escaped`]: a line break would begin another assignment.
 pub fn status(text: &str) {
-    tell(&format!("STATUS={text}"));
+    tell(&format!("STATUS={}", escaped(text)));
 }
 
 /// We were told to stop and finish what is in hand, which takes so long at most: the unit's own limit may be shorter.

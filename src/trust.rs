@@ -1,4 +1,5 @@
-//! TLS to endpoints: whom we trust, how long a handshake may take, and what is said when it fails.
+//! TLS to endpoints: whom we trust, and how long a handshake may take. What is said when it fails is in
+//! [`crate::handshake`].
 //!
 //! The system's store and `--ca-file`, TLS 1.2 and 1.3. Opens no socket.
 
@@ -13,17 +14,17 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
-    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, OtherError, RootCertStore,
-    SignatureScheme, StreamOwned,
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    StreamOwned,
 };
 use ureq::tls::{PemItem, parse_pem};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
     time,
 };
-use x509_cert::der::Decode;
 
 use crate::error::{Error, Result};
+use crate::handshake::{judged, judged_key, require_version_3};
 use crate::wire::handshaking;
 
 /// The link in ureq's chain that encrypts. One for all connections: it holds the trust store.
@@ -86,10 +87,13 @@ impl<In: Transport> Connector<In> for Tls {
     }
 }
 
-/// An error of rustls's without the wrapping for `io`.
+/// An error of rustls's without the wrapping for `io`; an end that was not announced without rustls's explanation.
 fn bare(error: io::Error) -> ureq::Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(tls) => ureq::Error::Rustls(tls.clone()),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection").into()
+        }
         None => error.into(),
     }
 }
@@ -176,18 +180,20 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// rustls's own verification, which calls a self-signed certificate one of an unknown issuer: here it is named.
+/// rustls's own verification; its refusals get their reasons ([`judged`]).
 #[derive(Debug)]
 struct Verifier {
     provider: Arc<CryptoProvider>,
+    roots: Arc<RootCertStore>,
     // None: there is nothing that could be trusted, which rustls's verifier does not want to be told.
     web_pki: Option<Arc<WebPkiServerVerifier>>,
 }
 
 impl Verifier {
     fn new(provider: Arc<CryptoProvider>, roots: RootCertStore) -> Verifier {
-        let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-        Verifier { provider, web_pki: builder.build().ok() }
+        let roots = Arc::new(roots);
+        let builder = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
+        Verifier { provider, roots, web_pki: builder.build().ok() }
     }
 }
 
@@ -200,19 +206,12 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        require_version_3(end_entity)?;
         let verified = match &self.web_pki {
             Some(web_pki) => web_pki.verify_server_cert(end_entity, intermediates, name, ocsp_response, now),
             None => Err(CertificateError::UnknownIssuer.into()),
         };
-        verified.map_err(|error| match error {
-            // The second: it says that it is an authority, as `openssl req -x509` writes it.
-            rustls::Error::InvalidCertificate(
-                CertificateError::UnknownIssuer | CertificateError::Other(_),
-            ) if is_self_signed(end_entity) => {
-                CertificateError::Other(OtherError(Arc::new(SelfSigned))).into()
-            }
-            other => other,
-        })
+        verified.map_err(|error| judged(error, end_entity, intermediates, &self.roots))
     }
 
     fn verify_tls12_signature(
@@ -222,6 +221,7 @@ impl ServerCertVerifier for Verifier {
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+            .map_err(|error| judged_key(error, cert))
     }
 
     fn verify_tls13_signature(
@@ -231,49 +231,10 @@ impl ServerCertVerifier for Verifier {
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+            .map_err(|error| judged_key(error, cert))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-fn is_self_signed(der: &CertificateDer<'_>) -> bool {
-    x509_cert::Certificate::from_der(der)
-        .is_ok_and(|certificate| certificate.tbs_certificate.issuer == certificate.tbs_certificate.subject)
-}
-
-#[derive(Debug)]
-struct SelfSigned;
-
-impl fmt::Display for SelfSigned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the certificate is self-signed and not trusted here")
-    }
-}
-
-impl std::error::Error for SelfSigned {}
-
-/// What is wrong with the certificate or the handshake, for people.
-pub(crate) fn message(error: &rustls::Error) -> String {
-    use rustls::{AlertDescription as Alert, CertificateError as C, Error as E};
-    match error {
-        E::InvalidCertificate(C::Expired | C::ExpiredContext { .. }) => "the certificate has expired".into(),
-        E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => {
-            "the certificate is not valid yet".into()
-        }
-        // The second: an authority of the same name with another key, as when it was made anew.
-        E::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => {
-            "the certificate is of an authority that is not trusted here".into()
-        }
-        E::InvalidCertificate(C::Other(OtherError(why))) if why.is::<SelfSigned>() => why.to_string(),
-        E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => {
-            format!("the certificate is for another name ({error})")
-        }
-        E::PeerIncompatible(_)
-        | E::AlertReceived(Alert::ProtocolVersion | Alert::HandshakeFailure | Alert::InsufficientSecurity) => {
-            format!("no common TLS version or cipher, 1.2 or newer is needed ({error})")
-        }
-        _ => error.to_string(),
     }
 }

@@ -1,5 +1,8 @@
 //! Connecting, against real servers: one without TLS, one with a certificate of an authority, one self-signed.
 
+#[path = "hostile/openssl.rs"]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod openssl;
 #[path = "connect/server.rs"]
 mod server;
 
@@ -59,6 +62,32 @@ async fn eventually(what: &str, mut ask: impl AsyncFnMut() -> bool) {
     while !ask().await {
         assert!(start.elapsed() < PATIENCE, "{what} does not happen");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_certificate_or_a_handshake_is_said_truly() {
+    for case in openssl::cases(true) {
+        let server = case.start();
+        let url = |mode: &str| {
+            format!(
+                "postgres://relay@{}:{}/app?hostaddr=127.0.0.1&sslnegotiation=direct&sslmode={mode}",
+                openssl::NAME,
+                server.port
+            )
+        };
+        let checked = url(&format!("verify-full&sslrootcert={}", server.trusted.display()));
+        // What no mode can do without: the proof that the server has the certificate's key.
+        let modes =
+            if case.name == "RSA of 1024 bits" { vec![checked, url("require")] } else { vec![checked] };
+        for url in modes {
+            let error = within(case.name, connect(&url)).await.expect_err(case.name);
+            let line = one_line(&error);
+            assert!(line.contains(case.said), "{}: {line}", case.name);
+            for word in ["rustls", "webpki", "invalid peer", "fatal alert", "corrupt message"] {
+                assert!(!line.contains(word), "{}: {line}", case.name);
+            }
+        }
     }
 }
 

@@ -14,6 +14,8 @@ mod head;
 mod keepalive;
 #[path = "hostile/network.rs"]
 mod network;
+#[path = "hostile/openssl.rs"]
+mod openssl;
 #[path = "hostile/property.rs"]
 mod property;
 #[path = "hostile/signing.rs"]

@@ -11,6 +11,7 @@ use crate::error::{Error, Result, one_line};
 use crate::schema;
 use crate::stop::Stop;
 use crate::store::{Key, Role, Store, Wanted};
+use crate::terminal::escaped;
 
 /// The span that is looked through first; each further one is so much longer. The log has no index in order of time,
 /// so what is wanted is looked for where it most likely is.
@@ -152,7 +153,7 @@ async fn follow(
         match looked.await {
             Ok(()) => {}
             Err(error) if store.is_closed() => {
-                eprintln!("promptpal-relay: {}; connecting again", one_line(&error));
+                eprintln!("promptpal-relay: {}; connecting again", escaped(&one_line(&error)));
                 store = again(settings).await?;
             }
             Err(error) => return Err(error),

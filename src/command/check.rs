@@ -1,8 +1,7 @@
 //! `check`: is everything in place? One line for each thing that was looked at.
 
-use std::io::Write;
-
 use crate::cli::{Global, Run};
+use crate::command::screen::Screen;
 use crate::config::Config;
 use crate::endpoint::Caller;
 use crate::error::{Error, Result, one_line};
@@ -20,7 +19,7 @@ const NAMED_MAX: usize = 20;
 ///
 /// The first thing that keeps the daemon from running, also when it was told in a line already.
 pub async fn run(global: &Global, run: &Run) -> Result<()> {
-    let report = Report;
+    let report = Report(Screen::of_stdout());
     let config = report.outcome("configuration", Config::new(global, run), |_| "can be meant".into())?;
     let caller = report.outcome("endpoints", Caller::new(config.endpoint.clone()), |_| {
         format!("timeout {}, {} threads", humantime::format_duration(run.timeout), run.workers)
@@ -109,12 +108,11 @@ async fn webhooks(report: &Report, store: &Store, caller: &Caller) -> Result<()>
     }
 }
 
-struct Report;
+struct Report(Screen);
 
 impl Report {
     fn line(&self, verdict: &str, what: &str, text: &str) -> Result<()> {
-        writeln!(std::io::stdout().lock(), "{verdict:<8} {what:<14} {text}")
-            .map_err(Error::io("writing to standard output"))
+        self.0.line(&format!("{verdict:<8} {what:<14} {text}"))
     }
 
     /// A line for something that must be right to go on.

@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::cluster::{Cluster, spawn_for_life};
+use crate::command::screen::printable;
 use crate::error::{Error, Result};
 
 /// The project of all that is shown.
@@ -200,7 +201,7 @@ impl Show {
             if table.is_empty() {
                 table.push(row.columns().iter().map(|column| column.name().to_owned()).collect());
             }
-            table.push((0..row.len()).map(|at| row.get(at).unwrap_or_default().to_owned()).collect());
+            table.push((0..row.len()).map(|at| printable(row.get(at).unwrap_or_default())).collect());
         }
         say("")?;
         print_table(&table)
@@ -354,8 +355,9 @@ fn serve(
 ) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(body) = read_request(&mut reader)? {
+        // With --keep, whoever is on this machine may post here.
         let user =
-            serde_json::from_slice::<serde_json::Value>(&body)?["userId"].as_str().unwrap_or("?").to_owned();
+            printable(serde_json::from_slice::<serde_json::Value>(&body)?["userId"].as_str().unwrap_or("?"));
         let (answer, bytes) = match manner {
             Manner::Good => {
                 ("answers 200", "HTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\n{\"status\":\"received\"}")

@@ -1,12 +1,12 @@
-//! What the commands for people print: aligned columns, coloured on a terminal, and never a control character of
-//! somebody else's.
+//! What the commands print: aligned columns, coloured on a terminal, and never a character of somebody else's that steers
+//! it.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 
 use crate::error::{Error, Result};
 use crate::store::Logged;
-use crate::terminal;
+use crate::terminal::{self, escaped};
 
 const RED: &str = "\x1b[31m";
 const BOLD: &str = "\x1b[1m";
@@ -27,24 +27,25 @@ impl Screen {
         Screen { colour: terminal::has_colours(&io::stdout()), width: terminal::width(io::stdout()) }
     }
 
-    /// Prints a line.
+    /// Prints a line, [`escaped`].
     ///
     /// # Errors
     ///
     /// When nobody reads any more, too; see [`Error::is_closed_pipe`].
     pub fn line(&self, text: &str) -> Result<()> {
-        writeln!(io::stdout().lock(), "{text}").map_err(Error::io("writing to standard output"))
+        print(&escaped(text))
     }
 
     /// A table's line of headings, cut to the terminal's width.
     fn heading(&self, text: &str) -> Result<()> {
-        self.line(&self.coloured(BOLD, &self.cut(text)))
+        print(&self.coloured(BOLD, &self.cut(text)))
     }
 
     /// A table's line about something that failed, or about something that did not, cut to the terminal's width.
     fn outcome(&self, failed: bool, text: &str) -> Result<()> {
-        let text = self.cut(text);
-        if failed { self.line(&self.coloured(RED, &text)) } else { self.line(&text) }
+        let text = escaped(text);
+        let text = self.cut(&text);
+        if failed { print(&self.coloured(RED, &text)) } else { print(&text) }
     }
 
     fn cut<'a>(&self, text: &'a str) -> Cow<'a, str> {
@@ -109,6 +110,10 @@ impl Screen {
     }
 }
 
+fn print(line: &str) -> Result<()> {
+    writeln!(io::stdout().lock(), "{line}").map_err(Error::io("writing to standard output"))
+}
+
 #[expect(clippy::too_many_arguments, reason = "the columns of a line")]
 fn call_line(
     time: &str,
@@ -124,17 +129,13 @@ fn call_line(
     format!("{time:<24}  {id:>8}  {webhook:>7}  {project:>7}  {ms:>6}  {outcome:<16}  {trace:<32}  {what}")
 }
 
-/// A text that others wrote, fit for a terminal: on one line, not too long, without control characters (which could
-/// move the cursor or recolour the screen) and those that turn the direction of writing.
+/// A text that others wrote, fit for a column: [`escaped`], and not too long.
 pub fn printable(text: &str) -> String {
-    let turns =
-        |c: char| matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
-    let clean = |c: char| if c.is_control() || turns(c) { '\u{FFFD}' } else { c };
-    let mut short: String = text.chars().take(TEXT_MAX).map(clean).collect();
+    let mut short: String = text.chars().take(TEXT_MAX).collect();
     if text.chars().nth(TEXT_MAX).is_some() {
         short.push('…');
     }
-    short
+    escaped(&short).into_owned()
 }
 
 #[cfg(test)]
@@ -142,11 +143,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_wrote_does_not_steer_the_terminal() {
-        assert_eq!(
-            printable("a\x1b[2Jb\r\n\u{9b}c\u{202e}"),
-            "a\u{FFFD}[2Jb\u{FFFD}\u{FFFD}\u{FFFD}c\u{FFFD}"
-        );
+    fn what_others_wrote_is_escaped_and_not_too_long() {
+        assert_eq!(printable("a\x1b[2Jb\r\u{2028}"), r"a\u001b[2Jb\u000d\u2028");
         assert_eq!(printable(&"ä".repeat(200)).chars().count(), TEXT_MAX + 1);
     }
 

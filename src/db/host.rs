@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::conninfo::Params;
+use super::conninfo::{Params, SPACES};
 use super::settings::bad;
 use crate::error::Result;
 
@@ -45,7 +45,7 @@ impl fmt::Display for Host {
 /// for all.
 pub(super) fn hosts(params: &Params) -> Result<Vec<Host>> {
     let list =
-        |key: &str| params.get(key).map_or_else(Vec::new, |value| value.split(',').map(str::trim).collect());
+        |key: &str| params.get(key).map_or_else(Vec::new, |value| value.split(',').collect::<Vec<&str>>());
     let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
     let count = names.len().max(addresses.len()).max(1);
     if !names.is_empty() && !addresses.is_empty() && names.len() != addresses.len() {
@@ -65,7 +65,8 @@ pub(super) fn hosts(params: &Params) -> Result<Vec<Host>> {
 }
 
 fn port(text: &str) -> Result<u16> {
-    match (text, text.parse()) {
+    // As libpq does with numbers.
+    match (text, text.trim_matches(SPACES).parse()) {
         ("", _) => Ok(DEFAULT_PORT),
         (_, Ok(port)) if port > 0 => Ok(port),
         // The text is not repeated: in a URL it may be the piece of a password (see `conninfo`).

@@ -11,7 +11,7 @@ use nix::unistd::{User, geteuid};
 use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 
-use super::conninfo::{self, Params};
+use super::conninfo::{self, Params, SPACES};
 use super::host::{Host, Place, hosts};
 use super::tls::{self, Identity, Mode, Root};
 use crate::address::Reached;
@@ -116,6 +116,12 @@ pub struct Settings {
     pub reached: Reached,
 }
 
+/// Whether there is a password in what the user typed.
+pub fn has_password(database_url: &str) -> bool {
+    conninfo::parse(database_url)
+        .is_ok_and(|params| params.get("password").is_some_and(|value| !value.is_empty()))
+}
+
 impl Settings {
     /// What the user typed, a `postgres://` URL or `key=value` pairs, completed by the `PG*` variables, then by
     /// libpq's defaults; `None` is the variables and defaults alone. `env` looks a variable up.
@@ -138,6 +144,8 @@ impl Settings {
                 params.insert((*key).to_owned(), value);
             }
         }
+        // Given and empty: the default, and not what a variable says.
+        params.retain(|_, value| !value.is_empty());
 
         let home = env("HOME").map(PathBuf::from).or_else(|| os_user().map(|user| user.dir));
         let hosts = hosts(&params)?;
@@ -205,8 +213,9 @@ pub(super) fn bad<T>(key: &str, what: impl fmt::Display) -> Result<T> {
 
 fn refuse_what_is_not_done(params: &Params, env: &dyn Fn(&str) -> Option<String>) -> Result<()> {
     for (key, variable) in REFUSED {
-        let named = if params.contains_key(*key) { key } else { variable };
-        if params.contains_key(*key) || env(variable).is_some() {
+        let given = params.get(*key);
+        let named = if given.is_some() { key } else { variable };
+        if given.map_or_else(|| env(variable).is_some(), |value| !value.is_empty()) {
             return Err(Error::Config(format!(
                 "{named} is not supported; leave it out and give the settings themselves in --database-url"
             )));
@@ -216,11 +225,16 @@ fn refuse_what_is_not_done(params: &Params, env: &dyn Fn(&str) -> Option<String>
     if encryption.as_deref() == Some("require") {
         return bad("gssencmode", "GSS encryption is not supported; use TLS (sslmode)");
     }
-    let known = |key: &str| KEYS.iter().any(|(known, _)| *known == key) || WITHOUT_EFFECT.contains(&key);
-    match params.keys().find(|key| !known(key)) {
+    match params.keys().find(|key| !is_known(key)) {
         Some(key) => bad(key, "no such setting; the names are those of libpq"),
         None => Ok(()),
     }
+}
+
+/// Whether this is a key of libpq's.
+pub(super) fn is_known(key: &str) -> bool {
+    let is_in = |keys: &[(&str, &str)]| keys.iter().any(|(known, _)| *known == key);
+    is_in(KEYS) || WITHOUT_EFFECT.contains(&key) || is_in(REFUSED)
 }
 
 fn os_user() -> Option<User> {
@@ -240,7 +254,7 @@ fn choice<T: Copy>(params: &Params, key: &str, words: &[(&str, T)]) -> Result<Op
 }
 
 fn number<T: std::str::FromStr>(params: &Params, key: &str) -> Result<Option<T>> {
-    match params.get(key).map(|value| (value, value.trim().parse())) {
+    match params.get(key).map(|value| (value, value.trim_matches(SPACES).parse())) {
         None => Ok(None),
         Some((_, Ok(number))) => Ok(Some(number)),
         Some((value, Err(_))) => bad(key, format_args!("`{value}` is not a whole number")),
@@ -416,6 +430,13 @@ mod tests {
                 "user=relay host=/run/pg",
                 &["PGSSLMODE=verify-ca"],
                 "relay@/run/pg:5432/relay, sslmode disable",
+            ),
+            // Given, and empty: libpq's default, whatever the variable says.
+            ("user=relay host=db1 dbname=", &["PGDATABASE=x"], "relay@db1:5432/relay, sslmode prefer"),
+            (
+                "postgres://relay@db1/app?sslmode=&service=",
+                &["PGSSLMODE=require"],
+                "relay@db1:5432/app, sslmode prefer",
             ),
             ("postgres://relay@a:1,[::1]/app", &["PGHOST="], "relay@a:1,[::1]:5432/app, sslmode prefer"),
             ("postgres://relay@db1/app?sslrootcert=system", &[], "relay@db1:5432/app, sslmode verify-full"),

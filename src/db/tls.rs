@@ -19,11 +19,11 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
-use x509_cert::Version;
 use x509_cert::der::Decode;
 use x509_cert::der::oid::db::{rfc4519, rfc5912};
 
 use crate::error::{Error, Result};
+use crate::handshake::{judged, judged_key, lacks_authority, require_version_3};
 
 /// libpq's `sslmode`, weakest first. `allow` is read as `prefer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
@@ -214,7 +214,7 @@ pub(super) fn is_refusal(error: &rustls::Error) -> bool {
 /// What to do about it, where that is not plain.
 pub(super) fn hint(error: &rustls::Error) -> &'static str {
     match error {
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        error if lacks_authority(error) => {
             "; sslrootcert must name the certificate of the authority that signed the server's"
         }
         rustls::Error::InvalidCertificate(
@@ -241,7 +241,6 @@ impl Verifier {
     fn check_chain(
         &self,
         server: &CertificateDer<'_>,
-        is_self_signed: bool,
         parsed: &ParsedCertificate<'_>,
         between: &[CertificateDer<'_>],
         now: UnixTime,
@@ -255,10 +254,6 @@ impl Verifier {
                 ),
             ) => Err(error),
             Err(_) if self.trusted.contains(server) => Ok(()),
-            // That nobody vouches for it is what can be mended, not that it says to be an authority.
-            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))) if is_self_signed => {
-                Err(CertificateError::UnknownIssuer.into())
-            }
             other => other,
         }
     }
@@ -273,21 +268,13 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        // Also where nothing else is asked of it: webpki reads version 3 only.
+        require_version_3(server)?;
         let x509 = x509_cert::Certificate::from_der(server).ok();
-        // Found here for a line that helps: webpki reads version 3 only and would not say it as clearly. `openssl
-        // x509 -req` before OpenSSL 3.2 makes version 1 unless it is given extensions.
-        if x509.as_ref().is_some_and(|x509| x509.tbs_certificate.version != Version::V3) {
-            return Err(rustls::Error::General(
-                "the server's certificate is X.509 version 1, which is not supported; make it anew with \
-                 extensions (openssl x509 -req -extfile …, with a subjectAltName)"
-                    .to_owned(),
-            ));
-        }
         if self.demand != Demand::Nothing {
             let parsed = ParsedCertificate::try_from(server)?;
-            let is_self_signed =
-                x509.as_ref().is_some_and(|x509| x509.tbs_certificate.issuer == x509.tbs_certificate.subject);
-            self.check_chain(server, is_self_signed, &parsed, between, now)?;
+            self.check_chain(server, &parsed, between, now)
+                .map_err(|error| judged(error, server, between, &self.roots))?;
             if self.demand == Demand::ChainAndName {
                 match verify_server_name(&parsed, name) {
                     Err(_) if x509.is_some_and(|x509| common_name_is(&x509, name)) => {}
@@ -304,7 +291,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
+        verify_tls12_signature(message, cert, dss, &self.algorithms).map_err(|error| judged_key(error, cert))
     }
 
     fn verify_tls13_signature(
@@ -313,7 +300,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        verify_tls13_signature(message, cert, dss, &self.algorithms).map_err(|error| judged_key(error, cert))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use promptpal_relay::endpoint::Caller;
 use rcgen::{BasicConstraints, IsCa};
 
+use crate::openssl::{NAME, cases};
 use crate::support::{
     AUTHORITY, Authority, OK, PATIENT, Peer, Receiver, caller, caller_with, certificate, kind, message, post,
     server_config, settings,
@@ -59,6 +60,28 @@ fn certificates_that_are_not_trusted_are_tls_failures_that_say_why() {
             "{why}: nothing was sent"
         );
         assert!(call.remote_addr.is_some(), "{why}");
+    }
+}
+
+#[test]
+fn the_log_says_truly_what_is_wrong_with_a_certificate_or_a_handshake() {
+    for case in cases(false) {
+        let server = case.start();
+        let mut settings = settings(PATIENT);
+        settings.ca_file = Some(server.trusted.clone());
+        let call = post(&caller_with(settings), &format!("https://{NAME}:{}/", server.port));
+        assert_eq!(kind(&call), "tls", "{}: {}", case.name, message(&call));
+        assert!(message(&call).contains(case.said), "{}: {}", case.name, message(&call));
+        assert_in_our_words(case.name, message(&call));
+    }
+}
+
+/// None of the libraries' texts.
+fn assert_in_our_words(name: &str, message: &str) {
+    for word in
+        ["rustls", "webpki", "invalid peer", "fatal alert", "docs.rs", "corrupt message", "tls handshake eof"]
+    {
+        assert!(!message.contains(word), "{name}: {message}");
     }
 }
 
@@ -146,6 +169,7 @@ fn a_handshake_that_is_none_is_a_tls_failure() {
         let receiver = Receiver::start(move |peer| script(peer));
         let call = post(&caller, &receiver.https());
         assert_eq!(kind(&call), "tls", "{name}: {}", message(&call));
+        assert_in_our_words(name, message(&call));
         assert_eq!(receiver.connections(), 1, "{name}");
     }
 }

@@ -27,6 +27,28 @@ fn the_two_units_differ_in_nothing_but_their_names() {
     assert!(many.contains("\nLogsDirectory=promptpal-relay promptpal-relay/%i\n"));
 }
 
+/// scripts/systemd-test looks at the same from outside, where there is a systemd.
+#[test]
+fn neither_core_dumps_nor_other_users_get_at_what_the_daemon_knows() {
+    for name in ["promptpal-relay.service", "promptpal-relay@.service"] {
+        let unit = repository_file(&format!("systemd/{name}"));
+        assert!(unit.lines().any(|line| line == "LimitCORE=0"), "{name}");
+        // systemd reads its settings as root; the user that the daemon runs as needs no right to them.
+        assert!(unit.lines().any(|line| line.starts_with("EnvironmentFile=")), "{name}");
+    }
+    let postinst = repository_file("packaging/debian/postinst");
+    assert!(postinst.contains("install -d -m 750 /etc/promptpal-relay\n") && !postinst.contains("useradd"));
+    let manifest = repository_file("Cargo.toml");
+    for asset in [r#"promptpal-relay.env", "etc/", "640""#, r#"promptpal-relay.conf", "usr/lib/sysusers.d/""#]
+    {
+        assert!(manifest.contains(asset), "{asset}");
+    }
+    let user = repository_file("packaging/sysusers.d/promptpal-relay.conf");
+    let unit = repository_file("systemd/promptpal-relay.service");
+    let name = unit.lines().find_map(|line| line.strip_prefix("User=")).unwrap();
+    assert!(user.lines().any(|line| line.starts_with(&format!("u {name} "))), "{user}");
+}
+
 #[test]
 fn the_env_file_and_the_readme_name_each_setting_with_its_default() {
     let file = repository_file("systemd/promptpal-relay.env");

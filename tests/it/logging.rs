@@ -1,8 +1,13 @@
 //! The journal: what is in it, what never is, and that it holds nothing up. Where the database's URL is read from.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
-use std::process::Stdio;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nix::unistd::{Uid, User};
 
 use crate::support::{Database, Receiver, Relay, Reply, as_user, outcome, program};
 
@@ -158,4 +163,87 @@ async fn the_databases_url_is_read_from_a_file_or_a_credential() {
     assert!(code == 78 && err.contains("more than one line") && !err.contains("topsecret"), "{err}");
     fs::write(&path, "\n").unwrap();
     assert!(run(&[], true).2.contains("empty"));
+    // What stands in a variable and cannot be read is not passed over: another database would be the next.
+    let mut command = program(&["check"], "");
+    command.env("DATABASE_URL", OsStr::from_bytes(b"postgres://a\xff"));
+    let (code, out, _) = outcome(command);
+    assert!(code == 78 && out.contains("DATABASE_URL is not UTF-8"), "{out}");
+}
+
+#[tokio::test]
+async fn a_password_that_other_users_can_read_is_a_warning() {
+    let database = Database::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("database-url");
+    let (url, file) = (as_user(&database.url, "postgres", "topsecret"), path.to_str().unwrap());
+    fs::write(&path, format!("{}\n", as_user(&database.url, "postgres", "topsecret"))).unwrap();
+    let base = database.url.split('?').next().unwrap();
+    let more = if url.contains('?') { "&" } else { "?" };
+    let warned = |flags: &[&str], mode: u32, variable: bool| {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let mut command = program(&[&["check"], flags].concat(), if variable { &url } else { "" });
+        if variable {
+            command.env("PROMPTPAL_RELAY_DATABASE_URL", &url);
+        }
+        let (_, out, err) = outcome(command);
+        assert!(!out.contains("topsecret") && !err.contains("topsecret"), "{out}{err}");
+        let warnings: Vec<&str> = err.lines().filter(|line| line.contains(" WARN ")).collect();
+        assert!(warnings.len() <= 1, "{err}");
+        warnings.first().copied().unwrap_or_default().to_owned()
+    };
+    let in_query = format!("{base}{more}password=topsecret");
+    for flag in [&url, &in_query, &String::from("host=127.0.0.1 port=1 password=topsecret")] {
+        assert!(warned(&["--database-url", flag], 0o600, false).contains("in the process list"), "{flag}");
+    }
+    assert!(warned(&["--database-url-file", file], 0o604, false).contains("chmod o-r"));
+    // Where others do not see it, or there is none.
+    assert_eq!(warned(&["--database-url-file", file], 0o640, false), "");
+    assert_eq!(warned(&[], 0o600, true), "");
+    assert_eq!(warned(&["--database-url", "postgres://127.0.0.1:1/app"], 0o600, false), "");
+}
+
+/// Of a program that runs as an ordinary user, another program of the same user reads neither environment nor memory.
+#[tokio::test]
+async fn no_other_process_of_the_same_user_reads_the_daemons_environment_or_memory() {
+    // A Postgres that never answers.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://u:topsecret@{}/x?connect_timeout=0", listener.local_addr().unwrap());
+    let user = if Uid::effective().is_root() { User::from_name("nobody").unwrap() } else { None };
+    let user = user.unwrap_or_else(|| User::from_uid(Uid::effective()).unwrap().unwrap());
+    // Where every user may run it.
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = folder.path().join("promptpal-relay");
+    fs::copy(crate::support::BINARY, &binary).unwrap();
+    let as_user = |mut command: Command| {
+        if Uid::effective().is_root() {
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
+        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut command = Command::new(&binary);
+    command.arg("run").env("DATABASE_URL", &url);
+    let mut relay = as_user(command);
+    // It has read its settings.
+    let connection = listener.accept().unwrap();
+    let reads = |pid: u32, file: &str| {
+        let mut command = Command::new("head");
+        command.args(["-c", "1"]).arg(format!("/proc/{pid}/{file}"));
+        as_user(command).wait_with_output().unwrap().status.success()
+    };
+    let mut command = Command::new("sleep");
+    let mut other = as_user({
+        command.arg("60");
+        command
+    });
+    assert!(reads(other.id(), "environ"), "what the test asks can be had of others");
+    for file in ["environ", "maps", "auxv", "fd/0"] {
+        assert!(!reads(relay.id(), file), "{file}");
+    }
+    for child in [&mut relay, &mut other] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    drop(connection);
 }

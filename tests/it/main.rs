@@ -22,4 +22,5 @@ mod recovery;
 mod retention;
 mod schema;
 mod support;
+mod terminal;
 mod unit;

@@ -147,7 +147,7 @@ fn outcome(mode: Mode, trusted: &[String], server: &Shown, name: &str) -> &'stat
         Err(error) => {
             assert!(is_refusal(&error), "no restart helps: {error:?}");
             match error {
-                rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => "issuer",
+                error if lacks_authority(&error) => "issuer",
                 rustls::Error::InvalidCertificate(Bad::NotValidForNameContext { .. }) => "name",
                 rustls::Error::InvalidCertificate(Bad::ExpiredContext { .. }) => "expired",
                 other => panic!("{other:?}"),
@@ -277,7 +277,7 @@ fn the_server_must_hold_the_key_in_every_mode() {
         {
             let trusted: Vec<String> = trusted.into_iter().cloned().collect();
             let error = shake(mode, &trusted, server.clone(), "db1").expect_err("a stolen certificate");
-            assert_eq!(error, rustls::Error::InvalidCertificate(CertificateError::BadSignature), "{mode:?}");
+            assert!(crate::handshake::message(&error).contains("does not prove"), "{mode:?}: {error}");
         }
     }
 }
@@ -308,7 +308,8 @@ fn a_version_1_certificate_is_refused_with_the_remedy() {
     let error = verifier
         .verify_server_cert(&server, &[], &name, &[], UnixTime::now())
         .expect_err("version 1 cannot be read");
-    assert!(is_refusal(&error) && error.to_string().contains("-extfile"), "{error}");
+    let message = crate::handshake::message(&error);
+    assert!(is_refusal(&error) && message.contains("-extfile"), "{message}");
 }
 
 #[test]
