@@ -279,6 +279,7 @@ BEGIN
                 LANGUAGE plpgsql
                 SECURITY DEFINER
                 SET search_path = pg_catalog, pg_temp
+                SET row_security = off
                 SET lock_timeout = '300ms'
             AS $$
             BEGIN
