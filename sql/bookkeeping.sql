@@ -1,11 +1,31 @@
 -- Where migrate writes down what it has applied. Run before the migrations, each time.
+--
+-- Whoever owns a table can put a trigger on it, which runs with the rights of the user who writes there. So migrate
+-- works in a schema of its own user, of relay_owner or of a superuser, and in no other: a user who may create schemas
+-- may have made this one before us.
 
 DO $$
+DECLARE
+    owner   name;
+    strange text;
 BEGIN
     -- Not CREATE SCHEMA IF NOT EXISTS: that wants CREATE on the database even when the schema is there already.
     IF to_regnamespace('relay') IS NULL THEN
         CREATE SCHEMA relay;
         COMMENT ON SCHEMA relay IS 'promptpal-relay: outbox, webhooks, call log.';
+    END IF;
+    SELECT pg_get_userbyid(n.nspowner)
+      INTO owner
+      FROM pg_namespace n
+      JOIN pg_roles r
+        ON r.oid = n.nspowner
+     WHERE n.nspname = 'relay'
+       AND NOT r.rolsuper
+       AND r.rolname NOT IN (current_user, 'relay_owner');
+    IF FOUND THEN
+        RAISE EXCEPTION 'the schema relay belongs to %, who could run code with the rights of %', owner, current_user
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = format('Run migrate as %s; or look at what is in the schema, then ALTER SCHEMA relay OWNER TO relay_owner.', owner);
     END IF;
     IF to_regclass('relay.migrations') IS NULL THEN
         CREATE TABLE relay.migrations (
@@ -20,6 +40,20 @@ BEGIN
         COMMENT ON COLUMN relay.migrations.name IS 'Name of the file.';
         COMMENT ON COLUMN relay.migrations.checksum IS 'SHA-256 of the file; a changed file is refused.';
         COMMENT ON COLUMN relay.migrations.applied_at IS 'When.';
+    END IF;
+    SELECT CASE WHEN c.relkind <> 'r' THEN 'it is not a table'
+                WHEN NOT r.rolsuper AND r.rolname NOT IN (current_user, 'relay_owner') THEN format('it belongs to %s', r.rolname)
+                WHEN EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid)
+                  OR EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid) THEN 'it has a trigger or a rule' END
+      INTO strange
+      FROM pg_class c
+      JOIN pg_roles r
+        ON r.oid = c.relowner
+     WHERE c.oid = 'relay.migrations'::regclass;
+    IF strange IS NOT NULL THEN
+        RAISE EXCEPTION 'relay.migrations is not as migrate made it: %', strange
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'Look at who has changed it, and put it back.';
     END IF;
 END
 $$;

@@ -1,13 +1,18 @@
--- Group roles and what they may do. Run by every migrate, after the migrations: it can be repeated, and a role that
--- a DBA made in the meantime gets its privileges then. Roles belong to the whole cluster and need CREATEROLE; where
--- that is missing, a warning says what is to be done.
+-- Group roles and what they may do, and who owns the schema. Run by every migrate, after the migrations: it can be
+-- repeated, and a role that a DBA made in the meantime gets its privileges then. Roles belong to the whole cluster and
+-- need CREATEROLE; where that is missing, a warning says what is to be done.
 
 DO $$
 DECLARE
     role    text;
     purpose text;
+    -- Who owned the schema before.
+    before  oid := (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'relay');
+    command text;
+    left_over text;
 BEGIN
     FOR role, purpose IN VALUES
+        ('relay_owner',  'promptpal-relay: owns the schema relay and its functions. Nobody logs in as it.'),
         ('relay_app',    'promptpal-relay: inserts events, owns the webhooks'' rows.'),
         ('relay_daemon', 'promptpal-relay: what the daemon needs and no more.'),
         ('relay_reader', 'promptpal-relay: reads everything but signing secrets.')
@@ -25,6 +30,89 @@ BEGIN
         END;
     END LOOP;
 
+    -- The functions of the schema run with the rights of their owner. That shall not be a superuser, nor somebody who
+    -- owns other things: all of it goes to relay_owner. Only what belongs to a superuser, to us or to the schema's owner
+    -- until now is handed over; what others made in it keeps their rights, which are less. Not the views of a DBA's, one
+    -- in the place of relay.webhooks too: they read other tables with the rights of their owner. Nor the feed, which
+    -- belongs to the owner of PromptPal's tables (sql/promptpal/install.sql).
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_owner' AND (rolcanlogin OR rolsuper)) THEN
+        RAISE WARNING 'role relay_owner may log in or is a superuser, and owns nothing: run ALTER ROLE relay_owner NOLOGIN NOSUPERUSER, then migrate again';
+    ELSIF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_owner') THEN
+        BEGIN
+            -- A user who is no superuser hands over only to a role that it is a member of, and needs that for the next
+            -- migrate. Before Postgres 16 CREATEROLE is enough to say so; since then its creator may.
+            IF current_user <> 'relay_owner' AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+                BEGIN
+                    EXECUTE format('GRANT relay_owner TO %I', current_user);
+                EXCEPTION WHEN insufficient_privilege THEN
+                    -- Somebody else may have done so.
+                    NULL;
+                END;
+            END IF;
+            IF pg_get_userbyid(before) <> 'relay_owner' THEN
+                ALTER SCHEMA relay OWNER TO relay_owner;
+            END IF;
+            FOR command IN
+                WITH theirs AS (
+                    SELECT r.oid
+                      FROM pg_roles r
+                     WHERE r.rolname <> 'relay_owner'
+                       AND (r.rolsuper OR r.rolname = current_user OR r.oid = before)
+                )
+                SELECT format('ALTER %s %s OWNER TO relay_owner',
+                              CASE c.relkind WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.oid::regclass)
+                  FROM pg_class c
+                  JOIN theirs t
+                    ON t.oid = c.relowner
+                 WHERE c.relnamespace = 'relay'::regnamespace
+                   AND (c.relkind IN ('r', 'p')
+                        OR c.relkind = 'v' AND c.relname IN ('backlog', 'in_flight', 'webhook_health', 'recent_failures')
+                        -- A sequence of a column goes with its table.
+                        OR c.relkind = 'S' AND NOT EXISTS (SELECT
+                                                             FROM pg_depend d
+                                                            WHERE d.classid = 'pg_class'::regclass
+                                                              AND d.objid = c.oid
+                                                              AND d.refclassid = 'pg_class'::regclass
+                                                              AND d.deptype IN ('a', 'i')))
+                 UNION ALL
+                SELECT format('ALTER ROUTINE %s OWNER TO relay_owner', p.oid::regprocedure)
+                  FROM pg_proc p
+                  JOIN theirs t
+                    ON t.oid = p.proowner
+                 WHERE p.pronamespace = 'relay'::regnamespace
+                   AND p.proname <> 'feed_outbox'
+            LOOP
+                EXECUTE command;
+            END LOOP;
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE WARNING 'the schema relay and its functions stay with %: % (as a superuser run migrate, or GRANT relay_owner TO %, then migrate again)',
+                pg_get_userbyid(before), SQLERRM, current_user;
+        END;
+    END IF;
+    SELECT string_agg(format('%s (%s)', f.oid::regprocedure, f.proowner::regrole), ', ' ORDER BY f.oid::regprocedure::text)
+      INTO left_over
+      FROM pg_proc f
+      JOIN pg_roles r
+        ON r.oid = f.proowner
+     WHERE f.pronamespace = 'relay'::regnamespace
+       AND f.prosecdef
+       AND r.rolsuper;
+    IF left_over IS NOT NULL THEN
+        RAISE WARNING 'functions in the schema relay run with the rights of a superuser: %: as a superuser run migrate; if that was done, ALTER FUNCTION … OWNER TO relay_owner, or run sql/promptpal/install.sql again', left_over;
+    END IF;
+
+    -- A view that a DBA put in the place of relay.webhooks is read by relay.replay, too.
+    SELECT format('GRANT SELECT ON relay.webhooks TO %s', n.nspowner::regrole)
+      INTO command
+      FROM pg_class c
+      JOIN pg_namespace n
+        ON n.oid = c.relnamespace
+     WHERE c.oid = 'relay.webhooks'::regclass
+       AND NOT has_table_privilege(n.nspowner, c.oid, 'SELECT');
+    IF FOUND THEN
+        EXECUTE command;
+    END IF;
+
     -- Inserts events, and owns the webhooks' rows.
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_app') THEN
         GRANT USAGE ON SCHEMA relay TO relay_app;
@@ -33,7 +121,11 @@ BEGIN
                       prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
                       provider_default_model, webhook_id, replay_of)
             ON relay.outbox TO relay_app;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
+        GRANT SELECT ON relay.webhooks TO relay_app;
+        -- Through a view one writes with the rights of its owner.
+        IF (SELECT c.relkind FROM pg_class c WHERE c.oid = 'relay.webhooks'::regclass) = 'r' THEN
+            GRANT INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
+        END IF;
         GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.send_test(bigint), relay.url_problem(text),
                                   relay.secret_problem(text)
             TO relay_app;
@@ -52,7 +144,8 @@ BEGIN
         GRANT SELECT, INSERT, UPDATE (seen_at, steady_since, next_at, completed_at, dropped_at) ON relay.retention TO relay_daemon;
         GRANT EXECUTE ON FUNCTION relay.cut_text(text), relay.cut_long_text(text), relay.make_call_partition(date),
                                   relay.drop_call_partition(text, timestamptz),
-                                  relay.delete_stray_calls(timestamptz, integer), relay.call_partitions()
+                                  relay.delete_stray_calls(timestamptz, integer), relay.call_partitions(),
+                                  relay.foreign_code(regclass, boolean)
             TO relay_daemon;
     END IF;
 

@@ -62,10 +62,12 @@ const SESSION_SETTINGS: &[(&str, &str)] = &[
 /// The same, but of newer servers only: Postgres 17 and later have this one. As `statement_timeout`.
 const NEWER_SETTINGS: &[(&str, &str)] = &[("transaction_timeout", "0")];
 
-/// Settings that the code relies on, whatever the user's `options` say: `SKIP LOCKED` and guarded updates are made
+/// Settings that the code relies on, whatever the user's `options` say, and that come before all others. Functions and
+/// operators are Postgres' own: where others may create some in a schema of the search path, theirs would run with our
+/// rights. Rows that a policy hides are a refusal, not rows that are missing. `SKIP LOCKED` and guarded updates are made
 /// for read committed, days begin in UTC, and a backslash in a string is a backslash.
-const RELIED_ON: &str = "SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'; \
-                         SET standard_conforming_strings = on; ";
+const RELIED_ON: &str = "SET search_path = pg_catalog, pg_temp; SET row_security = off; SET TimeZone = 'UTC'; \
+                         SET default_transaction_isolation = 'read committed'; SET standard_conforming_strings = on; ";
 
 /// Ends a statement whose client is gone, which keepalives alone do not (the server looks at its socket only between
 /// statements). Not to be had on every platform of the server, so it may fail, alone.
@@ -216,9 +218,9 @@ impl Settings {
                 format!("SELECT set_config(name, '{value}', false) FROM pg_settings WHERE name = '{name}'; ")
             }
         };
-        let mut batch: String = SESSION_SETTINGS.iter().map(set).collect();
+        let mut batch = RELIED_ON.to_owned();
+        batch.extend(SESSION_SETTINGS.iter().map(set));
         batch.extend(NEWER_SETTINGS.iter().map(set_if_known));
-        batch.push_str(RELIED_ON);
         batch.push_str(setup);
         batch.push_str("; ");
         batch.push_str(CAN_WRITE);

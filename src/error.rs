@@ -21,6 +21,10 @@ pub enum Error {
     Config(String),
     /// The schema is missing, older, newer or changed; a restart will not help. Exit code 78.
     Schema(String),
+    /// The rights in the database are not as they must be: rows are hidden from us, or code of others would run with our
+    /// rights. A restart will not help, and one is not needed either: a running daemon goes on when it is mended. Exit
+    /// code 78.
+    Rights(String),
     /// Postgres said no, or went away. Exit code by SQLSTATE, see [`Error::exit_code`].
     Postgres {
         /// What was being done: "claiming rows", "connecting to Postgres (user relay at db1:5432, database app)".
@@ -65,7 +69,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) => USAGE,
-            Error::Config(_) | Error::Schema(_) => CONFIG,
+            Error::Config(_) | Error::Schema(_) | Error::Rights(_) => CONFIG,
             Error::Postgres { source, .. } => match source.code() {
                 Some(code) if refused_for_good(code) => CONFIG,
                 _ => FAILED,
@@ -105,7 +109,15 @@ impl Error {
 
     /// Whether Postgres refused a statement because we may not make it.
     pub fn is_privilege(&self) -> bool {
-        self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+        self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) && !self.is_row_security()
+    }
+
+    /// Whether Postgres refused a statement because row level security would have hidden rows from it. That has the same
+    /// SQLSTATE as a privilege that is missing; the place in the server's source tells them apart, not the text, which is
+    /// translated.
+    pub fn is_row_security(&self) -> bool {
+        let Error::Postgres { source, .. } = self else { return false };
+        source.as_db_error().and_then(|error| error.routine()) == Some("check_enable_rls")
     }
 
     /// Whether the *data* of a statement is what was refused: the same statement fails again, with other data it
@@ -145,9 +157,11 @@ fn refused_for_good(code: &SqlState) -> bool {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Usage(text) | Error::Config(text) | Error::Schema(text) | Error::Failed(text) => {
-                f.write_str(text)
-            }
+            Error::Usage(text)
+            | Error::Config(text)
+            | Error::Schema(text)
+            | Error::Rights(text)
+            | Error::Failed(text) => f.write_str(text),
             Error::Postgres { doing, .. } => f.write_str(doing),
             Error::Io { doing, .. } => f.write_str(doing),
             Error::Servers(errors) => {
@@ -203,6 +217,7 @@ mod tests {
         assert_eq!(Error::Usage(String::new()).exit_code(), 2);
         assert_eq!(Error::Config(String::new()).exit_code(), 78);
         assert_eq!(Error::Schema(String::new()).exit_code(), 78);
+        assert_eq!(Error::Rights(String::new()).exit_code(), 78);
         assert_eq!(Error::Failed(String::new()).exit_code(), 1);
     }
 

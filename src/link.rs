@@ -81,6 +81,8 @@ impl Link {
         let backends = tokio::try_join!(instance.share(&claim), instance.share(&finish))?;
         older.free([instance.session(), &claim, &finish]).await?;
         adopt(&instance).await?;
+        // After that, because peers do not wait for it; before the first claim, which reads the webhooks.
+        schema::require_own_code(instance.session()).await?;
         peers.borrow_mut().connected(instance.server_started(), Instant::now());
         instance.look_around(peers, Instant::now()).await?;
         Ok(Link { instance, claim, finish, backends: backends.into(), unheard: Cell::default() })

@@ -56,6 +56,8 @@ enum Refusal {
     Login,
     Settings,
     Database,
+    Rights,
+    RowSecurity,
     Privilege,
     Missing,
     Changed,
@@ -72,6 +74,12 @@ enum Refusal {
 fn refusal(error: &Error) -> Option<Refusal> {
     if matches!(error, Error::Config(_)) {
         return Some(Refusal::Settings);
+    }
+    if matches!(error, Error::Rights(_)) {
+        return Some(Refusal::Rights);
+    }
+    if error.is_row_security() {
+        return Some(Refusal::RowSecurity);
     }
     if error.is_crowded() {
         return Some(Refusal::Crowded);
@@ -121,6 +129,12 @@ pub fn advice(error: &Error, user: &str) -> Option<String> {
         }
         Refusal::Database => {
             "the database is gone or has another name: correct the connection settings and restart".into()
+        }
+        Refusal::Rights => "the daemon goes on by itself when that is done".into(),
+        Refusal::RowSecurity => {
+            "row level security hides rows of that table from the daemon: ALTER TABLE … DISABLE ROW \
+                                 LEVEL SECURITY; promptpal-relay check names it"
+                .into()
         }
         Refusal::Privilege => {
             format!("GRANT relay_daemon TO {user}; where it is granted, run promptpal-relay migrate")

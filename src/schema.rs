@@ -125,8 +125,41 @@ pub fn check_server(server: &Server) -> Result<()> {
 pub async fn state(store: &Store) -> Result<State> {
     let server = store.server().await?;
     check_server(&server)?;
-    let applied = if server.has_migrations { store.migrations().await? } else { Vec::new() };
-    Ok(compare(&applied))
+    if !server.has_migrations {
+        return Ok(compare(&[]));
+    }
+    require_visible(store).await?;
+    Ok(compare(&store.migrations().await?))
+}
+
+/// Succeeds when no row of the relay's tables is hidden from it.
+///
+/// # Errors
+///
+/// [`Error::Rights`], with the table and the statement that helps.
+pub async fn require_visible(store: &Store) -> Result<()> {
+    match store.row_security().await?.first() {
+        None => Ok(()),
+        Some((table, reader)) => Err(Error::Rights(format!(
+            "row level security is on for {table}, and {reader} may not see all rows: run ALTER TABLE {table} DISABLE ROW \
+             LEVEL SECURITY (or, as a superuser, ALTER ROLE {reader} BYPASSRLS)"
+        ))),
+    }
+}
+
+/// Succeeds when nobody else's code runs in our sessions.
+///
+/// # Errors
+///
+/// [`Error::Rights`], with what it is and how to go on.
+pub async fn require_own_code(store: &Store) -> Result<()> {
+    match store.foreign_code().await?.first() {
+        None => Ok(()),
+        Some(problem) => Err(Error::Rights(format!(
+            "code of others would run with the relay's rights: {problem}; give it to relay_owner (ALTER … OWNER TO \
+             relay_owner), or take it out of the relay's tables and views"
+        ))),
+    }
 }
 
 /// Succeeds when the schema is exactly this program's.

@@ -786,10 +786,18 @@ impl Store {
         Ok(self.one("looking at the trigger", sql, &[]).await?.get(0))
     }
 
-    /// Names of tables whose rows policies filter for us.
-    pub async fn row_security(&self) -> Result<Vec<String>> {
+    /// Tables that row level security keeps from somebody who must see all of them, each with that role. See
+    /// `row_security.sql`.
+    pub async fn row_security(&self) -> Result<Vec<(String, String)>> {
         let sql = include_str!("../sql/queries/row_security.sql");
-        let rows = self.rows("looking at row security", sql, &[]).await?;
+        let rows = self.rows("looking at row level security", sql, &[]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Whose code would run in our sessions; none in a database that is in order. See `foreign_code.sql`.
+    pub async fn foreign_code(&self) -> Result<Vec<String>> {
+        let sql = include_str!("../sql/queries/foreign_code.sql");
+        let rows = self.rows("looking for code of others", sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 

@@ -94,12 +94,14 @@ COMMENT ON COLUMN relay.outbox.parked IS 'The row waits for a place at a slow we
 -- The texts that the application gives are taken as they are, because an insert must not fail for them. Of each, the
 -- first 8 KiB are delivered and logged. In the usual case cut_text is a comparison: it is inlined, and the length of a
 -- long text is known without reading it. Of a long one only the beginning is read, in a function apart: inlined, that
--- would make each claim and each finish slower to begin.
+-- would make each claim and each finish slower to begin. cut_text has no settings of its own, which would keep it from
+-- being inlined: a body in this form is bound when it is made, and no search_path changes what it means.
 CREATE FUNCTION relay.cut_long_text(value text) RETURNS text
     LANGUAGE plpgsql
     STABLE
     PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
 AS $$
 DECLARE
     bytes bytea   := convert_to(left(value, 8192), 'UTF8');
@@ -322,6 +324,7 @@ INSERT INTO relay.retention DEFAULT VALUES;
 CREATE FUNCTION relay.wake() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
 AS $$
 BEGIN
     PERFORM pg_notify('promptpal_relay', '');
@@ -352,6 +355,7 @@ CREATE FUNCTION relay.call_by_id(call_id bigint) RETURNS SETOF relay.webhook_cal
     LANGUAGE plpgsql
     STABLE
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
 AS $$
 DECLARE
     columns text := (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
@@ -408,19 +412,174 @@ COMMENT ON FUNCTION relay.call_by_id(bigint) IS
     'The call of that id, or none. Unlike a query it keeps no lock on all partitions of the log.';
 
 -- ---------------------------------------------------------------------------------------------------------------
+-- Postgres runs the functions in views and triggers with the rights of the session that reads or writes, so the owner
+-- of such a function can do what that session may do. A SECURITY DEFINER function is no fence against that: what runs
+-- inside it can leave deferred triggers, cursors and prepared statements behind for the session. So before the relay
+-- reads or writes what others may own, it asks here whose code would run. Trusted are superusers, the owner of the
+-- schema relay, and members of that role. Built-in functions are in no list: pg_depend does not name them.
+--
+-- A view runs the functions that its definition names; its owner can change them at any time. A table runs code only
+-- when it is written: rules, triggers, defaults, constraints, indexes, domains. A foreign key of somebody else's runs
+-- triggers of that table when a row of ours goes. Policies run nothing: row_security is off, and Postgres refuses.
+
+CREATE FUNCTION relay.foreign_code(relation regclass, written boolean) RETURNS SETOF text
+    LANGUAGE sql
+    STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+    -- The sessions of the daemon have the planner settings of other statements.
+    SET enable_seqscan = on
+    SET enable_bitmapscan = on
+    SET enable_nestloop = on
+    SET enable_hashjoin = on
+    SET enable_mergejoin = on
+AS $$
+    WITH RECURSIVE relations AS (
+        SELECT relation::oid AS oid
+        UNION
+        SELECT next.oid
+          FROM relations r
+         CROSS JOIN LATERAL (
+                -- Partitions.
+                SELECT i.inhrelid AS oid
+                  FROM pg_inherits i
+                 WHERE i.inhparent = r.oid
+                   AND written
+                UNION ALL
+                -- What a view or a rule reads and writes. A materialized view runs nothing when it is read.
+                SELECT d.refobjid
+                  FROM pg_rewrite w
+                  JOIN pg_class c
+                    ON c.oid = w.ev_class
+                   AND c.relkind <> 'm'
+                  JOIN pg_depend d
+                    ON d.classid = 'pg_rewrite'::regclass
+                   AND d.objid = w.oid
+                   AND d.refclassid = 'pg_class'::regclass
+                 WHERE w.ev_class = r.oid
+               ) AS next
+    ), known AS MATERIALIZED (
+        SELECT c.oid, c.relkind, c.relowner, c.relnamespace = n.oid AS ours, n.nspowner AS trusted,
+               pg_has_role(c.relowner, n.nspowner, 'MEMBER') AS is_trusted
+          FROM relations r
+          JOIN pg_class c
+            ON c.oid = r.oid
+          JOIN pg_namespace n
+            ON n.nspname = 'relay'
+    ), parts AS (
+        -- Of a view: its definition. Of a table: its rules, which only the owner can make.
+        SELECT k.oid, k.trusted, 'pg_rewrite'::regclass::oid AS classid, w.oid AS objid
+          FROM known k
+          JOIN pg_rewrite w
+            ON w.ev_class = k.oid
+         WHERE k.relkind <> 'm'
+        UNION ALL
+        SELECT k.oid, k.trusted, 'pg_trigger'::regclass, t.oid
+          FROM known k
+          JOIN pg_trigger t
+            ON t.tgrelid = k.oid
+           AND NOT t.tgisinternal
+         WHERE written
+        UNION ALL
+        -- The rest is the owner's, and is looked at where that is somebody else.
+        SELECT k.oid, k.trusted, 'pg_class'::regclass, k.oid
+          FROM known k
+         WHERE written AND NOT k.is_trusted
+        UNION ALL
+        SELECT k.oid, k.trusted, 'pg_class'::regclass, i.indexrelid
+          FROM known k
+          JOIN pg_index i
+            ON i.indrelid = k.oid
+         WHERE written AND NOT k.is_trusted
+        UNION ALL
+        SELECT k.oid, k.trusted, d.classid, d.objid
+          FROM known k
+          JOIN pg_depend d
+            ON d.refclassid = 'pg_class'::regclass
+           AND d.refobjid = k.oid
+           AND d.classid IN ('pg_attrdef'::regclass, 'pg_constraint'::regclass)
+           AND d.deptype IN ('a', 'i')
+         WHERE written AND NOT k.is_trusted
+    ), used AS (
+        SELECT p.oid, p.trusted, d.refclassid AS classid, d.refobjid AS objid
+          FROM parts p
+          JOIN pg_depend d
+            ON d.classid = p.classid
+           AND d.objid = p.objid
+    )
+    SELECT format('%s is a view of %s', k.oid::regclass, k.relowner::regrole)
+      FROM known k
+     WHERE k.relkind = 'v'
+       AND NOT k.is_trusted
+     UNION
+    SELECT format('%s has a rule of %s', k.oid::regclass, k.relowner::regrole)
+      FROM known k
+      JOIN pg_rewrite w
+        ON w.ev_class = k.oid
+     WHERE k.relkind NOT IN ('v', 'm')
+       AND written
+       AND NOT k.is_trusted
+     UNION
+    SELECT format('%s runs function %s of %s', u.oid::regclass, f.oid::regprocedure, f.proowner::regrole)
+      FROM used u
+      JOIN pg_proc f
+        ON u.classid = 'pg_proc'::regclass
+       AND f.oid = u.objid
+     WHERE NOT pg_has_role(f.proowner, u.trusted, 'MEMBER')
+     UNION
+    SELECT format('%s runs operator %s of %s', u.oid::regclass, o.oid::regoperator, o.oprowner::regrole)
+      FROM used u
+      JOIN pg_operator o
+        ON u.classid = 'pg_operator'::regclass
+       AND o.oid = u.objid
+     WHERE NOT pg_has_role(o.oprowner, u.trusted, 'MEMBER')
+     UNION
+    SELECT format('%s has type %s of %s', u.oid::regclass, t.oid::regtype, t.typowner::regrole)
+      FROM used u
+      JOIN pg_type t
+        ON u.classid = 'pg_type'::regclass
+       AND t.oid = u.objid
+     WHERE NOT pg_has_role(t.typowner, u.trusted, 'MEMBER')
+     UNION
+    SELECT format('%s has a foreign key of table %s of %s', k.oid::regclass, c.oid::regclass, c.relowner::regrole)
+      FROM known k
+      JOIN pg_constraint f
+        ON f.contype = 'f'
+       AND f.confrelid = k.oid
+      JOIN pg_class c
+        ON c.oid = f.conrelid
+     WHERE written
+       AND k.ours
+       AND NOT pg_has_role(c.relowner, k.trusted, 'MEMBER')
+     ORDER BY 1
+$$;
+
+COMMENT ON FUNCTION relay.foreign_code(regclass, boolean) IS
+    'Whose code would run when somebody reads this relation, or writes it too: what does not belong to a superuser, to the owner of the schema relay or to a member of that role. No row: nobody''s.';
+
+-- ---------------------------------------------------------------------------------------------------------------
 -- For people: repeat a call, send a test event. Usable inside the caller's own transaction.
 
 CREATE FUNCTION relay.replay(call_id bigint) RETURNS bigint
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
 AS $$
 DECLARE
     call    record;
     webhook record;
     payload jsonb;
     new_id  bigint;
+    foreign_code text;
 BEGIN
+    -- A view in its place runs functions with the rights of this function. What is locked stays as it is looked at.
+    LOCK TABLE relay.webhooks IN ACCESS SHARE MODE;
+    SELECT f INTO foreign_code FROM relay.foreign_code('relay.webhooks', false) AS f LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'relay.webhooks would run code of others with the rights of the relay: %', foreign_code
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Give that to relay_owner, or take it out of relay.webhooks.';
+    END IF;
     SELECT c.trace_id, c.webhook_id, c.project_id, c.request_body
       INTO call
       FROM relay.call_by_id(call_id) c;
@@ -468,11 +627,20 @@ CREATE FUNCTION relay.send_test(webhook_id bigint) RETURNS bigint
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
 AS $$
 DECLARE
     webhook record;
     new_id  bigint;
+    foreign_code text;
 BEGIN
+    -- As in relay.replay.
+    LOCK TABLE relay.webhooks IN ACCESS SHARE MODE;
+    SELECT f INTO foreign_code FROM relay.foreign_code('relay.webhooks', false) AS f LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'relay.webhooks would run code of others with the rights of the relay: %', foreign_code
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Give that to relay_owner, or take it out of relay.webhooks.';
+    END IF;
     SELECT w.id, w.project_id, w.event, w.enabled
       INTO webhook
       FROM relay.webhooks w
@@ -551,6 +719,7 @@ CREATE FUNCTION relay.url_problem(url text) RETURNS text
     IMMUTABLE
     PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
     SET standard_conforming_strings = on
 AS $$
 DECLARE
@@ -752,17 +921,29 @@ CREATE FUNCTION relay.make_call_partition(day date) RETURNS boolean
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
     SET DateStyle = 'ISO'
     SET TimeZone = 'UTC'
 AS $$
 DECLARE
-    name     text := 'webhook_calls_' || to_char(day, 'YYYYMMDD');
-    first    timestamptz := day::timestamp AT TIME ZONE 'UTC';
-    beyond   timestamptz := (day + 1)::timestamp AT TIME ZONE 'UTC';
+    name     text;
+    first    timestamptz;
+    beyond   timestamptz;
     -- More than so many calls of the day stay in the default partition: moving them would hold up who writes there.
     move_max bigint := 10000;
     strays   bigint;
+    today    date := (now() AT TIME ZONE 'UTC')::date;
 BEGIN
+    -- What --retain-calls may keep, and what the daemon makes ahead. Each partition is four locks for whoever asks the
+    -- log without a span of time.
+    IF day IS NULL OR NOT day BETWEEN today - 400 AND today + 7 THEN
+        RAISE EXCEPTION 'no partition is made for %: days from % to % have one',
+            coalesce(day::text, 'null'), today - 400, today + 7
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Make one of another day by hand: CREATE TABLE ... PARTITION OF relay.webhook_calls.';
+    END IF;
+    name := 'webhook_calls_' || to_char(day, 'YYYYMMDD');
+    first := day::timestamp AT TIME ZONE 'UTC';
+    beyond := (day + 1)::timestamp AT TIME ZONE 'UTC';
     -- Somebody took the default partition away: without it a call of a day without a partition has nowhere to go.
     IF to_regclass('relay.webhook_calls_default') IS NULL THEN
         CREATE TABLE relay.webhook_calls_default (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
@@ -808,7 +989,7 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.make_call_partition(date) IS
-    'Makes the partition of relay.webhook_calls for a UTC day unless there is one; whether it did. Calls of that day in the default partition are moved, up to 10,000.';
+    'Makes the partition of relay.webhook_calls for a UTC day, of the last 400 or the next 7, unless there is one; whether it did. Calls of that day in the default partition are moved, up to 10,000.';
 
 -- Attached partitions of ours, by their names, and where they really end: one that a DBA has made wider may have the name
 -- of an old day and calls of today. One without a last moment has none here.
@@ -816,6 +997,7 @@ CREATE FUNCTION relay.call_partitions(OUT name text, OUT beyond timestamptz) RET
     LANGUAGE sql
     STABLE
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
     SET DateStyle = 'ISO'
     SET TimeZone = 'UTC'
 AS $$
@@ -836,8 +1018,13 @@ CREATE FUNCTION relay.drop_call_partition(name text, before timestamptz) RETURNS
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
 AS $$
 BEGIN
+    IF name IS NULL OR before IS NULL THEN
+        RAISE EXCEPTION 'which partition may go, and what ended before when? Neither may be null'
+            USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     -- Only an attached one of ours, and only when all of it is before the limit, and nothing of today or yesterday.
     IF NOT EXISTS (SELECT
                      FROM relay.call_partitions() p
@@ -860,19 +1047,26 @@ CREATE FUNCTION relay.delete_stray_calls(before timestamptz, most integer) RETUR
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
 AS $$
 DECLARE
     deleted bigint;
+    -- Nothing of today or yesterday, whatever is asked for; as relay.drop_call_partition.
+    beyond  timestamptz := least(before, now() - interval '1 day');
 BEGIN
+    IF before IS NULL OR most IS NULL OR most NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION 'which calls may go? A time is needed, and a number from 1 to 10000'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     -- A DELETE is refused where a publication has a table without replica identity (one that a DBA made), also one that
     -- finds nothing.
-    IF NOT EXISTS (SELECT FROM relay.webhook_calls_default c WHERE c.start_time < before) THEN
+    IF NOT EXISTS (SELECT FROM relay.webhook_calls_default c WHERE c.start_time < beyond) THEN
         RETURN 0;
     END IF;
     DELETE FROM relay.webhook_calls_default c
      WHERE c.ctid = ANY (ARRAY(SELECT s.ctid
                                  FROM relay.webhook_calls_default s
-                                WHERE s.start_time < before
+                                WHERE s.start_time < beyond
                                 LIMIT most));
     GET DIAGNOSTICS deleted = ROW_COUNT;
     RETURN deleted;
@@ -880,8 +1074,9 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.delete_stray_calls(timestamptz, integer) IS
-    'Deletes calls of the default partition of relay.webhook_calls that started before the given time, at most so many; how many.';
+    'Deletes calls of the default partition of relay.webhook_calls that started before the given time and more than a day ago, at most so many (10,000); how many.';
 
+REVOKE ALL ON FUNCTION relay.foreign_code(regclass, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.call_by_id(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;
@@ -971,6 +1166,7 @@ CREATE FUNCTION relay.webhook_health_since(since timestamptz)
     LANGUAGE plpgsql
     STABLE
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
 AS $$
 BEGIN
     RETURN QUERY EXECUTE $query$
@@ -1017,6 +1213,7 @@ CREATE FUNCTION relay.failures_since(since timestamptz, most integer)
     LANGUAGE plpgsql
     STABLE
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
 AS $$
 BEGIN
     RETURN QUERY EXECUTE $query$

@@ -1,5 +1,5 @@
 -- Puts the relay beside an existing PromptPal database. Run it with psql, in the database that has both, after
--- promptpal-relay migrate, as a user who owns the schema relay and may create triggers on PromptPal's tables:
+-- promptpal-relay migrate, as a superuser, or as a member of relay_owner and of the role that owns PromptPal's tables:
 --
 --     psql -v ON_ERROR_STOP=1 -f sql/promptpal/install.sql app
 --     psql -v ON_ERROR_STOP=1 -v promptpal_schema=public -v feed=on -f sql/promptpal/install.sql app
@@ -21,6 +21,14 @@
 --      somebody has for more than 0.3 s) is a warning in the server's log: the insert is made, and there is no event.
 --      An insert that is cancelled, or whose statement_timeout ends, while the event is inserted fails, as anywhere.
 --
+-- Whose rights are used. The feed runs with those of the owner of PromptPal's tables, in sessions that write there
+-- anyway. The mirror runs in the daemon's session, where code of that owner must not run at all: it could leave
+-- statements behind that run with the daemon's rights. So the mirror belongs to relay_owner, which may insert into
+-- webhook_calls and read webhooks, and it leaves all calls out while a trigger, default, constraint, index or type of
+-- webhook_calls would run code of the owner's (relay.foreign_code). A trigger whose function belongs to a superuser or
+-- to relay_owner is no hindrance. Row level security on webhook_calls or webhooks stops the mirror, too: relay_owner
+-- then needs BYPASSRLS.
+--
 -- A PromptPal that sends its webhooks itself must have stopped that before feed=on: else each event goes out twice.
 
 \if :{?promptpal_schema}
@@ -33,6 +41,9 @@
 \endif
 
 BEGIN;
+-- First of all: where others may create functions, theirs must not be found instead of Postgres' own.
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL row_security = off;
 SET LOCAL client_min_messages = warning;
 -- Whoever waits for a lock keeps others waiting: better fail, and try again when the dump or report is over.
 SET LOCAL lock_timeout = '3s';
@@ -46,7 +57,12 @@ DECLARE
     name      text;
     has_rows  boolean;
     kind      "char" := (SELECT c.relkind FROM pg_class c WHERE c.oid = to_regclass('relay.webhooks'));
+    -- Of the schema: relay_owner, unless that could not be made.
+    relay_owner name := (SELECT pg_get_userbyid(n.nspowner) FROM pg_namespace n WHERE n.nspname = 'relay');
+    -- Of PromptPal's tables.
+    table_owner name;
     columns   text;
+    problem   text;
 BEGIN
     IF kind IS NULL THEN
         RAISE EXCEPTION 'there is no relay.webhooks in this database: run promptpal-relay migrate first';
@@ -56,7 +72,26 @@ BEGIN
             RAISE EXCEPTION 'there is no table %.%: say where PromptPal''s tables are with -v promptpal_schema=NAME',
                 promptpal, name;
         END IF;
+        SELECT CASE WHEN c.relkind NOT IN ('r', 'p') THEN 'it is not a table'
+                    WHEN pg_get_userbyid(c.relowner) <> table_owner THEN format('it belongs to %s, the others to %s', c.relowner::regrole, table_owner) END,
+               pg_get_userbyid(c.relowner)
+          INTO problem, table_owner
+          FROM pg_class c
+         WHERE c.oid = to_regclass(format('%I.%I', promptpal, name));
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'the relay cannot read %.%: %', promptpal, name, problem
+                USING HINT = 'The four tables must be tables of one owner: what runs with the rights of one owner must not be another''s.';
+        END IF;
     END LOOP;
+    -- The relay's functions name these tables, and run with the rights of relay_owner.
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', promptpal, relay_owner);
+    EXECUTE format('GRANT SELECT, UPDATE (id) ON %I.webhooks TO %I', promptpal, relay_owner);
+    EXECUTE format('GRANT INSERT ON %I.webhook_calls TO %I', promptpal, relay_owner);
+    -- Where ids are drawn by a default of the column, whoever inserts draws them.
+    name := pg_get_serial_sequence(format('%I.webhook_calls', promptpal), 'id');
+    IF name IS NOT NULL THEN
+        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', name, relay_owner);
+    END IF;
 
     -- ---- 1. webhooks
     IF kind = 'r' THEN
@@ -78,6 +113,11 @@ BEGIN
                 event::text, enabled::boolean, NULL::text AS signing_secret, create_time::timestamptz AS created_at,
                 update_time::timestamptz AS updated_at
            FROM promptpal', promptpal);
+    -- What casts a column to the type that is wanted must not be the owner's.
+    SELECT f INTO problem FROM relay.foreign_code('relay.webhooks', false) AS f LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'relay.webhooks would run code of others with the rights of the relay: %', problem;
+    END IF;
     COMMENT ON VIEW relay.webhooks IS 'PromptPal''s webhooks, in the form of the table relay.webhooks. Made by sql/promptpal/install.sql.';
     COMMENT ON COLUMN relay.webhooks.id IS 'webhooks.id';
     COMMENT ON COLUMN relay.webhooks.project_id IS 'webhooks.webhook_project';
@@ -93,11 +133,17 @@ BEGIN
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name);
         EXECUTE format('GRANT SELECT ON relay.webhooks TO %I', name);
     END LOOP;
+    EXECUTE format('ALTER VIEW relay.webhooks OWNER TO %I', relay_owner);
     -- The claim looks webhooks up by project.
     EXECUTE format('CREATE INDEX IF NOT EXISTS promptpal_relay_webhook_project ON %I.webhooks (webhook_project) WHERE enabled',
                    promptpal);
 
     -- ---- 2. call logs
+    SELECT f INTO problem FROM relay.foreign_code(to_regclass(format('%I.webhook_calls', promptpal)), true) AS f LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'the mirror would run code of others with the rights of the relay: %', problem
+            USING HINT = 'Give that to a superuser or to relay_owner, or take it away.';
+    END IF;
     -- What may be null here and not there becomes 0, '' or {}; headers get the type of the column.
     SELECT string_agg(format(CASE WHEN a.attnotnull THEN 'coalesce((%s)::text, %L)::%s' ELSE '(%s)::text::%3$s' END,
                              v.value, v.instead, format_type(a.atttypid, a.atttypmod)),
@@ -129,6 +175,7 @@ BEGIN
     CREATE OR REPLACE FUNCTION relay.flat_headers(headers jsonb) RETURNS jsonb
         LANGUAGE sql IMMUTABLE PARALLEL SAFE
         SET search_path = pg_catalog, pg_temp
+        SET row_security = off
     AS $$
         SELECT jsonb_object_agg(h.key, CASE jsonb_typeof(h.value)
                    WHEN 'array' THEN (SELECT string_agg(v, ', ') FROM jsonb_array_elements_text(h.value) AS v)
@@ -147,13 +194,29 @@ BEGIN
             LANGUAGE plpgsql
             SECURITY DEFINER
             SET search_path = pg_catalog, pg_temp
+            SET row_security = off
             SET lock_timeout = '1s'
         AS $$
         DECLARE
             present bigint[];
             call_id bigint;
+            foreign_code text;
         BEGIN
             BEGIN
+                -- Nothing of the tables changes from here on, so what is looked at stays so.
+                LOCK TABLE %1$I.webhooks IN ACCESS SHARE MODE;
+                LOCK TABLE %1$I.webhook_calls IN ROW EXCLUSIVE MODE;
+                SELECT f
+                  INTO foreign_code
+                  FROM (SELECT relay.foreign_code('%1$I.webhook_calls', true)
+                         UNION ALL
+                        SELECT relay.foreign_code('%1$I.webhooks', false)) AS f (f)
+                 LIMIT 1;
+                IF FOUND THEN
+                    RAISE WARNING 'promptpal-relay: call logs are not mirrored, because that would run code of others with the rights of the relay: %%',
+                        foreign_code;
+                    RETURN NULL;
+                END IF;
                 -- Webhooks that are there, kept there until we commit. Whoever deletes one is waited for, a second.
                 BEGIN
                     present := ARRAY(SELECT w.id FROM %1$I.webhooks w
@@ -204,6 +267,8 @@ BEGIN
         AFTER INSERT ON relay.webhook_calls
         REFERENCING NEW TABLE AS new_calls
         FOR EACH STATEMENT EXECUTE FUNCTION relay.mirror_calls();
+    EXECUTE format('ALTER FUNCTION relay.flat_headers(jsonb) OWNER TO %I', relay_owner);
+    EXECUTE format('ALTER FUNCTION relay.mirror_calls() OWNER TO %I', relay_owner);
 
     -- ---- 3. events
     EXECUTE format('DROP TRIGGER IF EXISTS promptpal_relay_feed ON %I.prompt_calls', promptpal);
@@ -214,10 +279,21 @@ BEGIN
                 LANGUAGE plpgsql
                 SECURITY DEFINER
                 SET search_path = pg_catalog, pg_temp
+                SET row_security = off
                 SET lock_timeout = '300ms'
             AS $$
             BEGIN
                 BEGIN
+                -- The owner may have changed since this was made. What another owns may run code.
+                IF EXISTS (SELECT
+                             FROM pg_class c
+                             JOIN pg_roles r
+                               ON r.oid = c.relowner
+                            WHERE c.oid IN (TG_RELID, '%1$I.providers'::regclass)
+                              AND NOT r.rolsuper
+                              AND r.rolname <> current_user) THEN
+                    RAISE EXCEPTION 'PromptPal''s tables have another owner: run sql/promptpal/install.sql again';
+                END IF;
                 INSERT INTO relay.outbox (
                     project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens, completion_tokens,
                     total_tokens, cached, ip, user_agent, provider_id, provider_default_model)
@@ -232,7 +308,7 @@ BEGIN
                        coalesce(c.cached, false), coalesce(c.ip, ''), coalesce(c.ua, ''), c.prompt_call_provider,
                        p.default_model
                   FROM new_calls c
-                  LEFT JOIN %I.providers p
+                  LEFT JOIN %1$I.providers p
                     ON p.id = c.prompt_call_provider
                  WHERE c.project_calls IS NOT NULL
                    AND c.prompt_calls IS NOT NULL
@@ -244,12 +320,30 @@ BEGIN
             END
             $$
             $function$, promptpal);
-        -- Whoever may execute it may put it on a table of their own, and make events of what they like.
-        REVOKE ALL ON FUNCTION relay.feed_outbox() FROM PUBLIC;
         COMMENT ON FUNCTION relay.feed_outbox() IS 'Inserts an event for each new row of PromptPal''s prompt_calls.';
         EXECUTE format(
             'CREATE TRIGGER promptpal_relay_feed AFTER INSERT ON %I.prompt_calls
                  REFERENCING NEW TABLE AS new_calls FOR EACH STATEMENT EXECUTE FUNCTION relay.feed_outbox()', promptpal);
+        -- Whoever may execute it may put it on a table of their own, and make events of what they like.
+        REVOKE ALL ON FUNCTION relay.feed_outbox() FROM PUBLIC;
+        -- It reads PromptPal's tables with the rights of their owner, who can make events by inserting into
+        -- prompt_calls anyway. Not with a superuser's: that one's tables nobody else can change, and relay_owner reads them.
+        IF (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = table_owner) THEN
+            EXECUTE format('GRANT SELECT ON %I.providers TO %I', promptpal, relay_owner);
+            EXECUTE format('ALTER FUNCTION relay.feed_outbox() OWNER TO %I', relay_owner);
+        ELSE
+            EXECUTE format('GRANT USAGE ON SCHEMA relay TO %I', table_owner);
+            EXECUTE format(
+                'GRANT INSERT (project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens,
+                               completion_tokens, total_tokens, cached, ip, user_agent, provider_id, provider_default_model)
+                     ON relay.outbox TO %I', table_owner);
+            -- Postgres hands a function only to a role that could make it. Nobody sees that this one can.
+            EXECUTE format('GRANT CREATE ON SCHEMA relay TO %I', table_owner);
+            EXECUTE format('ALTER FUNCTION relay.feed_outbox() OWNER TO %I', table_owner);
+            IF table_owner <> relay_owner THEN
+                EXECUTE format('REVOKE CREATE ON SCHEMA relay FROM %I', table_owner);
+            END IF;
+        END IF;
     END IF;
     REVOKE ALL ON FUNCTION relay.flat_headers(jsonb) FROM PUBLIC;
     REVOKE ALL ON FUNCTION relay.mirror_calls() FROM PUBLIC;

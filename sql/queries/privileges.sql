@@ -35,13 +35,14 @@ SELECT need, granted
          AND has_table_privilege('relay.instances_since_crash', 'DELETE')),
         (9, 'USAGE on sequence relay.instances_epoch_seq',
          has_sequence_privilege('relay.instances_epoch_seq', 'USAGE')),
-        (10, 'EXECUTE on relay.cut_text, relay.cut_long_text, relay.call_partitions, relay.make_call_partition, relay.drop_call_partition and relay.delete_stray_calls',
+        (10, 'EXECUTE on relay.cut_text, relay.cut_long_text, relay.call_partitions, relay.make_call_partition, relay.drop_call_partition, relay.delete_stray_calls and relay.foreign_code',
          has_function_privilege('relay.cut_text(text)', 'EXECUTE')
          AND has_function_privilege('relay.cut_long_text(text)', 'EXECUTE')
          AND has_function_privilege('relay.call_partitions()', 'EXECUTE')
          AND has_function_privilege('relay.make_call_partition(date)', 'EXECUTE')
          AND has_function_privilege('relay.drop_call_partition(text, timestamptz)', 'EXECUTE')
-         AND has_function_privilege('relay.delete_stray_calls(timestamptz, integer)', 'EXECUTE')),
+         AND has_function_privilege('relay.delete_stray_calls(timestamptz, integer)', 'EXECUTE')
+         AND has_function_privilege('relay.foreign_code(regclass, boolean)', 'EXECUTE')),
         (11, 'SELECT, INSERT and UPDATE on relay.retention',
          has_table_privilege('relay.retention', 'SELECT')
          AND has_table_privilege('relay.retention', 'INSERT')

@@ -30,6 +30,9 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     report.outcome("server", schema::check_server(&server), |()| {
         format!("PostgreSQL {}, {}", server.version / 10_000, server.encoding)
     })?;
+    if server.has_migrations {
+        report.outcome("row security", schema::require_visible(&store).await, |()| "hides nothing".into())?;
+    }
     report.outcome("schema", schema::require_current(&store).await, |()| {
         format!("migration {}", schema::MIGRATIONS.len())
     })?;
@@ -51,11 +54,7 @@ async fn privileges(report: &Report, store: &Store) -> Result<()> {
         ))),
     };
     report.outcome("privileges", result, |()| "all that run needs".into())?;
-    for table in report.unless_failed("row security", store.row_security().await)? {
-        let text = format!("{table} has policies for this user: rows that they hide are never delivered");
-        report.line("warning", "row security", &text)?;
-    }
-    Ok(())
+    report.outcome("foreign code", schema::require_own_code(store).await, |()| "none runs here".into())
 }
 
 /// Tables that logical replication keeps from being written. Without publications there is nothing to tell.

@@ -98,7 +98,9 @@ fn script() -> String {
     let mut script = format!(
         "-- The schema of promptpal-relay {}. Run it in the database that is to have it, with \"stop at the first error\"\n\
          -- (psql -v ON_ERROR_STOP=1 -f FILE). It can be run again: what is applied already is skipped.\n\n\
-         BEGIN;\n-- A backslash is one, whatever is set here.\nSET LOCAL standard_conforming_strings = on;\n\
+         BEGIN;\n-- A backslash is one, whatever is set here. Functions are Postgres' own, and no row is hidden.\n\
+         SET LOCAL standard_conforming_strings = on;\nSET LOCAL search_path = pg_catalog, pg_temp;\n\
+         SET LOCAL row_security = off;\n\
          -- One at a time; freed at the end of the transaction.\n\
          SELECT pg_advisory_xact_lock(1886415988, 0);\n\n{BOOKKEEPING}\n",
         env!("CARGO_PKG_VERSION")

@@ -20,6 +20,7 @@ mod promptpal;
 mod questions;
 mod recovery;
 mod retention;
+mod rights;
 mod schema;
 mod support;
 mod terminal;

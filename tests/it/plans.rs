@@ -40,6 +40,7 @@ const REST: i64 = 400;
 const SMALL: &[&str] = &[
     "bury",
     "end_sessions",
+    "foreign_code",
     "lock_epoch",
     "migrations",
     "minutes_ago",
