@@ -32,6 +32,10 @@ use crate::error::{Error, Result, one_line};
 /// The `application_name` of every session, followed by its role.
 const APPLICATION_NAME: &str = "promptpal-relay";
 
+/// What is wrong with a session that a pooler gives away between two transactions, and what to do.
+pub const POOLED: &str = "a pooler gives the session to others between two transactions (pool_mode = transaction or statement), and \
+                          LISTEN, advisory locks and settings would be theirs; connect to Postgres itself, or to a pool in session mode";
+
 /// The oldest Postgres that the schema and the session settings are made for.
 const OLDEST_SERVER: u32 = 14;
 

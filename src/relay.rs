@@ -265,6 +265,10 @@ impl Relay<'_> {
         systemd::ready();
         tracing::info!(epoch = link.instance.epoch(), database = %self.config.database.describe(), "relaying");
         while let Err(error) = self.serve(&link).await {
+            // Our sessions are not ours (a pooler): nothing that is done on them can be relied on.
+            if matches!(error, Error::Config(_)) {
+                return Err(error);
+            }
             self.pool.may_start_until(Instant::now());
             if self.commits.take() {
                 self.lost_commits.set(self.lost_commits.get() + 1);
