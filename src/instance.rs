@@ -95,7 +95,7 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] when a pooler has given our session away: no session is ours then.
+    /// [`Error::Pooled`] when a pooler has given our session away: no session is ours then.
     pub async fn look_around(&self, peers: &RefCell<Peers>, now: Instant) -> Result<bool> {
         let sure = peers.borrow().sure_of(now);
         let found = self.store.bury(self.epoch, &sure, self.backends[0]).await?;

@@ -397,7 +397,7 @@ impl Store {
         if let Some(statement) = self.prepared.borrow().get(sql) {
             return Ok(statement.clone());
         }
-        let statement = self.answer(self.session.prepare(sql)).await.map_err(Error::postgres(doing))?;
+        let statement = self.answer(self.session.prepare(sql)).await.map_err(Error::prepared(doing))?;
         self.prepared.borrow_mut().insert(sql, statement.clone());
         Ok(statement)
     }
@@ -410,7 +410,7 @@ impl Store {
     ) -> Result<Vec<Row>> {
         let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
-        self.answer(self.session.query(&statement, parameters)).await.map_err(Error::postgres(doing))
+        self.answer(self.session.query(&statement, parameters)).await.map_err(Error::prepared(doing))
     }
 
     async fn one(
@@ -421,7 +421,7 @@ impl Store {
     ) -> Result<Row> {
         let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
-        self.answer(self.session.query_one(&statement, parameters)).await.map_err(Error::postgres(doing))
+        self.answer(self.session.query_one(&statement, parameters)).await.map_err(Error::prepared(doing))
     }
 
     /// Claims up to `limit` rows with ids above `cursor`, in order of id, with at most so many bytes of text unless it is a
@@ -589,13 +589,13 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] when the statement does not run on that backend, which was this session's.
+    /// [`Error::Pooled`] when the statement does not run on that backend, which was this session's.
     pub async fn bury(&self, epoch: i64, sure: &[i64], backend: i32) -> Result<Vec<Peer>> {
         let doing = "looking for dead instances";
         let sql = include_str!("../sql/queries/bury.sql");
         let rows = self.rows(doing, sql, &[&epoch, &sure, &backend]).await?;
         if rows.iter().any(|row| row.get::<_, &str>("state") == "elsewhere") {
-            return Err(Error::Config(format!("{doing}: {}", crate::db::POOLED)));
+            return Err(Error::Pooled { doing: doing.into() });
         }
         let vital = |row: &Row| match row.get("state") {
             "buried" => Vital::Buried,

@@ -21,11 +21,11 @@ SELECT DISTINCT
    AND l.granted
    AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
    AND CASE WHEN l.objsubid = 1
-            THEN NOT coalesce(relay.is_daemon(a.usesysid), false)
-                 AND EXISTS (SELECT
-                               FROM relay.instances i
-                              WHERE i.dead_at IS NULL
-                                AND l.classid::bigint << 32 | l.objid::bigint = ANY (i.locks))
+            THEN EXISTS (SELECT
+                           FROM relay.instances i
+                          WHERE i.dead_at IS NULL
+                            AND l.classid::bigint << 32 | l.objid::bigint = ANY (i.locks))
+                 AND NOT coalesce(relay.is_daemon(a.usesysid), false)
             WHEN l.classid = 1886415987
             THEN l.mode = 'ShareLock' OR NOT coalesce(relay.is_daemon(a.usesysid), false)
             WHEN l.classid IN (1886415988, 1886415989)

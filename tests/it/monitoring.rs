@@ -11,7 +11,7 @@ use promptpal_relay::store::Role;
 use crate::support::{Clock, Database, Gate, Receiver, Relay, Reply, as_user, closed_port, outcome};
 
 /// Status and body of a GET.
-fn get(port: u16, path: &str) -> (u16, String) {
+pub fn get(port: u16, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -21,7 +21,7 @@ fn get(port: u16, path: &str) -> (u16, String) {
 }
 
 /// The value of a series, as it is written.
-fn value(metrics: &str, series: &str) -> Option<f64> {
+pub fn value(metrics: &str, series: &str) -> Option<f64> {
     let line =
         metrics.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
     line.rsplit_once(' ')?.1.parse().ok()

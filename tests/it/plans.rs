@@ -37,6 +37,7 @@ const REST: i64 = 400;
 
 /// Queries that read none of our tables, or only those that stay small.
 const SMALL: &[&str] = &[
+    "backend",
     "bury",
     "end_sessions",
     "draw_lock",
