@@ -138,14 +138,14 @@ BEGIN
         GRANT UPDATE (claimed_by, done_at, parked) ON relay.outbox TO relay_daemon;
         GRANT SELECT ON relay.webhooks, relay.migrations TO relay_daemon;
         GRANT SELECT, INSERT ON relay.webhook_calls TO relay_daemon;
-        GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq, relay.instances_epoch_seq TO relay_daemon;
+        GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq TO relay_daemon;
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
         GRANT SELECT, INSERT, DELETE ON relay.instances_since_crash TO relay_daemon;
         GRANT SELECT, INSERT, UPDATE (seen_at, steady_since, next_at, completed_at, dropped_at) ON relay.retention TO relay_daemon;
         GRANT EXECUTE ON FUNCTION relay.cut_text(text), relay.cut_long_text(text), relay.make_call_partition(date),
                                   relay.drop_call_partition(text, timestamptz),
                                   relay.delete_stray_calls(timestamptz, integer), relay.call_partitions(),
-                                  relay.foreign_code(regclass, boolean)
+                                  relay.foreign_code(regclass, boolean), relay.is_daemon(oid), relay.daemon_locks()
             TO relay_daemon;
     END IF;
 
@@ -160,7 +160,7 @@ BEGIN
             ON relay.webhooks TO relay_reader;
         GRANT SELECT ON SEQUENCE relay.webhook_calls_id_seq TO relay_reader;
         GRANT EXECUTE ON FUNCTION relay.url_problem(text), relay.call_by_id(bigint), relay.webhook_health_since(timestamptz),
-                                  relay.failures_since(timestamptz, integer)
+                                  relay.failures_since(timestamptz, integer), relay.is_daemon(oid), relay.daemon_locks()
             TO relay_reader;
     END IF;
 END

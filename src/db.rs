@@ -4,6 +4,7 @@
 //! queries: notifications, notices, its end. Owns no retry (the caller knows when the next attempt is due) and knows
 //! no table.
 
+mod backend;
 mod conninfo;
 mod host;
 mod passfile;
@@ -160,23 +161,56 @@ impl Settings {
             config.application_name(format!("{APPLICATION_NAME} {role}").trim_end());
         }
         let no_password = self.complete_password(&mut config, host);
+        // On the heap: a connection in the making is large, and there are two of them beside each other here.
+        let session = Box::pin(self.open(&mut config, host, role, &tls, no_password)).await?;
+        Box::pin(self.require_backend(&session, &config, host, &tls)).await?;
+        self.settle(&session, host, setup).await?;
+        tracing::debug!(server = %host, role, "connected to Postgres");
+        Ok(session)
+    }
 
+    /// Opens a session and sets nothing. Leaves the mode of TLS in `config` that was taken.
+    async fn open(
+        &self,
+        config: &mut Config,
+        host: &Host,
+        role: &str,
+        tls: &MakeRustlsConnect,
+        no_password: Option<String>,
+    ) -> Result<Session> {
         let (client, connection) = match config.connect(tls.clone()).await {
             Err(error) if config.get_ssl_mode() == SslMode::Prefer && plain_may_do(&error) => {
                 tracing::debug!(server = %host, error = one_line(&error), "Postgres refuses TLS, trying without");
                 config.ssl_mode(SslMode::Disable);
                 // The failure with TLS is the one to tell: it is the mode that was preferred.
-                config.connect(tls).await.map_err(|_| error)
+                config.connect(tls.clone()).await.map_err(|_| error)
             }
             other => other,
         }
         .map_err(|error| self.refusal(host, error, no_password))?;
 
         check_version(&connection, host)?;
-        let session = Session::start(client, connection, role);
-        self.settle(&session, host, setup).await?;
-        tracing::debug!(server = %host, role, "connected to Postgres");
-        Ok(session)
+        Ok(Session::start(client, connection, role))
+    }
+
+    /// Refuses a pooler that gives sessions away between two transactions, before anything is set. Asked once of each
+    /// server: a reconnection takes no longer for it.
+    async fn require_backend(
+        &self,
+        session: &Session,
+        config: &Config,
+        host: &Host,
+        tls: &MakeRustlsConnect,
+    ) -> Result<()> {
+        let server = format!("{host} {:?}", config.get_hostaddrs());
+        let Some(mut known) = self.proved.unless_known(&server).await else { return Ok(()) };
+        let mut config = config.clone();
+        let witness = self.open(&mut config, host, "witness", tls, None);
+        match backend::is_kept(session, witness).await? {
+            true => backend::remember(&mut known, server),
+            false => return Err(Error::Pooled { doing: self.doing(host) }),
+        }
+        Ok(())
     }
 
     /// Takes the password from the password file unless one was given. Returns why there is none, where that needs

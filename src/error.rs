@@ -25,6 +25,11 @@ pub enum Error {
     /// rights. A restart will not help, and one is not needed either: a running daemon goes on when it is mended. Exit
     /// code 78.
     Rights(String),
+    /// A pooler between us and Postgres gives our sessions to others; a restart will not help. Exit code 78.
+    Pooled {
+        /// What was being done.
+        doing: String,
+    },
     /// Postgres said no, or went away. Exit code by SQLSTATE, see [`Error::exit_code`].
     Postgres {
         /// What was being done: "claiming rows", "connecting to Postgres (user relay at db1:5432, database app)".
@@ -57,6 +62,17 @@ impl Error {
         move |source| Error::Postgres { doing, source }
     }
 
+    /// The same for a statement that this session has prepared: when the server does not know it, or has it of somebody
+    /// else, another session's backend is serving us.
+    pub fn prepared(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
+        move |source| match source.code() {
+            Some(&SqlState::INVALID_SQL_STATEMENT_NAME | &SqlState::DUPLICATE_PSTATEMENT) => {
+                Error::Pooled { doing: doing.into() }
+            }
+            _ => Error::Postgres { doing: doing.into(), source },
+        }
+    }
+
     /// For `map_err`: wraps an I/O error with what was being done.
     pub fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
         let doing = doing.into();
@@ -69,7 +85,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) => USAGE,
-            Error::Config(_) | Error::Schema(_) | Error::Rights(_) => CONFIG,
+            Error::Config(_) | Error::Schema(_) | Error::Rights(_) | Error::Pooled { .. } => CONFIG,
             Error::Postgres { source, .. } => match source.code() {
                 Some(code) if refused_for_good(code) => CONFIG,
                 _ => FAILED,
@@ -162,6 +178,12 @@ impl fmt::Display for Error {
             | Error::Schema(text)
             | Error::Rights(text)
             | Error::Failed(text) => f.write_str(text),
+            Error::Pooled { doing } => write!(
+                f,
+                "{doing}: a pooler gives the session to others between two transactions (pool_mode = transaction or \
+                 statement), and LISTEN, advisory locks and settings would be theirs; connect to Postgres itself, or to a \
+                 pool in session mode"
+            ),
             Error::Postgres { doing, .. } => f.write_str(doing),
             Error::Io { doing, .. } => f.write_str(doing),
             Error::Servers(errors) => {

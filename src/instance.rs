@@ -1,10 +1,10 @@
 //! Who is alive: an instance's epoch, its liveness lock, and the burial of others.
 //!
-//! An epoch is drawn, its advisory lock taken, and only then is the instance listed; so nobody who has just registered
-//! is taken for dead. Every session of the instance holds the lock, shared; who wants to bury it needs it exclusively,
-//! so it lives for as long as any of them. One that has lost a session registers anew and takes its rows in hand over
-//! before it lets the others go. And a free lock is looked at twice. Never waits for a lock inside Postgres: a waiting
-//! session would hold back vacuum.
+//! Each session of an instance draws a random key and takes its advisory lock; only then is the instance listed, with
+//! these keys, so nobody who has just registered is taken for dead. It lives for as long as any of its sessions does. One
+//! that has lost a session registers anew and takes its rows in hand over before it lets the others go. A free lock is
+//! looked at twice. Locks count that sessions of a daemon's login hold; somebody else's neither keep an instance alive nor
+//! take its lock away. Never waits for a lock inside Postgres: a waiting session would hold back vacuum.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -27,38 +27,52 @@ const COMES_BACK: u32 = 50;
 /// between two tries, and the time to connect.
 pub const SURE_AFTER_LOSS: Duration = Duration::from_secs(4);
 
+/// How often an epoch is drawn anew when it is refused. Random ones are not refused twice in a row by chance.
+const EPOCHS_MAX: u32 = 8;
+
 /// This process, registered; the session here is the one that listens.
 pub struct Instance {
-    epoch: i32,
+    epoch: i64,
+    /// Keys of the locks of its sessions.
+    keys: [i64; 3],
+    /// Process ids of their backends: of the one that listens, claims, finishes.
+    backends: [i32; 3],
     server_started: SystemTime,
     store: Store,
 }
 
 impl Instance {
-    /// Listens on this session, takes an epoch and lists it. Does not bury anybody: whoever had rows in hand under an
-    /// older epoch of its own takes those over first.
-    pub async fn register(store: Store) -> Result<Instance> {
+    /// Listens on this session, has it and the two others take their locks, and lists the instance. Does not bury anybody:
+    /// whoever had rows in hand under an older epoch of its own takes those over first.
+    pub async fn register(store: Store, claim: &Store, finish: &Store) -> Result<Instance> {
         // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
         store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;
         let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
-        let (epoch, server_started) = store.register(&host, pid, env!("CARGO_PKG_VERSION")).await?.ok_or_else(|| {
-            Error::Failed(
-                "the advisory lock of a new epoch is taken: does another program use locks of class 1886415986?".into(),
-            )
-        })?;
-        Ok(Instance { epoch, server_started, store })
-    }
-
-    /// Lets another session hold the liveness lock, too. Returns the process id of its backend.
-    pub async fn share(&self, session: &Store) -> Result<i32> {
-        let backend = session.lock_epoch(self.epoch).await?;
-        backend.ok_or_else(|| Error::Failed(format!("epoch {} was taken for dead", self.epoch)))
+        let (mut own, claim, finish) =
+            tokio::try_join!(store.hold_lock(), claim.hold_lock(), finish.hold_lock())?;
+        for _ in 0..EPOCHS_MAX {
+            let keys = [own.key, claim.key, finish.key];
+            let registered = store.register(&keys, &host, pid, env!("CARGO_PKG_VERSION")).await?;
+            if let Some(server_started) = registered {
+                let backends = [own.backend, claim.backend, finish.backend];
+                return Ok(Instance { epoch: own.key, keys, backends, server_started, store });
+            }
+            own = store.draw_lock().await?;
+        }
+        Err(Error::Failed(format!(
+            "registering the instance: {EPOCHS_MAX} random epochs were refused; look for a trigger or a rule on relay.instances"
+        )))
     }
 
     /// The epoch that stamps our claims.
     pub fn epoch(&self) -> i64 {
-        i64::from(self.epoch)
+        self.epoch
+    }
+
+    /// Process ids of the backends of the sessions that claim and finish.
+    pub fn working_backends(&self) -> [i32; 2] {
+        [self.backends[1], self.backends[2]]
     }
 
     /// When the server started that it is registered with.
@@ -66,7 +80,7 @@ impl Instance {
         self.server_started
     }
 
-    /// The session that listens and keeps the liveness lock.
+    /// The session that listens.
     pub fn session(&self) -> &Store {
         &self.store
     }
@@ -78,9 +92,13 @@ impl Instance {
 
     /// Looks at the liveness locks, and marks the dead of whom `peers` is sure `now`. One round trip. True when that
     /// changed what may be claimed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pooled`] when a pooler has given our session away: no session is ours then.
     pub async fn look_around(&self, peers: &RefCell<Peers>, now: Instant) -> Result<bool> {
         let sure = peers.borrow().sure_of(now);
-        let found = self.store.bury(self.epoch, &sure).await?;
+        let found = self.store.bury(self.epoch, &sure, self.backends[0]).await?;
         Ok(peers.borrow_mut().learn(&found, now))
     }
 
@@ -88,7 +106,7 @@ impl Instance {
     /// the locks that they hold, for ever. With `cut_off` only those that are within a statement or a transaction and wait to
     /// hear more. Where we may not end them it is said in the log, and is no error.
     pub async fn end_older(&self, epochs: &[i64], cut_off: bool) -> Result<()> {
-        match self.store.end_sessions(epochs, cut_off).await {
+        match self.store.end_sessions(epochs, &self.keys, cut_off).await {
             Ok(ended) => tracing::debug!(ended, "sessions that were left are ended"),
             Err(error) if self.store.is_closed() => return Err(error),
             Err(error) => tracing::warn!(
@@ -113,7 +131,7 @@ pub struct Peers {
     server_started: Option<SystemTime>,
     /// When we last had to connect anew.
     reconnected: Option<Instant>,
-    suspects: HashMap<i32, Suspect>,
+    suspects: HashMap<i64, Suspect>,
     dead: Vec<i64>,
     alive: usize,
 }
@@ -144,7 +162,7 @@ impl Peers {
     }
 
     /// Whose lock has been free long enough: the epochs to bury.
-    pub fn sure_of(&self, now: Instant) -> Vec<i32> {
+    pub fn sure_of(&self, now: Instant) -> Vec<i64> {
         let lately = self.reconnected.is_some_and(|reconnected| now - reconnected <= SURE_AFTER_LOSS);
         let sure = |suspect: &Suspect| match suspect.crashed || lately {
             true => SURE_AFTER_LOSS,
@@ -171,9 +189,9 @@ impl Peers {
                 }
                 Vital::Buried => {
                     tracing::warn!(epoch, "found a dead instance: its rows are taken over");
-                    self.dead.push(i64::from(*epoch));
+                    self.dead.push(*epoch);
                 }
-                Vital::Dead => self.dead.push(i64::from(*epoch)),
+                Vital::Dead => self.dead.push(*epoch),
             }
         }
         self.dead.sort_unstable();
@@ -206,7 +224,7 @@ impl Peers {
 mod tests {
     use super::*;
 
-    fn near(epoch: i32, vital: Vital) -> Peer {
+    fn near(epoch: i64, vital: Vital) -> Peer {
         Peer { epoch, round_trip: Duration::ZERO, vital }
     }
 

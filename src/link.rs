@@ -37,8 +37,6 @@ pub struct Link {
     pub claim: Store,
     /// Finishes.
     pub finish: Store,
-    // Process ids of the server's ends of those two.
-    backends: [i32; 2],
     // Since when they have waited in vain, as it seemed when the server was last asked.
     unheard: Cell<Overdue>,
 }
@@ -77,15 +75,13 @@ impl Link {
     ) -> Result<Link> {
         let [listen, claim, finish] = older.replaced(settings).await?;
         schema::require_current(&listen).await?;
-        let instance = Instance::register(listen).await?;
-        let backends = tokio::try_join!(instance.share(&claim), instance.share(&finish))?;
-        older.free([instance.session(), &claim, &finish]).await?;
+        let instance = Instance::register(listen, &claim, &finish).await?;
         adopt(&instance).await?;
         // After that, because peers do not wait for it; before the first claim, which reads the webhooks.
         schema::require_own_code(instance.session()).await?;
         peers.borrow_mut().connected(instance.server_started(), Instant::now());
         instance.look_around(peers, Instant::now()).await?;
-        Ok(Link { instance, claim, finish, backends: backends.into(), unheard: Cell::default() })
+        Ok(Link { instance, claim, finish, unheard: Cell::default() })
     }
 
     /// What is left of it, to be kept until another link has taken its rows over. `epochs` are ours that may have rows.
@@ -113,10 +109,11 @@ impl Link {
         if self.overdue(limit) == [None; 2] {
             return Ok([None; 2]);
         }
-        let idle = self.instance.session().not_at_work(&self.backends).await?;
+        let backends = self.instance.working_backends();
+        let idle = self.instance.session().not_at_work(&backends).await?;
         let [claim, finish] = self.overdue(limit);
         let unheard = |since: Option<Instant>, backend| since.filter(|_| idle.contains(&backend));
-        Ok([unheard(claim, self.backends[0]), unheard(finish, self.backends[1])])
+        Ok([unheard(claim, backends[0]), unheard(finish, backends[1])])
     }
 
     fn overdue(&self, limit: Duration) -> Overdue {
@@ -140,20 +137,21 @@ pub struct Older {
     epochs: Vec<i64>,
     // Some may be lost.
     sessions: Vec<Store>,
-    // Which of the new sessions holds the locks of the older epochs, too.
+    // Which of the new sessions keeps the older epochs alive.
     holder: Option<usize>,
 }
 
 impl Older {
     /// Connects the sessions of a new link. Those that are left are kept, unless Postgres has no room for both (a
-    /// `CONNECTION LIMIT`, a full server) and has room for the new ones without them. Then a new session takes their
-    /// liveness locks before they are let go, so that the older epochs live on all the while.
+    /// `CONNECTION LIMIT`, a full server) and has room for the new ones without them. Then the lock of a new session is
+    /// listed with the older epochs before the old ones are let go, so that these epochs live on all the while.
     ///
     /// # Errors
     ///
     /// The first that failed. What keeps the older epochs alive is still there.
     async fn replaced(&mut self, settings: &Settings) -> Result<[Store; 3]> {
         const ROLES: [Role; 3] = [Role::Listen, Role::Claim, Role::Finish];
+        self.holder = None;
         let [listen, claim, finish] = ROLES.map(|role| Store::connect(settings, role));
         let tried: [Result<Store>; 3] = tokio::join!(listen, claim, finish).into();
         let mut new = tried.map(Some);
@@ -202,33 +200,24 @@ impl Older {
             return Ok(false);
         }
         let Some((at, holder)) = found.first() else {
-            // All three are there; the others stay until a new one has their locks.
+            // All three are there; the others stay until a new one keeps the epochs alive.
             self.sessions.remove(0);
             return Ok(true);
         };
-        for epoch in self.epochs.iter().filter_map(|epoch| i32::try_from(*epoch).ok()) {
-            holder.lock_epoch(epoch).await?;
-        }
+        let lock = holder.hold_lock().await?;
+        holder.keep_alive(&self.epochs, lock.key).await?;
         // Postgres may not hear of it when we merely close them.
-        let ended = holder.end_sessions(&self.epochs, false).await?;
+        let ended = holder.end_sessions(&self.epochs, &[lock.key], false).await?;
         self.sessions.clear();
         self.holder = Some(*at);
         tracing::warn!(ended, "no room for a session: our own older ones were let go; see CONNECTION LIMIT");
         Ok(true)
     }
 
-    /// After a failure: the new session that holds the locks is what is left now.
+    /// After a failure: the new session that keeps the older epochs alive is what is left now.
     fn keep_holder(&mut self, mut new: [Option<Result<Store>>; 3]) {
         if let Some(at) = self.holder.take() {
             self.sessions.extend(new[at].take().and_then(Result::ok));
-        }
-    }
-
-    /// The rows are about to be taken over: the older epochs need not live any longer.
-    async fn free(&mut self, new: [&Store; 3]) -> Result<()> {
-        match self.holder.take() {
-            Some(at) => new[at].unlock_epochs(&self.epochs).await,
-            None => Ok(()),
         }
     }
 }

@@ -271,6 +271,10 @@ impl Relay<'_> {
         systemd::ready();
         tracing::info!(epoch = link.instance.epoch(), database = %self.config.database.describe(), "relaying");
         while let Err(error) = self.serve(&link).await {
+            // Our sessions are not ours (a pooler): nothing that is done on them can be relied on.
+            if matches!(error, Error::Pooled { .. }) {
+                return Err(error);
+            }
             self.pool.may_start_until(Instant::now());
             if self.commits.take() {
                 self.lost_commits.set(self.lost_commits.get() + 1);
@@ -820,7 +824,7 @@ impl Relay<'_> {
     ///
     /// # Errors
     ///
-    /// When a restart is needed: the schema has changed under us.
+    /// When a restart is needed, or does not help: the schema has changed under us, or a pooler gives our sessions away.
     async fn reconnect(&self, older: Older) -> Result<Option<Link>> {
         let nothing_to_commit = async {
             self.stop.wait().await;
@@ -840,7 +844,7 @@ impl Relay<'_> {
         loop {
             match self.telling_watchdog(self.connect_and_adopt(&mut older)).await {
                 Ok(link) => return Ok(link),
-                Err(error @ Error::Schema(_)) => return Err(error),
+                Err(error @ (Error::Schema(_) | Error::Pooled { .. })) => return Err(error),
                 Err(error) => {
                     let why = self.tell_refusal(&mut outage, "waiting for Postgres", &error, pause);
                     systemd::status(&format!("{why}, retry in {:.1} s", pause.as_secs_f64()));

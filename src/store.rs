@@ -95,6 +95,48 @@ pub struct Store {
     waiting_since: Cell<Option<Instant>>,
     // The shortest time in which an answer came: what the network takes, on a machine that is busy, too.
     round_trip: Cell<Duration>,
+    // Its sign of life, when it has been asked for one.
+    lock: Cell<Option<Lock>>,
+}
+
+/// How often a session draws a key anew whose lock somebody has. Random ones are not taken twice in a row by chance.
+const KEYS_MAX: u32 = 8;
+
+/// The advisory lock that a session holds as its sign of life.
+#[derive(Clone, Copy, Debug)]
+pub struct Lock {
+    /// Its random key.
+    pub key: i64,
+    /// Process id of the backend that holds it.
+    pub backend: i32,
+}
+
+/// What came of trying the sleep lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sleep {
+    /// We hold it: whoever inserts notifies us.
+    Taken,
+    /// Somebody who inserts holds it shared, and does not notify.
+    Inserting,
+    /// A sleeping instance holds it: whoever inserts notifies us, and the instance says when it wakes.
+    Peer,
+    /// Somebody else holds it, who says nothing.
+    Other,
+}
+
+/// Somebody who holds one of our advisory locks and should not, or for long.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    /// Names the holder and its transaction.
+    pub transaction: String,
+    /// Which lock: `liveness`, `sleep`, `retention` or `migrate`.
+    pub lock: String,
+    /// Process id of its backend; none for a prepared transaction.
+    pub backend: Option<i32>,
+    /// Who has logged in.
+    pub login: Option<String>,
+    /// What the session does, where we may see it.
+    pub state: Option<String>,
 }
 
 /// Ends the waiting for an answer, whether it came or nobody wants it any more.
@@ -192,7 +234,7 @@ impl Finished {
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
     /// Its epoch.
-    pub epoch: i32,
+    pub epoch: i64,
     /// How far it is from Postgres.
     pub round_trip: Duration,
     /// Whether it lives.
@@ -330,6 +372,7 @@ impl Store {
             prepared: RefCell::default(),
             waiting_since: Cell::default(),
             round_trip: Cell::new(Duration::MAX),
+            lock: Cell::default(),
         })
     }
 
@@ -359,7 +402,7 @@ impl Store {
         if let Some(statement) = self.prepared.borrow().get(sql) {
             return Ok(statement.clone());
         }
-        let statement = self.answer(self.session.prepare(sql)).await.map_err(Error::postgres(doing))?;
+        let statement = self.answer(self.session.prepare(sql)).await.map_err(Error::prepared(doing))?;
         self.prepared.borrow_mut().insert(sql, statement.clone());
         Ok(statement)
     }
@@ -372,7 +415,7 @@ impl Store {
     ) -> Result<Vec<Row>> {
         let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
-        self.answer(self.session.query(&statement, parameters)).await.map_err(Error::postgres(doing))
+        self.answer(self.session.query(&statement, parameters)).await.map_err(Error::prepared(doing))
     }
 
     async fn one(
@@ -383,7 +426,7 @@ impl Store {
     ) -> Result<Row> {
         let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
-        self.answer(self.session.query_one(&statement, parameters)).await.map_err(Error::postgres(doing))
+        self.answer(self.session.query_one(&statement, parameters)).await.map_err(Error::prepared(doing))
     }
 
     /// Claims up to `limit` rows with ids above `cursor`, in order of id, with at most so many bytes of text unless it is a
@@ -501,35 +544,64 @@ impl Store {
         Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated, &park]).await?.get(0))
     }
 
-    /// Draws an epoch, takes its liveness lock for as long as this session lives, and lists the instance, with how far it is
-    /// from Postgres. Also tells when the server was started. None when somebody else has that lock.
-    pub async fn register(&self, host: &str, pid: i32, version: &str) -> Result<Option<(i32, SystemTime)>> {
+    /// The advisory lock that is this session's sign of life; draws one when it is asked for the first time. The session
+    /// holds it for as long as it lives.
+    pub async fn hold_lock(&self) -> Result<Lock> {
+        match self.lock.get() {
+            Some(lock) => Ok(lock),
+            None => self.draw_lock().await,
+        }
+    }
+
+    /// The same, and always a new one.
+    pub async fn draw_lock(&self) -> Result<Lock> {
+        let sql = include_str!("../sql/queries/draw_lock.sql");
+        for _ in 0..KEYS_MAX {
+            if let Some(row) = self.rows("taking a liveness lock", sql, &[]).await?.first() {
+                let lock = Lock { key: row.get(0), backend: row.get(1) };
+                self.lock.set(Some(lock));
+                return Ok(lock);
+            }
+        }
+        Err(Error::Failed(format!("taking a liveness lock: {KEYS_MAX} random ones are held by somebody")))
+    }
+
+    /// Lists the instance whose sessions hold the locks of these keys, with how far it is from Postgres. Tells when the
+    /// server was started; none when the first key, its epoch, was used before.
+    pub async fn register(
+        &self,
+        keys: &[i64; 3],
+        host: &str,
+        pid: i32,
+        version: &str,
+    ) -> Result<Option<SystemTime>> {
         let (doing, sql) = ("registering the instance", include_str!("../sql/queries/register.sql"));
         self.statement(doing, sql).await?;
         let round_trip_ms = self.round_trip.get().as_secs_f32() * 1000.0;
-        let rows = self.rows(doing, sql, &[&host, &pid, &version, &round_trip_ms]).await?;
-        Ok(rows.first().map(|row| (row.get(0), row.get(1))))
+        let rows = self.rows(doing, sql, &[&keys.as_slice(), &host, &pid, &version, &round_trip_ms]).await?;
+        Ok(rows.first().map(|row| row.get(0)))
     }
 
-    /// Holds the liveness lock of an epoch for as long as this session lives, too. Returns the process id of its backend;
-    /// none when the lock could not be had.
-    pub async fn lock_epoch(&self, epoch: i32) -> Result<Option<i32>> {
-        let sql = include_str!("../sql/queries/lock_epoch.sql");
-        Ok(self.one("taking the liveness lock", sql, &[&epoch]).await?.get(0))
-    }
-
-    /// Lets the liveness locks of these epochs go on this session, where it holds them.
-    pub async fn unlock_epochs(&self, epochs: &[i64]) -> Result<()> {
-        let sql = include_str!("../sql/queries/unlock_epochs.sql");
-        self.rows("freeing older liveness locks", sql, &[&epochs]).await?;
+    /// Lets these epochs live on by the lock of that key.
+    pub async fn keep_alive(&self, epochs: &[i64], key: i64) -> Result<()> {
+        let sql = include_str!("../sql/queries/keep_alive.sql");
+        self.rows("keeping older epochs alive", sql, &[&epochs, &key]).await?;
         Ok(())
     }
 
     /// Looks at the liveness locks of the listed instances but ours, and marks those in `sure` dead whose lock is
     /// free. Returns each that is alive, suspect, buried, or dead and not known to have no rows left.
-    pub async fn bury(&self, epoch: i32, sure: &[i32]) -> Result<Vec<Peer>> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pooled`] when the statement does not run on that backend, which was this session's.
+    pub async fn bury(&self, epoch: i64, sure: &[i64], backend: i32) -> Result<Vec<Peer>> {
+        let doing = "looking for dead instances";
         let sql = include_str!("../sql/queries/bury.sql");
-        let rows = self.rows("looking for dead instances", sql, &[&epoch, &sure]).await?;
+        let rows = self.rows(doing, sql, &[&epoch, &sure, &backend]).await?;
+        if rows.iter().any(|row| row.get::<_, &str>("state") == "elsewhere") {
+            return Err(Error::Pooled { doing: doing.into() });
+        }
         let vital = |row: &Row| match row.get("state") {
             "buried" => Vital::Buried,
             "dead" => Vital::Dead,
@@ -552,11 +624,11 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Ends the sessions that hold the liveness locks of these epochs, but this one; with `cut_off` only those that are
-    /// within a statement or a transaction and wait for their client. How many. See `end_sessions.sql`.
-    pub async fn end_sessions(&self, epochs: &[i64], cut_off: bool) -> Result<i64> {
+    /// Ends the sessions that hold the locks of these epochs, but those that hold a lock of the `keys`; with `cut_off` only
+    /// those that are within a statement or a transaction and wait for their client. How many. See `end_sessions.sql`.
+    pub async fn end_sessions(&self, epochs: &[i64], keys: &[i64], cut_off: bool) -> Result<i64> {
         let sql = include_str!("../sql/queries/end_sessions.sql");
-        Ok(self.one("ending sessions that were left", sql, &[&epochs, &cut_off]).await?.get(0))
+        Ok(self.one("ending sessions that were left", sql, &[&epochs, &keys, &cut_off]).await?.get(0))
     }
 
     /// Wakes the other instances.
@@ -575,7 +647,7 @@ impl Store {
     }
 
     /// Notes which dead instances have no rows left; returns their epochs.
-    pub async fn clear_dead(&self) -> Result<Vec<i32>> {
+    pub async fn clear_dead(&self) -> Result<Vec<i64>> {
         let sql = include_str!("../sql/queries/clear_dead.sql");
         let rows = self.rows("clearing dead instances", sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
@@ -588,10 +660,15 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the sleep lock for this session. False: an inserting transaction is open, or a peer sleeps.
-    pub async fn try_sleep(&self) -> Result<bool> {
+    /// Takes the sleep lock for this session, if nobody has it.
+    pub async fn try_sleep(&self) -> Result<Sleep> {
         let sql = include_str!("../sql/queries/try_sleep.sql");
-        Ok(self.one("taking the sleep lock", sql, &[]).await?.get(0))
+        Ok(match self.one("taking the sleep lock", sql, &[]).await?.get(0) {
+            "taken" => Sleep::Taken,
+            "inserting" => Sleep::Inserting,
+            "peer" => Sleep::Peer,
+            _ => Sleep::Other,
+        })
     }
 
     /// Frees the sleep lock.
@@ -600,10 +677,18 @@ impl Store {
         Ok(())
     }
 
-    /// Whether another instance has the sleep lock, so that whoever inserts notifies us, too.
-    pub async fn peer_sleeps(&self) -> Result<bool> {
-        let sql = include_str!("../sql/queries/peer_sleeps.sql");
-        Ok(self.one("looking at the sleep lock", sql, &[]).await?.get(0))
+    /// Who holds our advisory locks and should not, of those transactions or of all; at most 20. See `lock_holders.sql`.
+    pub async fn lock_holders(&self, transactions: Option<&[String]>) -> Result<Vec<Holder>> {
+        let sql = include_str!("../sql/queries/lock_holders.sql");
+        let rows = self.rows("looking who holds our locks", sql, &[&transactions]).await?;
+        let holder = |row: &Row| Holder {
+            transaction: row.get(0),
+            lock: row.get(1),
+            backend: row.get(2),
+            login: row.get(3),
+            state: row.get(4),
+        };
+        Ok(rows.iter().map(holder).collect())
     }
 
     /// What the server says of itself. Works without our schema.

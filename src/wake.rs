@@ -5,16 +5,24 @@
 //! if it can get it, and notifies if it cannot. A relay that found nothing tries it exclusively. If it gets it, it
 //! looks one last time and sleeps: whoever inserted before has committed before that look, whoever inserts after it
 //! notifies. If not, somebody has inserted and not committed: it looks again in a moment. Awake, it frees the lock.
+//!
+//! Anybody who can connect may hold the lock for as long as they like, and may notify as often. The first costs two
+//! statements each quarter of a second, the second one each 20 ms.
 
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::store::Store;
+use crate::store::{Sleep, Store};
 
 /// First pause while an inserter has not committed; doubles each time.
 const DOZE_MIN: Duration = Duration::from_millis(1);
-/// Longest pause while an inserter has not committed.
-const DOZE_MAX: Duration = Duration::from_millis(20);
+/// Longest pause while an inserter has not committed: a session may stay idle in its transaction for hours.
+const DOZE_MAX: Duration = Duration::from_millis(250);
+/// So many notifications in a row may be for nothing before they are heard less often. Those of rows that a peer takes are
+/// for nothing, too.
+const FRUITLESS_MAX: u32 = 16;
+/// Then one is heard each time after this pause.
+const DEAF: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -50,17 +58,20 @@ pub struct Wake<'a> {
     poll_interval: Duration,
     state: State,
     freed: Option<Instant>,
+    /// Notifications since rows were found.
+    fruitless: u32,
 }
 
 impl<'a> Wake<'a> {
     /// Awake. The sleep lock is taken on the session that claims, so that lock and look come one after the other;
     /// notifications come on the one that listens.
     pub fn new(claim: &'a Store, listen: &'a Store, poll_interval: Duration) -> Wake<'a> {
-        Wake { claim, listen, poll_interval, state: State::Awake, freed: None }
+        Wake { claim, listen, poll_interval, state: State::Awake, freed: None, fruitless: 0 }
     }
 
     /// To be called when a look found rows: frees the sleep lock.
     pub async fn rouse(&mut self) -> Result<()> {
+        self.fruitless = 0;
         if std::mem::replace(&mut self.state, State::Awake) == State::Asleep {
             self.claim.wake_up().await?;
             self.freed = Some(Instant::now());
@@ -79,37 +90,54 @@ impl<'a> Wake<'a> {
     pub async fn rest(&mut self, other: impl Future<Output = ()>) -> Result<Cause> {
         match self.state {
             State::Awake | State::Dozing(_) => {
-                if self.claim.try_sleep().await? {
-                    self.state = State::Asleep;
-                    return Ok(Cause::LastLook);
+                match self.claim.try_sleep().await? {
+                    Sleep::Taken => self.state = State::Asleep,
+                    Sleep::Peer => self.state = State::PeerSleeps,
+                    Sleep::Inserting | Sleep::Other => {
+                        let pause = match self.state {
+                            State::Dozing(pause) => pause,
+                            _ => DOZE_MIN,
+                        };
+                        self.state = State::Dozing((pause * 2).min(DOZE_MAX));
+                        return self.pause(pause, Cause::Dozing, other).await;
+                    }
                 }
-                let pause = match self.state {
-                    State::Dozing(pause) => pause,
-                    _ => DOZE_MIN,
-                };
-                if pause >= DOZE_MAX && self.claim.peer_sleeps().await? {
-                    self.state = State::PeerSleeps;
-                    return Ok(Cause::LastLook);
-                }
-                self.state = State::Dozing((pause * 2).min(DOZE_MAX));
-                self.pause(pause, Cause::Dozing, other).await
+                Ok(Cause::LastLook)
             }
             State::Asleep | State::PeerSleeps => {
                 let cause = self.pause(self.poll_interval, Cause::Poll, other).await?;
                 if self.state == State::PeerSleeps {
                     // It may have woken up, or be gone: see again, once.
-                    self.state = State::Dozing(DOZE_MAX);
+                    self.state = State::Awake;
                 }
                 Ok(cause)
             }
         }
     }
 
-    async fn pause(&self, pause: Duration, over: Cause, other: impl Future<Output = ()>) -> Result<Cause> {
-        tokio::select! {
-            () = self.listen.notified() => Ok(Cause::Notified),
-            () = other => Ok(Cause::Other),
-            () = tokio::time::sleep(pause) => Ok(over),
+    async fn pause(
+        &mut self,
+        pause: Duration,
+        over: Cause,
+        other: impl Future<Output = ()>,
+    ) -> Result<Cause> {
+        let deaf = self.fruitless >= FRUITLESS_MAX;
+        let notified = async {
+            if deaf {
+                tokio::time::sleep(DEAF).await;
+            }
+            self.listen.notified().await;
+        };
+        let cause = tokio::select! {
+            () = notified => Cause::Notified,
+            () = other => Cause::Other,
+            () = tokio::time::sleep(pause) => over,
+        };
+        match cause {
+            Cause::Notified => self.fruitless = self.fruitless.saturating_add(1),
+            Cause::Poll => self.fruitless = 0,
+            _ => {}
         }
+        Ok(cause)
     }
 }

@@ -248,14 +248,18 @@ COMMENT ON COLUMN relay.webhook_calls.ip IS 'From the outbox row: of the client 
 COMMENT ON COLUMN relay.webhook_calls.provider_id IS 'From the outbox row.';
 
 -- ---------------------------------------------------------------------------------------------------------------
--- Daemons. A living instance holds the advisory lock (1886415986, epoch) on its session; the row is written after
--- the lock is taken. Who gets the lock of a listed epoch writes dead_at, and only rows of dead epochs are claimed
--- again.
-
-CREATE SEQUENCE relay.instances_epoch_seq AS integer;
+-- Daemons. Each session of an instance draws a random key and holds the advisory lock of that key (one bigint). The row
+-- lists the keys, and is written after the locks are taken. The first key, that of the listening session, is the epoch.
+-- An instance lives while a session of a daemon's role holds one of its locks. When none does for long enough, a peer
+-- writes dead_at, and only rows of dead epochs are claimed again.
+--
+-- Anybody who can connect may take any advisory lock. So keys are random: nobody can take them before us. No lock is
+-- taken a second time, so somebody who queues for it takes nothing from us. And only the locks of sessions count whose
+-- login is a daemon's. Others see who has logged in to a session, whatever role it has set.
 
 CREATE TABLE relay.instances (
-    epoch       integer     NOT NULL DEFAULT nextval('relay.instances_epoch_seq'),
+    epoch       bigint      NOT NULL,
+    locks       bigint[]    NOT NULL,
     host        text        NOT NULL,
     pid         integer     NOT NULL,
     version     text        NOT NULL,
@@ -263,13 +267,14 @@ CREATE TABLE relay.instances (
     started_at  timestamptz NOT NULL DEFAULT now(),
     dead_at     timestamptz,
     cleared_at  timestamptz,
-    CONSTRAINT instances_pkey PRIMARY KEY (epoch)
+    CONSTRAINT instances_pkey PRIMARY KEY (epoch),
+    -- 0 in relay.outbox.claimed_by means: none, but a dead one had the row.
+    CONSTRAINT instances_epoch_positive CHECK (epoch > 0)
 );
 
-ALTER SEQUENCE relay.instances_epoch_seq OWNED BY relay.instances.epoch;
-
 COMMENT ON TABLE relay.instances IS 'Daemons that ran or run on this database, one row for each time that one registered.';
-COMMENT ON COLUMN relay.instances.epoch IS 'Never used twice; relay.outbox.claimed_by names it.';
+COMMENT ON COLUMN relay.instances.epoch IS 'Random, below 2^52, never used twice; relay.outbox.claimed_by names it.';
+COMMENT ON COLUMN relay.instances.locks IS 'Keys of the advisory locks of its sessions. It lives while a session of a daemon''s role holds one of them.';
 COMMENT ON COLUMN relay.instances.host IS 'Host name of the daemon.';
 COMMENT ON COLUMN relay.instances.pid IS 'Its process id there.';
 COMMENT ON COLUMN relay.instances.version IS 'Version of the program.';
@@ -281,12 +286,54 @@ COMMENT ON COLUMN relay.instances.cleared_at IS 'No row is claimed by this epoch
 -- Unlogged, so that a crash of the server, or a failover, empties it. Claims are not flushed: the last ones of an
 -- instance that is listed and not in here may be lost, and while it may come back nobody claims.
 CREATE UNLOGGED TABLE relay.instances_since_crash (
-    epoch       integer     NOT NULL,
+    epoch       bigint      NOT NULL,
     CONSTRAINT instances_since_crash_pkey PRIMARY KEY (epoch)
 );
 
 COMMENT ON TABLE relay.instances_since_crash IS 'Epochs that registered since the server last crashed: crash recovery empties this table.';
 COMMENT ON COLUMN relay.instances_since_crash.epoch IS 'Of relay.instances.';
+
+-- A login that may register an instance: it may insert into relay.instances, or it is a member of relay_daemon that does
+-- not inherit its rights and sets that role.
+CREATE FUNCTION relay.is_daemon(login oid) RETURNS boolean
+    LANGUAGE sql
+    STABLE
+    SET search_path = pg_catalog, pg_temp
+RETURN has_table_privilege(login, 'relay.instances', 'INSERT')
+       OR coalesce(pg_has_role(login, to_regrole('relay_daemon'), 'MEMBER'), false);
+
+COMMENT ON FUNCTION relay.is_daemon(oid) IS
+    'Whether a role may be a daemon''s login: only the advisory locks of such sessions count.';
+
+-- Each login is judged once: a stranger may hold as many locks as the server has room for, and this is read often. Sessions
+-- that claim are planned without hash joins, which are what two views without indexes want.
+CREATE FUNCTION relay.daemon_locks() RETURNS TABLE (class bigint, object bigint, keys smallint, mode text, pid integer)
+    LANGUAGE sql
+    STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET enable_hashjoin = on
+BEGIN ATOMIC
+    WITH daemons AS MATERIALIZED (
+        SELECT a.pid
+          FROM pg_stat_activity a
+         WHERE a.usesysid IN (SELECT login.usesysid
+                                FROM (SELECT DISTINCT b.usesysid
+                                        FROM pg_stat_activity b
+                                       WHERE b.usesysid IS NOT NULL
+                                      OFFSET 0) AS login
+                               WHERE relay.is_daemon(login.usesysid))
+    )
+    SELECT l.classid::bigint, l.objid::bigint, l.objsubid, l.mode, l.pid
+      FROM pg_locks l
+      JOIN daemons d
+        ON d.pid = l.pid
+     WHERE l.locktype = 'advisory'
+       AND l.granted
+       AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database());
+END;
+
+COMMENT ON FUNCTION relay.daemon_locks() IS
+    'Advisory locks in this database that sessions of daemons'' logins hold. keys is 1 for a lock of one bigint (class has its upper half), 2 for one of two integers.';
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- When the retention ran, and what it dropped last. It stands here, not in a process, so that neither a reconnection nor a
@@ -1083,6 +1130,8 @@ REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.secret_problem(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.url_problem(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.wake() FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.is_daemon(oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.daemon_locks() FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.cut_text(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.cut_long_text(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.call_partitions() FROM PUBLIC;

@@ -1,22 +1,27 @@
--- End sessions that are left of an instance's older epochs: they hold the liveness locks of those, shared. (Who looks
--- whether an epoch is dead has its lock for a moment, exclusively.)
+-- End sessions that are left of an instance's older epochs: those of our own login that hold their locks, and none of our
+-- new epoch.
 --
 -- Locks:      none.
--- Index:      none; the views have one row for each lock and each session of the server.
--- Parameters: $1 bigint[]  epochs
---             $2 boolean   only those that are within a statement or a transaction and wait for their client
+-- Index:      instances_pkey; the views have one row for each lock and each session of the server.
+-- Parameters: $1 bigint[]  older epochs
+--             $2 bigint[]  keys of the locks of our new sessions
+--             $3 boolean   only those that are within a statement or a transaction and wait for their client
 -- Returns:    how many.
-SELECT count(*) FILTER (WHERE pg_terminate_backend(held.pid))
-  FROM (SELECT DISTINCT l.pid
-          FROM pg_locks l
-          JOIN pg_stat_activity a
-            ON a.pid = l.pid
-         WHERE l.locktype = 'advisory'
-           AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-           AND l.classid = 1886415986::oid
-           AND l.objid = ANY ($1::bigint[]::oid[])
-           AND l.objsubid = 2
-           AND l.mode = 'ShareLock'
-           AND l.granted
-           AND l.pid <> pg_backend_pid()
-           AND (NOT $2 OR a.state <> 'idle' AND a.wait_event_type = 'Client')) AS held
+WITH older AS MATERIALIZED (
+    SELECT DISTINCT k.key
+      FROM relay.instances i,
+           unnest(i.locks) AS k (key)
+     WHERE i.epoch = ANY ($1)
+       AND k.key <> ALL ($2)
+)
+SELECT count(*) FILTER (WHERE pg_terminate_backend(a.pid))
+  FROM pg_stat_activity a
+ WHERE a.pid IN (SELECT h.pid
+                   FROM relay.daemon_locks() AS h
+                   JOIN older o
+                     ON o.key = h.class << 32 | h.object
+                  WHERE h.keys = 1)
+   AND a.pid <> pg_backend_pid()
+   -- Somebody else's session may hold the same lock; we may not end it, and the attempt would fail the statement.
+   AND a.usename = session_user
+   AND (NOT $3 OR a.state <> 'idle' AND a.wait_event_type = 'Client')

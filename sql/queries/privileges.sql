@@ -33,8 +33,9 @@ SELECT need, granted
          AND has_table_privilege('relay.instances_since_crash', 'SELECT')
          AND has_table_privilege('relay.instances_since_crash', 'INSERT')
          AND has_table_privilege('relay.instances_since_crash', 'DELETE')),
-        (9, 'USAGE on sequence relay.instances_epoch_seq',
-         has_sequence_privilege('relay.instances_epoch_seq', 'USAGE')),
+        (9, 'EXECUTE on relay.is_daemon and relay.daemon_locks',
+         has_function_privilege('relay.is_daemon(oid)', 'EXECUTE')
+         AND has_function_privilege('relay.daemon_locks()', 'EXECUTE')),
         (10, 'EXECUTE on relay.cut_text, relay.cut_long_text, relay.call_partitions, relay.make_call_partition, relay.drop_call_partition, relay.delete_stray_calls and relay.foreign_code',
          has_function_privilege('relay.cut_text(text)', 'EXECUTE')
          AND has_function_privilege('relay.cut_long_text(text)', 'EXECUTE')

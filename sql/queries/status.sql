@@ -1,25 +1,22 @@
 -- How it goes: who runs, what waits, who fails. Bounded: the first 100,000 rows of each lane, the newest 100,000
 -- calls of the last five minutes.
 --
--- Locks:      none. Who lives is seen by the liveness locks (pg_locks), not by what is written in relay.instances. At a standby
+-- Locks:      none. Who lives is seen by the locks that sessions hold, not by what is written in relay.instances. At a standby
 --             there are none of them: it has those instances that were not found dead, and says that it is a standby.
 -- Index:      outbox_pending, outbox_parked, webhook_calls_place. The plan is made for the value (plan_cache_mode =
 --             force_custom_plan), so that only partitions of the span are locked.
 -- Parameters: $1 timestamptz  calls that started after it
 -- Returns:    one JSON object.
-WITH instances AS (
+WITH held AS MATERIALIZED (
+    SELECT h.class << 32 | h.object AS key
+      FROM relay.daemon_locks() AS h
+     WHERE h.keys = 1
+), instances AS (
     SELECT i.epoch, i.host, i.pid, i.version, i.started_at,
            (SELECT count(*) FROM relay.in_flight f WHERE f.epoch = i.epoch) AS in_flight
       FROM relay.instances i
      WHERE pg_is_in_recovery() AND i.dead_at IS NULL
-        OR EXISTS (SELECT
-                     FROM pg_locks l
-                     JOIN pg_database d ON d.oid = l.database
-                    WHERE l.locktype = 'advisory'
-                      AND l.classid = 1886415986
-                      AND l.objid::bigint = i.epoch
-                      AND l.granted
-                      AND d.datname = current_database())
+        OR EXISTS (SELECT FROM held h WHERE h.key = ANY (i.locks))
      ORDER BY i.epoch
 ), backlog AS (
     SELECT b.project_id, b.pending, b.parked, extract(epoch FROM b.oldest_age)::double precision AS oldest_age_s

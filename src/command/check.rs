@@ -1,6 +1,7 @@
 //! `check`: is everything in place? One line for each thing that was looked at.
 
 use crate::cli::{Global, Run};
+use crate::command::locks;
 use crate::command::screen::Screen;
 use crate::config::Config;
 use crate::endpoint::Caller;
@@ -38,6 +39,7 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     })?;
     privileges(&report, &store).await?;
     trigger(&report, &store).await?;
+    locks(&report, &store).await?;
     publications(&report, &store).await?;
     webhooks(&report, &store, &caller).await
 }
@@ -82,6 +84,18 @@ async fn trigger(report: &Report, store: &Store) -> Result<()> {
             "wake-up",
             "trigger outbox_wake is missing or disabled: rows wait for the poll interval",
         )
+    }
+}
+
+/// Locks of ours that somebody else holds, or holds for long: told by login and process id.
+async fn locks(report: &Report, store: &Store) -> Result<()> {
+    let holders = report.unless_failed("locks", locks::held_for_long(store).await)?;
+    for holder in &holders {
+        report.line("warning", "locks", &locks::line(holder))?;
+    }
+    match holders.len() {
+        0 => report.line("ok", "locks", "nobody else holds them"),
+        _ => Ok(()),
     }
 }
 

@@ -47,7 +47,7 @@ async fn lock(store: &Store) -> Result<()> {
     while !store.try_migrate().await? {
         if start.elapsed() > LOCK_PATIENCE {
             return Err(Error::Failed(
-                "another migrate has been running on this database for minutes; look at pg_stat_activity, then try again"
+                "another migrate has been running on this database for minutes; look in pg_locks who holds the advisory lock (1886415988, 0), then try again"
                     .into(),
             ));
         }
@@ -101,8 +101,7 @@ fn script() -> String {
          BEGIN;\n-- A backslash is one, whatever is set here. Functions are Postgres' own, and no row is hidden.\n\
          SET LOCAL standard_conforming_strings = on;\nSET LOCAL search_path = pg_catalog, pg_temp;\n\
          SET LOCAL row_security = off;\n\
-         -- One at a time; freed at the end of the transaction.\n\
-         SELECT pg_advisory_xact_lock(1886415988, 0);\n\n{BOOKKEEPING}\n",
+         {BOOKKEEPING}\n-- One at a time.\nLOCK TABLE relay.migrations IN SHARE ROW EXCLUSIVE MODE;\n\n",
         env!("CARGO_PKG_VERSION")
     );
     // What run() refuses, this does.

@@ -3,6 +3,7 @@
 pub mod calls;
 pub mod check;
 pub mod demo;
+pub mod locks;
 pub mod migrate;
 pub mod replay;
 pub mod run;

@@ -1,8 +1,10 @@
 //! `status`: who runs, what waits, who fails.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::cli::Global;
+use crate::command::locks;
 use crate::command::screen::{Screen, printable};
 use crate::config;
 use crate::error::{Error, Result};
@@ -61,14 +63,20 @@ struct Webhook {
 pub async fn run(global: &Global, json: bool) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
     schema::require_current(&store).await?;
-    let text = store.status().await?;
-    let status: Status =
-        serde_json::from_str(&text).map_err(|error| Error::Failed(format!("reading the status: {error}")))?;
+    let read = |error| Error::Failed(format!("reading the status: {error}"));
+    let mut value: Value = serde_json::from_str(&store.status().await?).map_err(read)?;
+    let holders = locks::held_for_long(&store).await?;
+    value["lock_holders"] = locks::json(&holders);
     let screen = Screen::of_stdout();
+    let text = value.to_string();
+    let status: Status = serde_json::from_value(value).map_err(read)?;
     if json {
         screen.line(&text)?;
     } else {
         print(&screen, &status)?;
+        for holder in &holders {
+            screen.line(&format!("warning: {}", locks::line(holder)))?;
+        }
     }
     if status.instances.is_empty() && !status.standby {
         return Err(Error::Failed("no instance runs: nothing is delivered".into()));

@@ -11,6 +11,7 @@ use nix::unistd::{User, geteuid};
 use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 
+use super::backend::Proved;
 use super::conninfo::{self, Params, SPACES};
 use super::host::{Host, Place, hosts};
 use super::tls::{self, Identity, Mode, Root};
@@ -114,6 +115,8 @@ pub struct Settings {
     pub(super) connect_timeout: Option<Duration>,
     /// Where sessions were opened, by this value and its clones: for the caller's rule that Postgres is never called.
     pub reached: Reached,
+    /// Which servers keep a session's backend, by this value and its clones.
+    pub(super) proved: Proved,
 }
 
 /// Whether there is a password in what the user typed.
@@ -161,7 +164,16 @@ impl Settings {
             Some(seconds) => u64::try_from(seconds).ok().filter(|s| *s > 0).map(Duration::from_secs),
         };
         let (access, reached) = (access(&params)?, Reached::default());
-        Ok(Settings { config, hosts, access, tls, passfile, connect_timeout, reached })
+        Ok(Settings {
+            config,
+            hosts,
+            access,
+            tls,
+            passfile,
+            connect_timeout,
+            reached,
+            proved: Proved::default(),
+        })
     }
 
     /// For messages: `user@host:port/database, sslmode prefer`. Never a password.

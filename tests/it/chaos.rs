@@ -483,7 +483,7 @@ async fn whatever_is_killed_the_books_are_right() {
 
 /// Ends the sessions of a process.
 async fn cut_off(url: &str, pid: i32) {
-    let sql = "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN relay.instances i ON i.epoch = l.objid::bigint
-               WHERE l.locktype = 'advisory' AND l.classid = 1886415986 AND i.pid = $1 AND i.dead_at IS NULL";
+    let sql = "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN relay.instances i ON (l.classid::bigint << 32 | l.objid::bigint) = ANY (i.locks)
+               WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND i.pid = $1 AND i.dead_at IS NULL";
     connect(url).await.execute(sql, &[&pid]).await.unwrap();
 }

@@ -21,7 +21,7 @@ pub fn get(port: u16, path: &str) -> (u16, String) {
 }
 
 /// The value of a series, as it is written.
-fn value(metrics: &str, series: &str) -> Option<f64> {
+pub fn value(metrics: &str, series: &str) -> Option<f64> {
     let line =
         metrics.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
     line.rsplit_once(' ')?.1.parse().ok()

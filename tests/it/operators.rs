@@ -88,7 +88,7 @@ async fn status_tells_who_runs_what_waits_and_who_fails() {
     database
         .eventually(
             "SELECT count(*) = 0 FROM pg_locks l JOIN pg_database d ON d.oid = l.database
-             WHERE classid = 1886415986 AND d.datname = current_database()",
+             WHERE l.locktype = 'advisory' AND objsubid = 1 AND d.datname = current_database()",
         )
         .await;
     let (code, out, err) = outcome(as_member(&database, "relay_reader", &["status"]).await);

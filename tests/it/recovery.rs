@@ -125,7 +125,7 @@ async fn a_terminated_session_repeats_no_call() {
         // It has come back under a new epoch and taken its row over.
         let back =
             "SELECT EXISTS (SELECT FROM relay.outbox o JOIN relay.instances i ON i.epoch = o.claimed_by
-                        WHERE i.dead_at IS NULL AND i.epoch > 1)";
+                        WHERE i.dead_at IS NULL AND i.epoch <> (SELECT epoch FROM relay.instances ORDER BY started_at LIMIT 1))";
         database.eventually(back).await;
         gate.open();
         database.all_done().await;
@@ -154,16 +154,17 @@ async fn a_peer_does_not_take_the_rows_of_one_that_comes_right_back() {
         let pid = relay.pid().as_raw();
         // One session of this relay, which is told from the other's by the liveness lock.
         let sql = "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-                   WHERE l.locktype = 'advisory' AND l.classid = 1886415986 AND l.objid::bigint = $1
+                   JOIN relay.instances i ON (l.classid::bigint << 32 | l.objid::bigint) = ANY (i.locks)
+                   WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND i.epoch = $1
                      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                      AND a.application_name = $2";
         assert_eq!(database.client.query(sql, &[&epoch, &session]).await.unwrap().len(), 1, "{session}");
         // It is back as soon as all its sessions are.
         let back = format!(
             "SELECT EXISTS (SELECT FROM relay.outbox o JOIN relay.instances i ON i.epoch = o.claimed_by
-                 WHERE i.epoch > {epoch} AND i.pid = {pid}
-                   AND (SELECT count(*) FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = 1886415986
-                            AND l.objid::bigint = i.epoch
+                 WHERE i.epoch <> {epoch} AND i.pid = {pid}
+                   AND (SELECT count(*) FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 1
+                            AND (l.classid::bigint << 32 | l.objid::bigint) = ANY (i.locks)
                             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())) = 3)"
         );
         database.eventually(&back).await;
@@ -351,8 +352,7 @@ async fn who_starts_after_a_crash_of_the_server_waits_for_those_that_come_back()
     database.client.batch_execute("UPDATE relay.outbox SET claimed_by = NULL").await.unwrap();
     let _second = Relay::start(&database, &[]);
     // It has looked at the locks, and more than once.
-    let looks =
-        "SELECT started_at < clock_timestamp() - interval '500 ms' FROM relay.instances WHERE epoch > 1";
+    let looks = "SELECT started_at < clock_timestamp() - interval '500 ms' FROM relay.instances ORDER BY started_at DESC LIMIT 1";
     database.eventually(looks).await;
     first.signal(Signal::SIGCONT);
     first.wait_for_log("found Postgres again");
@@ -379,7 +379,7 @@ async fn a_frozen_relay_records_nothing_for_rows_that_a_peer_took() {
     frozen.signal(Signal::SIGCONT);
     // It is back, under a new epoch, and has tried to record its result.
     let back = format!(
-        "SELECT EXISTS (SELECT FROM relay.instances WHERE pid = {} AND dead_at IS NULL AND epoch > 2)",
+        "SELECT EXISTS (SELECT FROM relay.instances WHERE pid = {} AND dead_at IS NULL AND started_at > (SELECT started_at FROM relay.instances ORDER BY started_at OFFSET 1 LIMIT 1))",
         frozen.pid()
     );
     database.eventually(&back).await;
@@ -443,7 +443,8 @@ async fn a_takeover_that_a_crash_of_the_server_loses_repeats_no_call() {
     cluster.boot().unwrap();
     let database = database.reconnect().await;
     // The crash may lose the claim, which is not flushed; here it has.
-    database.client.batch_execute("UPDATE relay.outbox SET claimed_by = 1").await.unwrap();
+    let lose = "UPDATE relay.outbox SET claimed_by = (SELECT epoch FROM relay.instances ORDER BY started_at LIMIT 1)";
+    database.client.batch_execute(lose).await.unwrap();
     relay.signal(Signal::SIGCONT);
     relay.wait_for_log("found Postgres again");
     gate.open();
@@ -577,7 +578,7 @@ async fn a_session_of_an_older_epoch_that_has_the_rows_locked_is_ended() {
     let (cluster, database, receiver, gate, relay) = one_in_flight().await;
     // As the end of a session that the server hears no more of, in the middle of a statement.
     let left = connect(&cluster.url("postgres")).await;
-    left.batch_execute("SELECT pg_advisory_lock_shared(1886415986, max(epoch)) FROM relay.instances")
+    left.batch_execute("SELECT pg_advisory_lock(7); UPDATE relay.instances SET locks = locks || 7::bigint")
         .await
         .unwrap();
     left.batch_execute("BEGIN; UPDATE relay.outbox SET claimed_by = claimed_by").await.unwrap();
@@ -597,7 +598,9 @@ async fn rows_stay_ours_while_somebody_elses_lock_keeps_us_from_taking_them_over
     let other = connect(&cluster.url("postgres")).await;
     other.batch_execute("BEGIN; SELECT FROM relay.outbox FOR UPDATE").await.unwrap();
     let sql = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-               WHERE l.locktype = 'advisory' AND l.objid = 1 AND a.application_name = 'promptpal-relay claim'";
+               JOIN relay.outbox o ON o.claimed_by = (SELECT i.epoch FROM relay.instances i
+                                                       WHERE (l.classid::bigint << 32 | l.objid::bigint) = ANY (i.locks))
+               WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND a.application_name = 'promptpal-relay claim'";
     assert_eq!(database.number(sql).await, 1);
     let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity
                  WHERE application_name = 'promptpal-relay listen' AND wait_event_type = 'Lock')";
@@ -679,8 +682,9 @@ async fn a_read_only_database_makes_it_wait_and_repeats_no_call() {
 /// that a relay is frozen.
 async fn cut_off(database: &Database) {
     let sql = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l
-               WHERE l.locktype = 'advisory' AND l.classid = 1886415986
-                 AND l.objid::bigint IN (SELECT claimed_by FROM relay.outbox)
+               JOIN relay.instances i ON (l.classid::bigint << 32 | l.objid::bigint) = ANY (i.locks)
+               WHERE l.locktype = 'advisory' AND l.objsubid = 1
+                 AND i.epoch IN (SELECT claimed_by FROM relay.outbox)
                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     assert_eq!(database.number(sql).await, 3);
 }
@@ -704,7 +708,7 @@ async fn a_thawed_relay_does_not_begin_calls_of_rows_that_a_peer_took() {
     // Longer than a relay goes on without having looked at the locks.
     database
         .eventually(
-            "SELECT dead_at < clock_timestamp() - interval '500 ms' FROM relay.instances WHERE epoch = 1",
+            "SELECT dead_at < clock_timestamp() - interval '500 ms' FROM relay.instances ORDER BY started_at LIMIT 1",
         )
         .await;
     frozen.signal(Signal::SIGCONT);
@@ -837,7 +841,7 @@ async fn what_is_taken_over_and_given_back_is_still_repeated() {
     killed.kill();
     let mut drained = Relay::start(&database, &flags);
     receiver.wait_for(4);
-    database.eventually("SELECT bool_and(claimed_by > 1) FROM relay.outbox").await;
+    database.eventually("SELECT bool_and(claimed_by = (SELECT epoch FROM relay.instances ORDER BY started_at DESC LIMIT 1)) FROM relay.outbox").await;
     drained.signal(Signal::SIGTERM);
     drained.wait_for_log("given_back=6");
     gate.open();
@@ -1066,8 +1070,8 @@ async fn a_full_disk_makes_it_try_the_commit_again_and_never_the_post() {
 async fn a_dead_instance_is_cleared_when_it_has_no_rows_left_and_all_of_them_were_looked_at() {
     let database = Database::new().await;
     let run = async |sql: &str| database.client.batch_execute(sql).await.unwrap();
-    let died = "INSERT INTO relay.instances (host, pid, version, dead_at) SELECT 'h', 1, '1', now() - interval '1 hour'";
-    run(&format!("{died} FROM generate_series(1, 3)")).await;
+    let died = "INSERT INTO relay.instances (epoch, locks, host, pid, version, dead_at) SELECT n, ARRAY[n], 'h', 1, '1', now() - interval '1 hour'";
+    run(&format!("{died} FROM generate_series(1, 3) AS n")).await;
     database.events(1, 12_000).await;
     // One has a parked row, one another; the third has none.
     run("UPDATE relay.outbox SET claimed_by = id, parked = id = 2 WHERE id <= 2").await;

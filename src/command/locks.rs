@@ -1,0 +1,47 @@
+//! Who holds the relay's advisory locks and should not, for `check` and `status`. Tells; ends nobody's session.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::command::screen::printable;
+use crate::error::Result;
+use crate::store::{Holder, Store};
+
+/// A lock is held for long when the same transaction has it after this time. The server does not tell everybody since when.
+const LONG: Duration = Duration::from_secs(1);
+
+/// Looks once, and when somebody is found a second time after a second.
+pub async fn held_for_long(store: &Store) -> Result<Vec<Holder>> {
+    let first = store.lock_holders(None).await?;
+    if first.is_empty() {
+        return Ok(first);
+    }
+    tokio::time::sleep(LONG).await;
+    let transactions: Vec<String> = first.into_iter().map(|holder| holder.transaction).collect();
+    store.lock_holders(Some(&transactions)).await
+}
+
+/// For a person: who, which lock, what comes of it.
+pub fn line(holder: &Holder) -> String {
+    let who = match (holder.backend, &holder.login) {
+        (Some(backend), Some(login)) => format!("session {backend} of {}", printable(login)),
+        (Some(backend), None) => format!("session {backend}"),
+        (None, _) => "a prepared transaction (see pg_prepared_xacts)".to_owned(),
+    };
+    let state = holder.state.as_ref().map(|state| format!(" ({state})")).unwrap_or_default();
+    match holder.lock.as_str() {
+        "sleep" => format!(
+            "{who}{state} holds the sleep lock for more than {} s: until it ends its transaction or its session, daemons are \
+             not notified of rows and look four times a second",
+            LONG.as_secs()
+        ),
+        lock => format!("{who}{state} holds the {lock} lock, which is the daemons'; that has no effect"),
+    }
+}
+
+/// For a program.
+pub fn json(holders: &[Holder]) -> Value {
+    let one = |holder: &Holder| json!({"lock": holder.lock, "pid": holder.backend, "user": holder.login, "state": holder.state});
+    holders.iter().map(one).collect()
+}
