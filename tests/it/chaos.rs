@@ -120,22 +120,21 @@ async fn transaction(
 
 /// Who did what to each row, for whoever has to find out why the books are wrong.
 const HISTORY: &str = "
-    CREATE TABLE history (at timestamptz, who text, id bigint, was bigint, became bigint, parked boolean, done boolean);
-    CREATE FUNCTION write_history() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE TABLE public.history (at timestamptz, who text, id bigint, was bigint, became bigint, parked boolean, done boolean);
+    CREATE FUNCTION public.write_history() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        INSERT INTO history
+        INSERT INTO public.history
         SELECT clock_timestamp(), current_setting('application_name') || ' ' || pg_backend_pid(), n.id, o.claimed_by,
                n.claimed_by, n.parked, n.done_at IS NOT NULL
           FROM was o JOIN became n USING (id);
         RETURN NULL;
     END $$;
     CREATE TRIGGER history AFTER UPDATE ON relay.outbox REFERENCING OLD TABLE AS was NEW TABLE AS became
-        FOR EACH STATEMENT EXECUTE FUNCTION write_history()";
+        FOR EACH STATEMENT EXECUTE FUNCTION public.write_history()";
 
 /// The history of a prompt's row, and what the relays that posted it logged.
 async fn story(database: &Database, slots: &[Slot], prompt_id: i64, posts: &[Post]) -> String {
-    let sql =
-        "SELECT h::text FROM history h JOIN relay.outbox o USING (id) WHERE o.prompt_id = $1 ORDER BY h.at";
+    let sql = "SELECT h::text FROM public.history h JOIN relay.outbox o USING (id) WHERE o.prompt_id = $1 ORDER BY h.at";
     let rows = database.client.query(sql, &[&prompt_id]).await.unwrap();
     let mut story: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     let instances =
