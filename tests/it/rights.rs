@@ -69,7 +69,9 @@ async fn stolen(database: &Database) -> String {
 /// The program refuses, with the exit code for that, and says why in one line.
 fn refused(command: &[&str], url: &str, says: &[&str]) {
     let (code, out, err) = outcome(program(command, url));
-    assert_eq!((code, err.lines().count()), (78, 1), "{command:?}: {out}{err}");
+    // The session of the migrate before may be there for a moment, which is told.
+    let lines = err.lines().filter(|line| !line.contains(" INFO ")).count();
+    assert_eq!((code, lines), (78, 1), "{command:?}: {out}{err}");
     assert!(says.iter().all(|text| err.contains(text)), "{command:?}: {err}");
 }
 
@@ -514,10 +516,12 @@ async fn the_daemons_role_throws_away_nothing_of_today_and_makes_no_partition_of
     database.webhook(1, &receiver.url("/")).await;
     // Calls of today that are in the default partition.
     run(&database, "DO $$ BEGIN EXECUTE 'DROP TABLE relay.webhook_calls_' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD'); END $$").await;
-    let _relay = Relay::spawn(&daemon, &[]).ready();
+    let relay = Relay::spawn(&daemon, &[]).ready();
     database.events(1, 3).await;
     database.all_done().await;
-    // The daemon's retention may have made the partition and moved them.
+    // Its retention may be moving them to a partition that it makes. Nothing of that goes on below.
+    relay.kill();
+    database.eventually("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE usename = 'relay_run')").await;
     run(&database, "CREATE TEMP TABLE log AS TABLE relay.webhook_calls").await;
     let lost =
         "SELECT count(*) FROM log l WHERE NOT EXISTS (SELECT FROM relay.webhook_calls c WHERE c.id = l.id)";
