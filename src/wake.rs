@@ -34,6 +34,9 @@ enum State {
     Asleep,
     /// A peer holds the sleep lock: inserters notify all of us.
     PeerSleeps,
+    /// A peer held it when we last looked; we have looked for rows since. When a peer holds it still, or again, we need no
+    /// last look: whoever was awake in between looked by itself, and told us if it had more than it could do.
+    PeerSlept,
 }
 
 /// Why to look.
@@ -89,9 +92,12 @@ impl<'a> Wake<'a> {
     /// the caller's that ends the waiting, too.
     pub async fn rest(&mut self, other: impl Future<Output = ()>) -> Result<Cause> {
         match self.state {
-            State::Awake | State::Dozing(_) => {
+            State::Awake | State::Dozing(_) | State::PeerSlept => {
                 match self.claim.try_sleep().await? {
                     Sleep::Taken => self.state = State::Asleep,
+                    Sleep::Peer if self.state == State::PeerSlept => {
+                        return self.pause_beside_peer(other).await;
+                    }
                     Sleep::Peer => self.state = State::PeerSleeps,
                     Sleep::Inserting | Sleep::Other => {
                         let pause = match self.state {
@@ -104,15 +110,16 @@ impl<'a> Wake<'a> {
                 }
                 Ok(Cause::LastLook)
             }
-            State::Asleep | State::PeerSleeps => {
-                let cause = self.pause(self.poll_interval, Cause::Poll, other).await?;
-                if self.state == State::PeerSleeps {
-                    // It may have woken up, or be gone: see again, once.
-                    self.state = State::Awake;
-                }
-                Ok(cause)
-            }
+            State::Asleep => self.pause(self.poll_interval, Cause::Poll, other).await,
+            State::PeerSleeps => self.pause_beside_peer(other).await,
         }
+    }
+
+    async fn pause_beside_peer(&mut self, other: impl Future<Output = ()>) -> Result<Cause> {
+        let cause = self.pause(self.poll_interval, Cause::Poll, other).await?;
+        // The peer may have woken up, or be gone.
+        self.state = State::PeerSlept;
+        Ok(cause)
     }
 
     async fn pause(

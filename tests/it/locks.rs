@@ -155,8 +155,7 @@ async fn a_stranger_who_holds_the_next_epochs_keeps_no_relay_from_starting() {
     let receiver = Receiver::good();
     database.webhook(1, &receiver.url("/")).await;
     let session = stranger.session().await;
-    let many =
-        "SELECT count(pg_advisory_lock_shared(1886415986, n) IS NULL) + count(pg_advisory_lock(n) IS NULL)
+    let many = "SELECT count(pg_advisory_lock(1886415986, n) IS NULL) + count(pg_advisory_lock(n) IS NULL)
                 FROM generate_series(1, 3000) AS n";
     session.batch_execute(many).await.unwrap();
     let _relay = Relay::start(&database, &[]);
@@ -257,15 +256,28 @@ async fn a_stranger_who_has_the_sleep_lock_and_lets_it_go_leaves_no_row_waiting(
     // Also with a notification, which it hears.
     database.events(1, 1).await;
     database.all_done().await;
-    monitoring::until(port, "promptpal_relay_calls_running", |running| running == 0.0);
-    let rests = "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
-                 AND application_name = 'promptpal-relay claim' AND state_change < clock_timestamp() - interval '150 ms'";
-    database.eventually(rests).await;
+    // It looks by itself, and not only when it begins to.
+    monitoring::until(port, "promptpal_relay_wakeups_total{cause=\"dozing\"}", |count| count >= 24.0);
     session.batch_execute("SELECT pg_advisory_unlock(1886415987, 0)").await.unwrap();
     database.events(1, 1).await;
     database.all_done().await;
     drop(session);
     stranger.gone().await;
+}
+
+#[tokio::test]
+async fn of_two_idle_relays_neither_looks_more_often_than_it_polls() {
+    let database = Database::new().await;
+    let flags = ["--poll-interval", "1s", "--metrics-listen", "0"];
+    let relays = [Relay::start(&database, &flags), Relay::start(&database, &flags)];
+    for relay in &relays {
+        let port = monitoring::port(relay);
+        monitoring::until(port, "promptpal_relay_wakeups_total{cause=\"poll\"}", |count| count >= 1.0);
+        for cause in ["own", "last_look"] {
+            let count = wakeups(port, cause);
+            assert!(count <= 12.0, "{count} looks in 3 s for {cause}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,9 @@
 //! An inserter is `relay.outbox` with its trigger (`sql/migrations`): it tries the lock shared, keeps it until its
 //! transaction ends, and notifies at commit when it could not have it. A relay is `src/wake.rs` with the claiming loop
 //! of `src/relay.rs`: look, try the lock exclusively (`sql/queries/try_sleep.sql`), look once more, sleep; awake with
-//! something in hand it frees the lock (`wake_up.sql`). While a peer has the lock it sleeps, too (`peer_sleeps.sql`).
+//! something in hand it frees the lock (`wake_up.sql`). While a peer has the lock it sleeps, too. When that still, or again,
+//! has it after a wake-up and a look, it sleeps on without a last look. A stranger may take the lock, shared or
+//! exclusively, and let it go, at any moment; an exclusive one is nobody to sleep beside.
 //! One that has all that it can do frees the lock and does not look until a place is free; those who slept because it
 //! did, it tells.
 //! A notification reaches every session that listens, some time after the commit.
@@ -14,8 +16,6 @@ use stateright::{Checker, Model, Property};
 
 const INSERTERS: usize = 2;
 const RELAYS: usize = 2;
-/// Transactions of each inserter, one row each.
-const TRANSACTIONS: u8 = 2;
 
 /// How a relay says that it sleeps.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,8 @@ enum Sign {
     Flag,
     /// The lock, and whoever has all that it can do tells nobody. Wrong: a peer sleeps because it did.
     Silence,
+    /// The lock, and whoever has it exclusively counts as a peer. Wrong: a stranger does not look when it lets it go.
+    Anybody,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +46,8 @@ enum State {
     Dozing,
     Asleep,
     PeerSleeps,
+    /// It did when this one fell asleep beside it; this one has looked since.
+    PeerSlept,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,10 +74,18 @@ struct Relay {
     freed: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Hold {
+    Shared,
+    Exclusive,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
     inserters: [(Inserter, u8); INSERTERS],
     relays: [Relay; RELAYS],
+    /// What a stranger has of the lock, and how often it may still take it.
+    stranger: (Option<Hold>, u8),
     /// Committed rows that nobody has claimed.
     rows: u8,
 }
@@ -94,10 +106,16 @@ enum Action {
     /// Instead of a look: there is no place.
     Fill(usize),
     Tell(usize),
+    Take(Hold),
+    LetGo,
 }
 
 struct SleepLock {
     sign: Sign,
+    /// Transactions of each inserter, one row each.
+    transactions: u8,
+    /// How often a stranger takes the lock.
+    taken: u8,
 }
 
 impl World {
@@ -119,8 +137,9 @@ impl Model for SleepLock {
         let relay =
             Relay { state: State::Awake, next: Next::Look, sent: false, notified: false, freed: false };
         vec![World {
-            inserters: [(Inserter::Idle, TRANSACTIONS), (Inserter::Idle, TRANSACTIONS)],
+            inserters: [(Inserter::Idle, self.transactions), (Inserter::Idle, self.transactions)],
             relays: [relay.clone(), relay],
+            stranger: (None, self.taken),
             rows: 0,
         }]
     }
@@ -132,6 +151,13 @@ impl Model for SleepLock {
                 Inserter::Idle => {}
                 Inserter::Open { .. } => actions.extend([Action::Commit(n), Action::RollBack(n)]),
             }
+        }
+        match world.stranger {
+            (Some(_), _) => actions.push(Action::LetGo),
+            (None, 0) => {}
+            (None, _) if world.sleeper().is_some() => {}
+            (None, _) if world.shared() => actions.push(Action::Take(Hold::Shared)),
+            (None, _) => actions.extend([Action::Take(Hold::Shared), Action::Take(Hold::Exclusive)]),
         }
         for (n, relay) in world.relays.iter().enumerate() {
             if relay.sent {
@@ -159,7 +185,7 @@ impl Model for SleepLock {
         let mut next = world.clone();
         match action {
             Action::Insert(n) => {
-                let notifies = world.sleeper().is_some();
+                let notifies = world.sleeper().is_some() || world.stranger.0 == Some(Hold::Exclusive);
                 next.inserters[n] = (Inserter::Open { notifies }, world.inserters[n].1 - 1);
             }
             Action::Commit(n) => {
@@ -192,6 +218,8 @@ impl Model for SleepLock {
                 let tells = next.relays[n].freed && self.sign != Sign::Silence;
                 next.relays[n].next = if tells { Next::Tell } else { Next::Full };
             }
+            Action::Take(hold) => next.stranger = (Some(hold), world.stranger.1 - 1),
+            Action::LetGo => next.stranger.0 = None,
             Action::Tell(n) => {
                 next.relays.iter_mut().for_each(|relay| relay.sent = true);
                 next.relays[n].freed = false;
@@ -203,7 +231,7 @@ impl Model for SleepLock {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("nobody sleeps while a row waits", |_, world: &World| {
+            Property::always(ASLEEP, |_, world: &World| {
                 let sleeps = |relay: &Relay| {
                     matches!(relay.state, State::Asleep | State::PeerSleeps)
                         && relay.next == Next::Wait
@@ -227,17 +255,22 @@ impl Model for SleepLock {
 impl SleepLock {
     /// `Wake::rest`.
     fn rest(&self, world: &World, next: &mut World, n: usize) {
-        let peer_sleeps = world.sleeper().is_some_and(|sleeper| sleeper != n);
+        let beside_stranger = self.sign == Sign::Anybody && world.stranger.0 == Some(Hold::Exclusive);
+        let peer_sleeps = world.sleeper().is_some_and(|sleeper| sleeper != n) || beside_stranger;
         let relay = &mut next.relays[n];
         match relay.state {
-            State::Awake | State::Dozing => {
+            State::Awake | State::Dozing | State::PeerSlept => {
                 let free = match self.sign {
-                    Sign::Lock | Sign::Silence => !world.shared() && !peer_sleeps,
+                    Sign::Lock | Sign::Silence | Sign::Anybody => {
+                        !world.shared() && !peer_sleeps && world.stranger.0.is_none()
+                    }
                     Sign::Flag => !peer_sleeps,
                 };
                 if free {
                     (relay.state, relay.next) = (State::Asleep, Next::Look);
-                } else if relay.state == State::Dozing && peer_sleeps {
+                } else if peer_sleeps && relay.state == State::PeerSlept {
+                    (relay.state, relay.next) = (State::PeerSleeps, Next::Wait);
+                } else if peer_sleeps {
                     (relay.state, relay.next) = (State::PeerSleeps, Next::Look);
                 } else {
                     (relay.state, relay.next) = (State::Dozing, Next::Wait);
@@ -258,28 +291,45 @@ impl Relay {
     /// What `Wake::rest` does when the waiting is over.
     fn look(&mut self) {
         if self.state == State::PeerSleeps {
-            self.state = State::Dozing;
+            self.state = State::PeerSlept;
         }
         self.next = Next::Look;
     }
 }
 
+fn check(sign: Sign, transactions: u8, taken: u8) -> impl Checker<SleepLock> {
+    SleepLock { sign, transactions, taken }.checker().spawn_bfs().join()
+}
+
+const ASLEEP: &str = "nobody sleeps while a row waits";
+
 #[test]
 fn with_the_lock_nobody_sleeps_while_a_row_waits() {
-    let checker = SleepLock { sign: Sign::Lock }.checker().spawn_bfs().join();
+    let checker = check(Sign::Lock, 2, 0);
     assert!(checker.is_done());
     println!("sleep lock: {} states", checker.unique_state_count());
     checker.assert_properties();
 }
 
 #[test]
+fn with_a_stranger_who_takes_the_lock_nobody_sleeps_while_a_row_waits() {
+    let checker = check(Sign::Lock, 1, 2);
+    assert!(checker.is_done());
+    println!("sleep lock with a stranger: {} states", checker.unique_state_count());
+    checker.assert_properties();
+}
+
+#[test]
 fn with_a_flag_somebody_does() {
-    let checker = SleepLock { sign: Sign::Flag }.checker().spawn_bfs().join();
-    checker.assert_any_discovery("nobody sleeps while a row waits");
+    check(Sign::Flag, 2, 0).assert_any_discovery(ASLEEP);
+}
+
+#[test]
+fn with_a_stranger_who_counts_as_a_peer_somebody_does() {
+    check(Sign::Anybody, 1, 1).assert_any_discovery(ASLEEP);
 }
 
 #[test]
 fn with_a_full_one_that_tells_nobody_somebody_does() {
-    let checker = SleepLock { sign: Sign::Silence }.checker().spawn_bfs().join();
-    checker.assert_any_discovery("nobody sleeps while a row waits");
+    check(Sign::Silence, 2, 0).assert_any_discovery(ASLEEP);
 }

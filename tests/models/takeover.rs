@@ -1,8 +1,8 @@
 //! Each row has one record, whoever dies, freezes or loses its session, and only a row whose instance lost it is posted
 //! again.
 //!
-//! The steps are those of `src/instance.rs` and `sql/queries`: an instance registers (`register.sql`: epoch, liveness
-//! lock and listing in one statement), adopts what it has in hand (`adopt.sql`) and ends its older epochs
+//! The steps are those of `src/instance.rs` and `sql/queries`: an instance registers (`draw_lock.sql`, `register.sql`: its
+//! liveness locks, then the listing; here one), adopts what it has in hand (`adopt.sql`) and ends its older epochs
 //! (`retire.sql`); it looks at the others' locks and buries (`bury.sql`), claims with the list of the dead that it read
 //! then (`claim.sql`), posts, and finishes with its guard (`finish.sql`). A session can be lost at any moment, and its
 //! lock with it; a process can die. A frozen one is one that does nothing for a while. A call that is in flight when its
@@ -31,6 +31,8 @@ enum Variant {
     Living,
     /// A result is recorded under the claim that the process has on the row when it comes, not the one that made it.
     ByRow,
+    /// A lock counts, whoever holds it: a stranger has taken those of everybody.
+    Strangers,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -277,14 +279,14 @@ impl Model for Takeover {
                 }
                 next.losses += 1;
                 let epoch = next.processes[n].epoch.take()?;
-                next.epochs[epoch].locked = false;
+                next.epochs[epoch].locked = self.variant == Variant::Strangers;
                 next.processes[n].adopts = false;
             }
             Action::Die(n) => {
                 next.deaths += 1;
                 next.processes[n].alive = false;
                 if let Some(epoch) = next.processes[n].epoch.take() {
-                    next.epochs[epoch].locked = false;
+                    next.epochs[epoch].locked = self.variant == Variant::Strangers;
                 }
                 next.processes[n].in_hand = None;
                 next.processes[n].lost = None;
@@ -362,4 +364,9 @@ fn a_result_that_counts_for_another_claim_is_not_marked() {
 #[test]
 fn not_in_the_list_of_the_living_is_not_dead() {
     check(Variant::Living).assert_any_discovery("nothing is taken from the living");
+}
+
+#[test]
+fn where_a_strangers_lock_counts_rows_are_left() {
+    check(Variant::Strangers).assert_any_discovery("nothing is left");
 }
