@@ -10,10 +10,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::cli::{AfterCrash, Global, Run};
-use crate::db;
-use crate::endpoint;
+use crate::delivery::client;
+use crate::dispatch::scheduler::Limits;
 use crate::error::{Error, Result};
-use crate::places::Limits;
+use crate::postgres;
 
 /// Longest `--retain-calls`: thirteen months. A query of a person's without a span, or whose span is no constant (`now()`),
 /// locks each partition and its three indexes until its transaction ends. Measured with the settings that a server has
@@ -25,9 +25,9 @@ const RETAIN_CALLS_MAX: Duration = Duration::from_secs(400 * 86400);
 /// The configuration of the daemon.
 pub struct Config {
     /// Where Postgres is.
-    pub database: db::Settings,
+    pub database: postgres::Settings,
     /// How calls are made.
-    pub endpoint: endpoint::Settings,
+    pub endpoint: client::Settings,
     /// How many at once.
     pub limits: Limits,
     /// Bytes that rows in hand may take, with their payloads and answers.
@@ -57,7 +57,7 @@ const CREDENTIAL: &str = "database-url";
 /// # Errors
 ///
 /// [`Error::Config`] when it cannot be meant.
-pub fn database(global: &Global) -> Result<db::Settings> {
+pub fn database(global: &Global) -> Result<postgres::Settings> {
     // Of those that were asked for: it says something, and nobody can say what.
     let unreadable = RefCell::new(None);
     let variable = |name: &str| match std::env::var(name) {
@@ -71,7 +71,7 @@ pub fn database(global: &Global) -> Result<db::Settings> {
     let file = |path: &Path| read_url(path).map(Some);
     let url = match (&global.database_url, &global.database_url_file) {
         (Some(url), _) if !url.is_empty() => {
-            if global.is_database_url_typed && db::has_password(url) {
+            if global.is_database_url_typed && postgres::has_password(url) {
                 tracing::warn!(
                     "--database-url has a password, which every user of this machine sees in the process list; give the URL \
                      by --database-url-file or DATABASE_URL, or the password by PGPASSWORD or ~/.pgpass"
@@ -88,7 +88,7 @@ pub fn database(global: &Global) -> Result<db::Settings> {
             _ => None,
         },
     };
-    let settings = db::Settings::parse(url.as_deref(), &variable);
+    let settings = postgres::Settings::parse(url.as_deref(), &variable);
     match unreadable.take() {
         Some(name) => {
             Err(Error::Config(format!("the variable {name} is not UTF-8; set it anew, or take it away")))
@@ -114,7 +114,7 @@ fn read_url(path: &Path) -> Result<String> {
     if url.contains('\n') {
         return Err(refused(&"it has more than one line"));
     }
-    if mode & OTHERS_READ != 0 && db::has_password(url) {
+    if mode & OTHERS_READ != 0 && postgres::has_password(url) {
         let path = path.display();
         tracing::warn!("{path} has a password, and every user of this machine may read it; chmod o-r it");
     }
@@ -142,7 +142,7 @@ impl Config {
                 RETAIN_CALLS_MAX.as_secs() / 86400
             )));
         }
-        let endpoint = endpoint::Settings {
+        let endpoint = client::Settings {
             timeout: run.timeout,
             response_body_bytes_max: run.max_response_body,
             allow_net: run.allow_net.clone(),

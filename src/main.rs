@@ -6,8 +6,9 @@ use clap::error::ErrorKind;
 use promptpal_relay::cli::{self, Cli, Command};
 use promptpal_relay::command::{calls, check, demo, migrate, replay, run, send_test, status};
 use promptpal_relay::error::{Error, Result, one_line};
-use promptpal_relay::terminal::escaped;
-use promptpal_relay::{logging, process};
+use promptpal_relay::process;
+use promptpal_relay::telemetry::logging;
+use promptpal_relay::telemetry::terminal::escaped;
 
 fn main() -> ExitCode {
     // Before anything is read.

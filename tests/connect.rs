@@ -12,8 +12,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use promptpal_relay::db::Session;
 use promptpal_relay::error::{Error, one_line};
+use promptpal_relay::postgres::Session;
 use server::{PLAIN, SELF_SIGNED, SIGNED, Server, free_port, settings};
 
 /// Longer than anything here takes on a busy machine.

@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::cli::{Calls, Global};
-use crate::command::screen::Screen;
+use crate::command::table::Screen;
 use crate::config;
-use crate::db::Settings;
+use crate::daemon::signals::Stop;
 use crate::error::{Error, Result, one_line};
-use crate::schema;
-use crate::stop::Stop;
-use crate::store::{Key, Role, Store, Wanted};
-use crate::terminal::escaped;
+use crate::outbox::migrations;
+use crate::outbox::{Key, Role, Store, Wanted};
+use crate::postgres::Settings;
+use crate::telemetry::terminal::escaped;
 
 /// The span that is looked through first; each further one is so much longer. The log has no index in order of time,
 /// so what is wanted is looked for where it most likely is.
@@ -66,7 +66,7 @@ pub async fn run(global: &Global, calls: &Calls) -> Result<()> {
 
 async fn connect(settings: &Settings) -> Result<Store> {
     let store = Store::connect(settings, Role::Command).await?;
-    schema::require_current(&store).await?;
+    migrations::require_current(&store).await?;
     Ok(store)
 }
 

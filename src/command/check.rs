@@ -2,12 +2,12 @@
 
 use crate::cli::{Global, Run};
 use crate::command::locks;
-use crate::command::screen::Screen;
+use crate::command::table::Screen;
 use crate::config::Config;
-use crate::endpoint::Caller;
+use crate::delivery::client::Caller;
 use crate::error::{Error, Result, one_line};
-use crate::schema;
-use crate::store::{Role, Store};
+use crate::outbox::migrations;
+use crate::outbox::{Role, Store};
 
 /// Webhooks that are read at once.
 const PAGE: i64 = 1000;
@@ -28,14 +28,16 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     let store = Store::connect(&config.database, Role::Command).await;
     let store = report.outcome("connection", store, |_| config.database.describe())?;
     let server = report.unless_failed("server", store.server().await)?;
-    report.outcome("server", schema::check_server(&server), |()| {
+    report.outcome("server", migrations::check_server(&server), |()| {
         format!("PostgreSQL {}, {}", server.version / 10_000, server.encoding)
     })?;
     if server.has_migrations {
-        report.outcome("row security", schema::require_visible(&store).await, |()| "hides nothing".into())?;
+        report.outcome("row security", migrations::require_visible(&store).await, |()| {
+            "hides nothing".into()
+        })?;
     }
-    report.outcome("schema", schema::require_current(&store).await, |()| {
-        format!("migration {}", schema::MIGRATIONS.len())
+    report.outcome("schema", migrations::require_current(&store).await, |()| {
+        format!("migration {}", migrations::MIGRATIONS.len())
     })?;
     privileges(&report, &store).await?;
     trigger(&report, &store).await?;
@@ -56,7 +58,7 @@ async fn privileges(report: &Report, store: &Store) -> Result<()> {
         ))),
     };
     report.outcome("privileges", result, |()| "all that run needs".into())?;
-    report.outcome("foreign code", schema::require_own_code(store).await, |()| "none runs here".into())
+    report.outcome("foreign code", migrations::require_own_code(store).await, |()| "none runs here".into())
 }
 
 /// Tables that logical replication keeps from being written. Without publications there is nothing to tell.

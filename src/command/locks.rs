@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::command::screen::printable;
+use crate::command::table::printable;
 use crate::error::Result;
-use crate::store::{Holder, Store};
+use crate::outbox::{Holder, Store};
 
 /// A lock is held for long when the same transaction has it after this time. The server does not tell everybody since when.
 const LONG: Duration = Duration::from_secs(1);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crate::cli::Global;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::schema::{self, BOOKKEEPING, MIGRATIONS, Migration, ROLES, State};
-use crate::store::{Role, Store};
+use crate::outbox::migrations::{self, BOOKKEEPING, MIGRATIONS, Migration, ROLES, State};
+use crate::outbox::{Role, Store};
 
 /// How often to try for the lock while another migrate has it.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
@@ -23,11 +23,11 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 pub async fn run(global: &Global) -> Result<()> {
     let settings = config::database(global)?;
     let store = Store::connect(&settings, Role::Command).await?;
-    schema::check_server(&store.server().await?)?;
+    migrations::check_server(&store.server().await?)?;
     lock(&store).await?;
     apply(&store, BOOKKEEPING, "preparing relay.migrations").await?;
     let applied = told("reading relay.migrations", store.migrations()).await?;
-    match schema::compare(&applied) {
+    match migrations::compare(&applied) {
         State::Current => tracing::info!("the schema is current"),
         State::Behind(missing) => {
             for migration in MIGRATIONS.iter().filter(|m| missing.contains(&m.version)) {

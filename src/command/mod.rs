@@ -7,6 +7,6 @@ pub mod locks;
 pub mod migrate;
 pub mod replay;
 pub mod run;
-pub mod screen;
 pub mod send_test;
 pub mod status;
+pub mod table;

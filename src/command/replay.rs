@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use tokio::time::MissedTickBehavior;
 
 use crate::cli::{Global, Replay};
-use crate::command::screen::Screen;
+use crate::command::table::Screen;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::schema;
-use crate::store::{Role, Store, Wanted};
+use crate::outbox::migrations;
+use crate::outbox::{Role, Store, Wanted};
 
 /// Calls that are repeated with one command.
 const CALLS_MAX: i64 = 1_000_000;
@@ -27,7 +27,7 @@ const PROGRESS: Duration = Duration::from_secs(2);
 /// is gone or disabled. Rows that were inserted before an error stay.
 pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
-    schema::require_current(&store).await?;
+    migrations::require_current(&store).await?;
     let screen = Screen::of_stdout();
     let ids = match (replay.call, replay.webhook, replay.since) {
         (Some(call), ..) => vec![call],

@@ -2,10 +2,10 @@
 
 use crate::cli::{Global, Run};
 use crate::config::Config;
+use crate::daemon::relay;
+use crate::daemon::signals::Stop;
 use crate::error::Result;
-use crate::logging::Files;
-use crate::relay;
-use crate::stop::Stop;
+use crate::telemetry::logging::Files;
 
 /// Runs until drained after a signal.
 pub async fn run(global: &Global, run: &Run, files: Files) -> Result<()> {

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::cli::Global;
-use crate::command::screen::Screen;
+use crate::command::table::Screen;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::schema;
-use crate::store::{Role, Store};
+use crate::outbox::migrations;
+use crate::outbox::{Role, Store};
 
 /// How often to look whether it is done.
 const LOOK: Duration = Duration::from_millis(50);
@@ -21,7 +21,7 @@ const CLOCKS: Duration = Duration::from_secs(3600);
 /// [`Error::Failed`] when the call failed, or was not made in time.
 pub async fn run(global: &Global, webhook_id: i64, wait: Duration, json: bool) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
-    schema::require_current(&store).await?;
+    migrations::require_current(&store).await?;
     let start = Instant::now();
     let since = store.clock().await?.0 - CLOCKS;
     // Who may not read the log would send it and not see what came of it.

@@ -5,11 +5,11 @@ use serde_json::Value;
 
 use crate::cli::Global;
 use crate::command::locks;
-use crate::command::screen::{Screen, printable};
+use crate::command::table::{Screen, printable};
 use crate::config;
 use crate::error::{Error, Result};
-use crate::schema;
-use crate::store::{Role, Store};
+use crate::outbox::migrations;
+use crate::outbox::{Role, Store};
 
 /// What `status.sql` says; more is in its JSON.
 #[derive(Deserialize)]
@@ -62,7 +62,7 @@ struct Webhook {
 /// [`Error::Failed`] when no instance runs, after everything was printed. Not at a standby, where that cannot be known.
 pub async fn run(global: &Global, json: bool) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
-    schema::require_current(&store).await?;
+    migrations::require_current(&store).await?;
     let read = |error| Error::Failed(format!("reading the status: {error}"));
     let mut value: Value = serde_json::from_str(&store.status().await?).map_err(read)?;
     let holders = locks::held_for_long(&store).await?;

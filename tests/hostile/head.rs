@@ -1,6 +1,6 @@
 //! Answers whose head or chunks are not as they should be: the status decides, and what can be told is kept.
 
-use promptpal_relay::call::Call;
+use promptpal_relay::model::call::Call;
 
 use crate::answer::{CAP, answered, body, call};
 use crate::support::{AUTHORITY, PATIENT, Receiver, caller, caller_to, kind, message, post, settings};

@@ -6,9 +6,9 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
-use promptpal_relay::call::{Call, storable};
 use promptpal_relay::cli::{Cli, Command, Run};
-use promptpal_relay::endpoint::{Caller, without_credentials};
+use promptpal_relay::delivery::client::{Caller, without_credentials};
+use promptpal_relay::model::call::{Call, storable};
 use proptest::prelude::*;
 use url::{Host, Url};
 

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
-use promptpal_relay::event::Secret;
-use promptpal_relay::memory::Room;
-use promptpal_relay::signature::sign;
+use promptpal_relay::delivery::signature::sign;
+use promptpal_relay::model::event::Secret;
+use promptpal_relay::model::memory::Room;
 use sha2::Sha256;
 
 use crate::support::{OK, PATIENT, Receiver, Request, caller, kind, made, signed, webhook};

@@ -11,12 +11,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
-use promptpal_relay::address::Reached;
-use promptpal_relay::call::Call;
-use promptpal_relay::endpoint::{Caller, Outcome, Settings};
-use promptpal_relay::event::{Secret, Webhook};
-use promptpal_relay::memory::Room;
-use promptpal_relay::resolver::Resolver;
+use promptpal_relay::delivery::client::{Caller, Outcome, Settings};
+use promptpal_relay::delivery::networks::Reached;
+use promptpal_relay::delivery::resolver::Resolver;
+use promptpal_relay::model::call::Call;
+use promptpal_relay::model::event::{Secret, Webhook};
+use promptpal_relay::model::memory::Room;
 use proptest::test_runner::Config as ProptestConfig;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use promptpal_relay::call::Call;
-use promptpal_relay::memory::Room;
+use promptpal_relay::model::call::Call;
+use promptpal_relay::model::memory::Room;
 
 use crate::support::{
     AUTHORITY, Dead, Gate, Peer, Receiver, assert_storable, caller, caller_to, kind, made, message, post,

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use promptpal_relay::endpoint::Caller;
+use promptpal_relay::delivery::client::Caller;
 use rcgen::{BasicConstraints, IsCa};
 
 use crate::openssl::{NAME, cases};

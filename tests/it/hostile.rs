@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use promptpal_relay::address::Reached;
-use promptpal_relay::cluster::Cluster;
-use promptpal_relay::endpoint::{Caller, Settings};
-use promptpal_relay::event::{Secret, Webhook};
+use promptpal_relay::command::demo::postgres::Cluster;
+use promptpal_relay::delivery::client::{Caller, Settings};
+use promptpal_relay::delivery::networks::Reached;
+use promptpal_relay::model::event::{Secret, Webhook};
 
 use crate::support::{Database, Receiver, Relay, Reply, outcome, program};
 

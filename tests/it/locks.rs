@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use promptpal_relay::config;
-use promptpal_relay::retention::{Outcome, Retention};
+use promptpal_relay::daemon::retention::{Outcome, Retention};
 use tokio_postgres::Client;
 
 use crate::monitoring;

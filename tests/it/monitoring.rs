@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use promptpal_relay::store::Role;
+use promptpal_relay::outbox::Role;
 
 use crate::support::{Clock, Database, Gate, Receiver, Relay, Reply, as_user, closed_port, outcome};
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 
-use promptpal_relay::store::{Role, Store};
+use promptpal_relay::outbox::{Role, Store};
 use serde_json::Value;
 use tokio_postgres::SimpleQueryMessage;
 

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use promptpal_relay::cluster::{Cluster, Stop};
-use promptpal_relay::store::Role;
+use promptpal_relay::command::demo::postgres::{Cluster, Stop};
+use promptpal_relay::outbox::Role;
 
 use crate::monitoring;
 use crate::support::{Database, Gate, Network, Receiver, Relay, Reply, as_user, connect, gated};

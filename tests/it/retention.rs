@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use promptpal_relay::cli::Cli;
 use promptpal_relay::config;
-use promptpal_relay::retention::{Outcome, Retention};
-use promptpal_relay::store::Role;
+use promptpal_relay::daemon::retention::{Outcome, Retention};
+use promptpal_relay::outbox::Role;
 
 use clap::Parser;
 use nix::sys::signal::Signal;

@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use promptpal_relay::cluster::Cluster;
-use promptpal_relay::store::Role;
+use promptpal_relay::command::demo::postgres::Cluster;
+use promptpal_relay::outbox::Role;
 use tokio_postgres::Client;
 
 use crate::monitoring::{get, port};

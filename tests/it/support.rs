@@ -19,9 +19,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, geteuid};
 use promptpal_relay::cli::Cli;
-use promptpal_relay::cluster::Cluster;
+use promptpal_relay::command::demo::postgres::Cluster;
 use promptpal_relay::config;
-use promptpal_relay::store::{Role, Store};
+use promptpal_relay::outbox::{Role, Store};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls, Row};
 

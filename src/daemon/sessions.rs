@@ -1,0 +1,250 @@
+//! The sessions of one registration: one that listens, one that claims, one that finishes. Made together, and lost
+//! together: when one is, all are made anew.
+//!
+//! Knows when one is lost, also where nobody says so. What is done about it is decided by the [`relay`](crate::daemon::relay).
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
+
+use crate::daemon::membership::{Instance, Peers};
+use crate::error::{Error, Result};
+use crate::outbox::migrations;
+use crate::outbox::{Role, Store};
+use crate::postgres::Settings;
+
+/// How long Postgres may take for an answer to what takes it a millisecond. Later we take the connection for dead:
+/// packets may vanish without anybody saying so.
+pub const SILENCE: Duration = Duration::from_secs(5);
+/// The longest that a session which claims or finishes waits before the server is asked.
+const SILENCE_MAX: Duration = Duration::from_secs(160);
+/// First and longest pause before Postgres is asked again for a session that it had no room for: a backend needs a moment
+/// to exit. Doubles each time.
+const ROOM_RETRY_MIN: Duration = Duration::from_millis(1);
+const ROOM_RETRY_MAX: Duration = Duration::from_millis(50);
+/// So often it is asked again before sessions of ours are let go: those that were refused at once may have been in each
+/// other's way.
+const ROOM_TRIES: u32 = 5;
+/// How long it is asked again.
+const ROOM_MAX: Duration = Duration::from_secs(2);
+/// How long we remember that a session was not heard.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// The sessions of one registration.
+pub struct Link {
+    /// With the session that listens.
+    pub instance: Instance,
+    /// Claims, and gives back.
+    pub claim: Store,
+    /// Finishes.
+    pub finish: Store,
+    // Since when they have waited in vain, as it seemed when the server was last asked.
+    unheard: Cell<Overdue>,
+}
+
+/// Since when the sessions that claim and finish wait, if it is for too long.
+type Overdue = [Option<Instant>; 2];
+
+/// How long a session that claims or finishes may wait before the server is asked whether it works for it: at first
+/// for [`SILENCE`]. Each time that it did not, it is twice as long from then on, 160 s at most, until ten minutes have
+/// passed without: on a line that needs so long to carry a statement, the next try shall come through.
+#[derive(Clone, Copy, Default)]
+pub struct Patience {
+    raised: Option<(Duration, Instant)>,
+}
+
+impl Patience {
+    fn limit(self, now: Instant) -> Duration {
+        self.raised.filter(|(_, at)| now - *at < REMEMBERED).map_or(SILENCE, |(limit, _)| limit)
+    }
+
+    fn raise(self, now: Instant) -> Patience {
+        Patience { raised: Some(((2 * self.limit(now)).min(SILENCE_MAX), now)) }
+    }
+}
+
+impl Link {
+    /// Connects all sessions at once, and registers when they are there: an epoch that has only some of them would end
+    /// when the next one fails. `adopt` is for whoever had rows in hand under an older epoch: it runs before anything
+    /// else is done, because peers do not wait for long. Where Postgres has no room for the sessions because of `older` ones,
+    /// those are let go.
+    pub async fn connect(
+        settings: &Settings,
+        peers: &RefCell<Peers>,
+        older: &mut Older,
+        adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
+    ) -> Result<Link> {
+        let [listen, claim, finish] = older.replaced(settings).await?;
+        migrations::require_current(&listen).await?;
+        let instance = Instance::register(listen, &claim, &finish).await?;
+        adopt(&instance).await?;
+        // After that, because peers do not wait for it; before the first claim, which reads the webhooks.
+        migrations::require_own_code(instance.session()).await?;
+        peers.borrow_mut().connected(instance.server_started(), Instant::now());
+        instance.look_around(peers, Instant::now()).await?;
+        Ok(Link { instance, claim, finish, unheard: Cell::default() })
+    }
+
+    /// What is left of it, to be kept until another link has taken its rows over. `epochs` are ours that may have rows.
+    pub fn into_older(self, epochs: Vec<i64>) -> Older {
+        Older { epochs, sessions: vec![self.claim, self.finish, self.instance.into_session()], holder: None }
+    }
+
+    /// Fails when Postgres does not hear what a session says, or is not heard by it: something between us takes what is
+    /// sent and does not pass it on. What nobody takes the kernel notices (`tcp_user_timeout`). To be called every second
+    /// or so: what was so the last time and is now is so, and not only on its way.
+    pub async fn require_heard(&self, patience: &Cell<Patience>) -> Result<()> {
+        let limit = patience.get().limit(Instant::now());
+        let unheard = self.unheard(limit).await?;
+        let before = self.unheard.replace(unheard);
+        if unheard.iter().zip(before).any(|(now, before)| now.is_some() && *now == before) {
+            patience.set(patience.get().raise(Instant::now()));
+            return Err(silence(limit));
+        }
+        Ok(())
+    }
+
+    /// Which sessions wait for longer than `limit` and have a Postgres that has nothing to do for them. The listening
+    /// session is asked, which is known to work; one round trip when there is reason to ask.
+    async fn unheard(&self, limit: Duration) -> Result<Overdue> {
+        if self.overdue(limit) == [None; 2] {
+            return Ok([None; 2]);
+        }
+        let backends = self.instance.working_backends();
+        let idle = self.instance.session().not_at_work(&backends).await?;
+        let [claim, finish] = self.overdue(limit);
+        let unheard = |since: Option<Instant>, backend| since.filter(|_| idle.contains(&backend));
+        Ok([unheard(claim, backends[0]), unheard(finish, backends[1])])
+    }
+
+    fn overdue(&self, limit: Duration) -> Overdue {
+        let overdue = |session: &Store| session.waiting_since().filter(|since| since.elapsed() > limit);
+        [overdue(&self.claim), overdue(&self.finish)]
+    }
+
+    /// Resolves when one of the sessions is lost. Cancel-safe.
+    pub async fn lost(&self) -> Error {
+        tokio::select! {
+            error = self.instance.session().closed() => error,
+            error = self.claim.closed() => error,
+            error = self.finish.closed() => error,
+        }
+    }
+}
+
+/// The sessions that are left of a link: as long as one of them lives, so do the older epochs, and no peer takes our rows.
+#[derive(Default)]
+pub struct Older {
+    epochs: Vec<i64>,
+    // Some may be lost.
+    sessions: Vec<Store>,
+    // Which of the new sessions keeps the older epochs alive.
+    holder: Option<usize>,
+}
+
+impl Older {
+    /// Connects the sessions of a new link. Those that are left are kept, unless Postgres has no room for both (a
+    /// `CONNECTION LIMIT`, a full server) and has room for the new ones without them. Then the lock of a new session is
+    /// listed with the older epochs before the old ones are let go, so that these epochs live on all the while.
+    ///
+    /// # Errors
+    ///
+    /// The first that failed. What keeps the older epochs alive is still there.
+    async fn replaced(&mut self, settings: &Settings) -> Result<[Store; 3]> {
+        const ROLES: [Role; 3] = [Role::Listen, Role::Claim, Role::Finish];
+        self.holder = None;
+        let [listen, claim, finish] = ROLES.map(|role| Store::connect(settings, role));
+        let tried: [Result<Store>; 3] = tokio::join!(listen, claim, finish).into();
+        let mut new = tried.map(Some);
+        let give_up = Instant::now() + ROOM_MAX;
+        let (mut pause, mut tries) = (ROOM_RETRY_MIN, 0);
+        loop {
+            // One after the other from here on: those that ask at once count against each other.
+            let Some(missing) = new.iter().position(|tried| !matches!(tried, Some(Ok(_)))) else {
+                return Ok(new.map(|tried| tried.and_then(Result::ok).expect("none is missing")));
+            };
+            match new[missing].take() {
+                Some(Err(error)) if !error.is_crowded() => {
+                    self.keep_holder(new);
+                    return Err(error);
+                }
+                Some(Err(error)) => {
+                    tries += 1;
+                    let is_hopeless = if tries > ROOM_TRIES && !self.sessions.is_empty() {
+                        tries = 0;
+                        !self.let_go(&new).await?
+                    } else {
+                        Instant::now() > give_up
+                    };
+                    if is_hopeless {
+                        self.keep_holder(new);
+                        return Err(error);
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(ROOM_RETRY_MAX);
+                }
+                _ => {}
+            }
+            new[missing] = Some(Store::connect(settings, ROLES[missing]).await);
+        }
+    }
+
+    /// Lets sessions go that are left, if the new link has room then. False: it would not, and nothing was done.
+    async fn let_go(&mut self, new: &[Option<Result<Store>>; 3]) -> Result<bool> {
+        self.sessions.retain(|session| !session.is_closed());
+        let found: Vec<(usize, &Store)> = new
+            .iter()
+            .enumerate()
+            .filter_map(|(at, tried)| Some((at, tried.as_ref()?.as_ref().ok()?)))
+            .collect();
+        if found.len() + self.sessions.len() < new.len() {
+            return Ok(false);
+        }
+        let Some((at, holder)) = found.first() else {
+            // All three are there; the others stay until a new one keeps the epochs alive.
+            self.sessions.remove(0);
+            return Ok(true);
+        };
+        let lock = holder.hold_lock().await?;
+        holder.keep_alive(&self.epochs, lock.key).await?;
+        // Postgres may not hear of it when we merely close them.
+        let ended = holder.end_sessions(&self.epochs, &[lock.key], false).await?;
+        self.sessions.clear();
+        self.holder = Some(*at);
+        tracing::warn!(ended, "no room for a session: our own older ones were let go; see CONNECTION LIMIT");
+        Ok(true)
+    }
+
+    /// After a failure: the new session that keeps the older epochs alive is what is left now.
+    fn keep_holder(&mut self, mut new: [Option<Result<Store>>; 3]) {
+        if let Some(at) = self.holder.take() {
+            self.sessions.extend(new[at].take().and_then(Result::ok));
+        }
+    }
+}
+
+/// The work's result, if Postgres takes no longer for it than this.
+pub async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(silence(limit)))
+}
+
+fn silence(limit: Duration) -> Error {
+    Error::Failed(format!("Postgres has not answered for {} s", limit.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_grows_with_each_disappointment_and_is_forgotten() {
+        let start = Instant::now();
+        let once = Patience::default().raise(start);
+        assert_eq!(Patience::default().limit(start), SILENCE);
+        assert_eq!(once.limit(start), 2 * SILENCE);
+        let late = start + REMEMBERED - Duration::from_secs(1);
+        assert_eq!(once.raise(late).limit(start + REMEMBERED), 4 * SILENCE);
+        assert_eq!(once.limit(start + REMEMBERED), SILENCE);
+        let often = (0..9).fold(once, |patience, _| patience.raise(start));
+        assert_eq!(often.limit(start), SILENCE_MAX);
+    }
+}

@@ -1,0 +1,96 @@
+//! Whether anything moves: calls wait, none runs, none is recorded, and none starts to stay.
+//!
+//! A pure rule, no clock of its own. In a healthy daemon a call that waits while none runs starts within milliseconds; after
+//! a shortage of ours, within a second. Rows that have ended and wait for Postgres are its business, not ours.
+
+use std::time::{Duration, Instant};
+
+use crate::dispatch::pool::Load;
+
+/// After this time it is said that nothing moves.
+pub const LIMIT: Duration = Duration::from_secs(10);
+/// A call that has been running for this time is made. One that is not made for a shortage of ours ends sooner.
+const RUNS: Duration = Duration::from_millis(100);
+/// After this time a restart is the better thing.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Since when nothing moves.
+#[derive(Debug, Default)]
+pub struct Stall {
+    progress: u64,
+    since: Option<Instant>,
+    stalled: bool,
+}
+
+impl Stall {
+    /// Learns what the threads do. To be called every second or so.
+    pub fn look(&mut self, load: &Load, now: Instant) {
+        let waits = load.waiting > 0 && load.longest_running < RUNS && load.ended == 0;
+        if !waits || load.progress != self.progress {
+            self.since = None;
+        } else {
+            self.since.get_or_insert(now);
+        }
+        self.progress = load.progress;
+        self.stalled = self.since.is_some_and(|since| now - since >= LIMIT);
+    }
+
+    /// Whether nothing has moved for [`LIMIT`].
+    pub fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
+    /// Whether nothing has moved for so long that a restart is the better thing.
+    pub fn is_long(&self, now: Instant) -> bool {
+        self.since.is_some_and(|since| now - since >= LONG)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(waiting: usize, running: usize, ended: usize, progress: u64) -> Load {
+        Load {
+            waiting,
+            running,
+            longest_running: RUNS * u32::try_from(running).expect("few"),
+            ended,
+            progress,
+            threads: 0,
+            memory_bytes: 0,
+            shortages: 0,
+            fullest: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn calls_that_wait_while_none_runs_are_a_stall_after_a_time() {
+        let (start, mut stall) = (Instant::now(), Stall::default());
+        stall.look(&load(65, 0, 0, 7), start);
+        stall.look(&load(65, 0, 0, 7), start + LIMIT - Duration::from_millis(1));
+        assert!(!stall.is_stalled());
+        stall.look(&load(65, 0, 0, 7), start + LIMIT + LIMIT);
+        assert!(stall.is_stalled() && !stall.is_long(start + LONG));
+        assert!(stall.is_long(start + LONG + LIMIT));
+        stall.look(&load(64, 1, 0, 8), start + LONG + LIMIT);
+        assert!(!stall.is_stalled() && !stall.is_long(start + LONG + LIMIT));
+    }
+
+    #[test]
+    fn what_moves_or_waits_for_postgres_is_none() {
+        let start = Instant::now();
+        for (n, busy) in [(0, 0, 0), (5, 1, 0), (5, 0, 1)].into_iter().enumerate() {
+            let mut stall = Stall::default();
+            for seconds in 0..100 {
+                stall.look(&load(busy.0, busy.1, busy.2, 0), start + Duration::from_secs(seconds));
+            }
+            assert!(!stall.is_stalled(), "case {n}");
+        }
+        let mut stall = Stall::default();
+        for seconds in 0..100 {
+            stall.look(&load(5, 0, 0, seconds / 5), start + Duration::from_secs(seconds));
+        }
+        assert!(!stall.is_stalled(), "slowly, but it moves");
+    }
+}

@@ -1,0 +1,274 @@
+//! One TCP connection of a call. No read and no write outlasts the deadline it is given, however little the other
+//! side moves: each wait is for what is left of it.
+//!
+//! Knows neither HTTP nor TLS, and not which addresses may be called.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, recv, send, socket,
+};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
+};
+use ureq::{Error, Timeout};
+
+use crate::delivery::fd_budget::Share;
+
+/// Longest single wait: poll(2) counts milliseconds in an int.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+/// How long the first wait for an answer is done by the reading itself: one system call for most answers, not two.
+const READ_WAITS: Duration = Duration::from_millis(100);
+
+/// A connection.
+#[derive(Debug)]
+pub struct Socket {
+    // Shared, weakly, with the handle that interrupts the call.
+    stream: Arc<TcpStream>,
+    buffers: LazyBuffers,
+    /// The other side takes no more of the request, and has answered already.
+    deaf: bool,
+    /// A request has gone out since the last read: the answer is not there yet, so waiting for it comes first.
+    asked: bool,
+    /// An answer was read, and nothing has asked since then whether the connection is open.
+    answered: bool,
+    _descriptor: Share,
+}
+
+impl Socket {
+    /// A connection that was made.
+    ///
+    /// # Errors
+    ///
+    /// What the system says, or that no call may begin any more.
+    pub fn connected(details: &ConnectionDetails, made: Attempt) -> Result<Socket, Error> {
+        made.stream.set_nonblocking(false)?;
+        let buffers =
+            LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
+        let socket = Socket::over(made.stream, buffers, made.descriptor)?;
+        (details.register_shutdown)(Arc::downgrade(&socket.stream) as Weak<dyn ShutdownHandle>)?;
+        Ok(socket)
+    }
+
+    fn over(stream: TcpStream, buffers: LazyBuffers, descriptor: Share) -> io::Result<Socket> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(READ_WAITS))?;
+        Ok(Socket {
+            stream: Arc::new(stream),
+            buffers,
+            deaf: false,
+            asked: false,
+            answered: false,
+            _descriptor: descriptor,
+        })
+    }
+
+    /// Whether bytes of the other side's are waiting.
+    fn has_input(&self) -> bool {
+        self.receive(&mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK).is_ok_and(|length| length > 0)
+    }
+
+    fn receive(&self, input: &mut [u8], flags: MsgFlags) -> nix::Result<usize> {
+        recv(self.stream.as_raw_fd(), input, flags)
+    }
+}
+
+impl Transport for Socket {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let deadline = Deadline::of(timeout)?;
+        self.asked = true;
+        let mut sent = 0;
+        while sent < amount && !self.deaf {
+            let rest = &self.buffers.output()[sent..amount];
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(self.stream.as_raw_fd(), rest, flags) {
+                Ok(length) => sent += length,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => deadline.wait(&self.stream, PollFlags::POLLOUT)?,
+                // An endpoint may answer before it has read all (413), and close: then the answer counts.
+                Err(_) if self.has_input() => self.deaf = true,
+                Err(error) => return Err(Error::Io(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let deadline = Deadline::of(timeout)?;
+        let waits = std::mem::take(&mut self.asked) && deadline.left() > READ_WAITS;
+        let mut flags = if waits { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
+        let input = self.buffers.input_append_buf();
+        let length = loop {
+            match recv(self.stream.as_raw_fd(), input, flags) {
+                Ok(length) => break length,
+                // It may have waited for its time already.
+                Err(Errno::EINTR) => flags = MsgFlags::MSG_DONTWAIT,
+                Err(Errno::EAGAIN) => {
+                    deadline.wait(&self.stream, PollFlags::POLLIN)?;
+                    flags = MsgFlags::MSG_DONTWAIT;
+                }
+                Err(error) => return Err(Error::Io(error.into())),
+            }
+        };
+        self.buffers.input_appended(length);
+        self.answered = length > 0;
+        Ok(length > 0)
+    }
+
+    /// Nothing is to be read between an answer and the next request: neither an end nor a byte. ureq asks when it puts a
+    /// connection away, when the answer has been read a moment ago, and again when it takes it: only then is it looked.
+    fn is_open(&mut self) -> bool {
+        let put_away = std::mem::take(&mut self.answered);
+        let quiet = || self.receive(&mut [0], MsgFlags::MSG_DONTWAIT) == Err(Errno::EAGAIN);
+        !self.deaf && (put_away || quiet())
+    }
+}
+
+/// A connection that is being made. Dropped, it is given up.
+#[derive(Debug)]
+pub struct Attempt {
+    /// To whom.
+    pub address: SocketAddr,
+    /// When it began.
+    pub since: Instant,
+    stream: TcpStream,
+    descriptor: Share,
+}
+
+impl Attempt {
+    /// Begins, and does not wait.
+    ///
+    /// # Errors
+    ///
+    /// What the system says at once.
+    pub fn begin(address: SocketAddr, descriptor: Share) -> io::Result<Attempt> {
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let stream = TcpStream::from(socket(family, SockType::Stream, flags, None)?);
+        match connect(stream.as_raw_fd(), &SockaddrStorage::from(address)) {
+            // Interrupted, it goes on as well.
+            Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Attempt { address, since: Instant::now(), stream, descriptor })
+    }
+}
+
+/// Waits until one of the attempts has ended, and says which and how; none when the limit has passed before, or a signal
+/// has come.
+///
+/// # Errors
+///
+/// When the system cannot wait.
+pub fn first_ended(attempts: &[Attempt], limit: Duration) -> io::Result<Option<(usize, io::Result<()>)>> {
+    let mut waiting: Vec<_> =
+        attempts.iter().map(|attempt| PollFd::new(attempt.stream.as_fd(), PollFlags::POLLOUT)).collect();
+    match poll(&mut waiting, in_milliseconds(limit.min(WAIT_MAX))) {
+        Ok(0) | Err(Errno::EINTR) => return Ok(None),
+        Ok(_) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let Some(at) = waiting.iter().position(|waiting| waiting.any() != Some(false)) else { return Ok(None) };
+    let broken =
+        waiting[at].revents().unwrap_or(PollFlags::POLLERR) & (PollFlags::POLLERR | PollFlags::POLLHUP);
+    let ended = match attempts[at].stream.take_error()? {
+        Some(error) => Err(error),
+        None if broken.is_empty() => Ok(()),
+        None => Err(io::Error::other("the connection broke")),
+    };
+    Ok(Some((at, ended)))
+}
+
+/// Rounded up: a wait of 0 ms would be a busy one.
+fn in_milliseconds(limit: Duration) -> PollTimeout {
+    PollTimeout::try_from(limit + Duration::from_micros(999)).expect("an hour fits")
+}
+
+/// When to give up, and what to say then.
+struct Deadline {
+    at: Instant,
+    reason: Timeout,
+}
+
+impl Deadline {
+    /// Fails when it has passed already, also where there would be no need to wait.
+    fn of(timeout: NextTimeout) -> Result<Deadline, Error> {
+        // Calls have a limit; without one a day is as good as any.
+        let left = (*timeout.after).min(WAIT_MAX * 24);
+        if left.is_zero() {
+            return Err(Error::Timeout(timeout.reason));
+        }
+        Ok(Deadline { at: Instant::now() + left, reason: timeout.reason })
+    }
+
+    fn left(&self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
+    /// Waits until the socket is ready.
+    fn wait(&self, stream: &TcpStream, what: PollFlags) -> Result<(), Error> {
+        loop {
+            let left = self.left().min(WAIT_MAX);
+            if left.is_zero() {
+                return Err(Error::Timeout(self.reason));
+            }
+            match poll(&mut [PollFd::new(stream.as_fd(), what)], in_milliseconds(left)) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(Error::Io(error.into())),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::thread;
+
+    use socket2::SockRef;
+    use ureq::unversioned::transport::time;
+
+    use super::*;
+    use crate::delivery::fd_budget;
+
+    #[test]
+    fn a_write_that_moves_a_little_now_and_then_ends_at_its_deadline() {
+        const LIMIT: Duration = Duration::from_millis(600);
+        const AMOUNT: usize = 2 * 1024 * 1024;
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        SockRef::from(&listener).set_recv_buffer_size(16 * 1024).expect("inherited by its connections");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        SockRef::from(&stream).set_send_buffer_size(16 * 1024).expect("small, so that each read makes room");
+        let (mut other, _) = listener.accept().expect("a connection");
+        let reads = thread::spawn(move || {
+            let mut sip = vec![0; 16 * 1024];
+            while other.read(&mut sip).is_ok_and(|length| length > 0) {
+                thread::sleep(LIMIT / 10);
+            }
+        });
+        let buffers = LazyBuffers::new(1024, AMOUNT);
+        let share = fd_budget::take(1).expect("the limit of a test run is far away");
+        let mut socket = Socket::over(stream, buffers, share).expect("options of a socket");
+        let (reason, start) = (Timeout::Global, Instant::now());
+        let timeout = NextTimeout { after: time::Duration::Exact(LIMIT), reason, ..NextTimeout::default() };
+        socket.buffers().output();
+        let result = socket.transmit_output(AMOUNT, timeout);
+        assert!(matches!(result, Err(Error::Timeout(Timeout::Global))), "{result:?}");
+        // A second for a busy machine; each of the reads would give it the whole limit again.
+        assert!(start.elapsed() < LIMIT + Duration::from_secs(1), "{:?}", start.elapsed());
+        drop(socket);
+        reads.join().expect("ends with the connection");
+    }
+}

@@ -1,0 +1,230 @@
+//! The record of one call: what was sent to one webhook and what came of it, a row of `relay.webhook_calls`.
+//!
+//! Plain data, shared by the HTTP side, which fills it, and the store, which writes it. Knows neither HTTP nor
+//! Postgres.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::delivery::body::cut;
+use crate::model::event::Webhook;
+
+/// Why a call failed, the column `error_kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The webhook's URL is not one that can be called.
+    BadUrl,
+    /// The address is not one that may be called.
+    BlockedAddress,
+    /// The name has no address, or the resolver did not answer.
+    Dns,
+    /// No connection, or it broke before the first byte of an answer.
+    Connect,
+    /// TLS handshake or certificate.
+    Tls,
+    /// The wall-time limit of the call passed.
+    Timeout,
+    /// What came has no status line of HTTP/1.
+    Protocol,
+    /// The answer's status is not 2xx.
+    HttpStatus,
+    /// The instance that had the call in hand died or was told to stop.
+    Interrupted,
+    /// Our own failure.
+    Internal,
+}
+
+impl ErrorKind {
+    /// Each of them.
+    pub const ALL: [ErrorKind; 10] = [
+        ErrorKind::BadUrl,
+        ErrorKind::BlockedAddress,
+        ErrorKind::Dns,
+        ErrorKind::Connect,
+        ErrorKind::Tls,
+        ErrorKind::Timeout,
+        ErrorKind::Protocol,
+        ErrorKind::HttpStatus,
+        ErrorKind::Interrupted,
+        ErrorKind::Internal,
+    ];
+
+    /// The word in the column and in the journal.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorKind::BadUrl => "bad_url",
+            ErrorKind::BlockedAddress => "blocked_address",
+            ErrorKind::Dns => "dns",
+            ErrorKind::Connect => "connect",
+            ErrorKind::Tls => "tls",
+            ErrorKind::Timeout => "timeout",
+            ErrorKind::Protocol => "protocol",
+            ErrorKind::HttpStatus => "http_status",
+            ErrorKind::Interrupted => "interrupted",
+            ErrorKind::Internal => "internal",
+        }
+    }
+}
+
+/// One call, finished. All texts are such that Postgres can hold them (UTF-8 without NUL).
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The webhook that was called.
+    pub webhook_id: i64,
+    /// Its URL, without user and password.
+    pub url: String,
+    /// The request's headers as a JSON object; empty (`{}`) when nothing was sent. Never a secret.
+    pub request_headers: String,
+    /// The request's body.
+    pub request_body: Arc<str>,
+    /// The answer's status, when one was read.
+    pub status_code: Option<u16>,
+    /// The answer's headers as a JSON object.
+    pub response_headers: Option<String>,
+    /// The answer's body, at most `--max-response-body` bytes of it; what came instead when that is no HTTP.
+    pub response_body: Option<String>,
+    /// Bytes of the answer's body that came over the wire before reading stopped.
+    pub response_bytes: u64,
+    /// Whether the body or the headers of the answer are less than what the endpoint meant to send.
+    pub response_truncated: bool,
+    /// First byte of work.
+    pub start_time: SystemTime,
+    /// Last byte read, or the failure.
+    pub end_time: SystemTime,
+    /// The failure's kind; none is a success.
+    pub error_kind: Option<ErrorKind>,
+    /// What happened, for people. Set for each failure, and for a success with a flaw.
+    pub error_message: Option<String>,
+    /// Address and port that the socket was connected to.
+    pub remote_addr: Option<String>,
+}
+
+impl Call {
+    /// A call that has no answer: it failed before anything was sent, or what came of it cannot be told.
+    pub fn unanswered(
+        webhook: &Webhook,
+        body: &Arc<str>,
+        kind: ErrorKind,
+        message: impl Into<String>,
+    ) -> Call {
+        let url = crate::delivery::client::without_credentials(&webhook.url);
+        Call::begun(webhook.id, url, body, kind, message)
+    }
+
+    /// The same, with the URL as it may be shown.
+    pub fn begun(
+        webhook_id: i64,
+        url: String,
+        body: &Arc<str>,
+        kind: ErrorKind,
+        message: impl Into<String>,
+    ) -> Call {
+        let now = SystemTime::now();
+        Call {
+            webhook_id,
+            url,
+            request_headers: "{}".into(),
+            request_body: body.clone(),
+            status_code: None,
+            response_headers: None,
+            response_body: None,
+            response_bytes: 0,
+            response_truncated: false,
+            start_time: now,
+            end_time: now,
+            error_kind: Some(kind),
+            error_message: Some(message.into()),
+            remote_addr: None,
+        }
+    }
+
+    /// Whether the endpoint took the event: a 2xx within the time limit.
+    pub fn succeeded(&self) -> bool {
+        self.error_kind.is_none()
+    }
+
+    /// Whether the wall-time limit ended the call.
+    pub fn is_timeout(&self) -> bool {
+        self.error_kind == Some(ErrorKind::Timeout)
+    }
+
+    /// Bytes that the answer keeps in memory until the record is written.
+    pub fn answer_bytes(&self) -> usize {
+        let text = |t: &Option<String>| t.as_ref().map_or(0, String::len);
+        text(&self.response_headers) + text(&self.response_body) + text(&self.error_message)
+    }
+
+    /// Bytes that the record has on the way to Postgres, roughly.
+    pub fn record_bytes(&self) -> usize {
+        size_of::<Call>()
+            + self.url.len()
+            + self.request_headers.len()
+            + self.request_body.len()
+            + self.answer_bytes()
+    }
+
+    /// Keeps no more than so many bytes of each text of the answer, and says so.
+    pub fn shorten(&mut self, most: usize, why: &str) {
+        let body = self.response_body.as_mut().is_some_and(|body| cut(body, most));
+        let headers = self.response_headers.as_ref().is_some_and(|headers| headers.len() > most);
+        if headers {
+            // A part of a JSON object is none.
+            self.response_headers = Some("{}".into());
+        }
+        if body || headers {
+            self.response_truncated = true;
+            self.note(why);
+        }
+    }
+
+    /// Adds a remark to what the record says.
+    pub fn note(&mut self, remark: &str) {
+        match &mut self.error_message {
+            None => self.error_message = Some(remark.to_owned()),
+            Some(text) if text.ends_with(remark) => {}
+            Some(text) => {
+                cut(text, MESSAGE_BYTES_MAX);
+                text.push_str("; ");
+                text.push_str(remark);
+            }
+        }
+    }
+}
+
+/// Longest message of a record, but for a remark behind it.
+pub const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// The same as [`storable`], and copies nothing that is valid.
+pub fn storable_text(bytes: &[u8]) -> Cow<'_, str> {
+    match str::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => text.into(),
+        _ => storable(bytes).into(),
+    }
+}
+
+/// Makes foreign bytes a text that Postgres can hold: invalid UTF-8 and NUL become U+FFFD. Keeps no room to grow, and
+/// copies nothing that is given and valid.
+pub fn storable(bytes: impl Into<Vec<u8>>) -> String {
+    let mut text = String::from_utf8(bytes.into())
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    if text.contains('\0') {
+        text = text.replace('\0', "\u{FFFD}");
+    }
+    text.shrink_to_fit();
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_postgres_cannot_hold_is_replaced() {
+        assert_eq!(storable(*b"a\0b\xff\xe2\x82"), "a\u{FFFD}b\u{FFFD}\u{FFFD}");
+        assert_eq!(storable("größe".as_bytes()), "größe");
+        for bytes in [&b"a\0b\xff\xe2\x82"[..], "größe".as_bytes(), b""] {
+            assert_eq!(storable_text(bytes), storable(bytes));
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Failed calls in the journal: one line each, and a flood of them summed up.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::model::call::Call;
+
+/// One line for a webhook in this time; more failures are counted and told with the next line.
+const QUIET: Duration = Duration::from_secs(1);
+/// Webhooks that are kept count of; beyond it the failures of others are told without regard to the flood.
+const WEBHOOKS_MAX: usize = 10_000;
+
+/// What was told lately, by webhook.
+#[derive(Default)]
+pub struct Failures {
+    lately: HashMap<i64, Lately>,
+}
+
+struct Lately {
+    told: Instant,
+    untold: u64,
+}
+
+impl Failures {
+    /// Tells of a call if it failed.
+    pub fn note(&mut self, outbox_id: i64, call: &Call) {
+        let Some(kind) = call.error_kind else { return };
+        let now = Instant::now();
+        let has_room = self.lately.len() < WEBHOOKS_MAX;
+        match self.lately.get_mut(&call.webhook_id) {
+            Some(lately) if now - lately.told < QUIET => {
+                lately.untold += 1;
+                return;
+            }
+            Some(lately) => lately.told = now,
+            None if has_room => {
+                self.lately.insert(call.webhook_id, Lately { told: now, untold: 0 });
+            }
+            None => {}
+        }
+        let duration = call.end_time.duration_since(call.start_time).unwrap_or_default();
+        tracing::info!(
+            webhook_id = call.webhook_id,
+            outbox_id,
+            error_kind = kind.as_str(),
+            status = call.status_code,
+            duration_ms = duration.as_millis() as u64,
+            "call failed"
+        );
+    }
+
+    /// Tells the counts of what was not told, and forgets who has been quiet.
+    pub fn flush(&mut self) {
+        let now = Instant::now();
+        self.lately.retain(|webhook_id, lately| {
+            if now - lately.told < QUIET {
+                return true;
+            }
+            let untold = std::mem::take(&mut lately.untold);
+            if untold > 0 {
+                lately.told = now;
+                tracing::info!(webhook_id, calls = untold, "more calls failed");
+            }
+            untold > 0
+        });
+    }
+}
