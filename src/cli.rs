@@ -1,5 +1,5 @@
 //! What the user typed: commands, flags and their environment variables. What it means is decided in
-//! [`crate::config`].
+//! `config`.
 
 use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};

@@ -1,7 +1,7 @@
 //! The one error type, grouped by what the operator must do about it.
 //!
 //! Owns the exit codes. Never decides by the text of an error: by variant, or by SQLSTATE. A failed *call* is not
-//! an error at all: it is a value ([`crate::model::call::Call`]) that goes into the call log.
+//! an error at all: it is a value (`Call`) that goes into the call log.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;

@@ -15,7 +15,8 @@ use crate::daemon::low_water::Floor;
 use crate::daemon::membership::Peers;
 use crate::dispatch::pool::Pool;
 use crate::error::Result;
-use crate::outbox::{Claim, Claimed, Store};
+use crate::model::row::Claimed;
+use crate::outbox::{Claim, Store};
 use crate::telemetry::metrics::Metrics;
 
 /// Most rows in one claim: a few milliseconds of a transaction.

@@ -11,19 +11,11 @@
 //! So it is given some seconds to get one, and now and then the whole queue is looked at all the same. Pure rules, no
 //! clock, no Postgres.
 
+use crate::model::snapshot::Snapshot;
 use std::time::{Duration, Instant};
 
 /// How long after a moment those that had drawn an id by then are expected to have a transaction number.
 const SETTLED: Duration = Duration::from_secs(2);
-
-/// Which transactions were running at a moment, as `snapshot.sql` has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Every transaction below it had ended.
-    pub xmin: i64,
-    /// No transaction from it on had begun.
-    pub xmax: i64,
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Mark {

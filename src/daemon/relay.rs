@@ -31,7 +31,9 @@ use crate::dispatch::scheduler::Offer;
 use crate::error::{Error, Result, one_line};
 use crate::model::call::{Call, ErrorKind};
 use crate::model::memory::Memory;
-use crate::outbox::{Claimed, Finished, Role, STATEMENT_BYTES_MAX, Store};
+use crate::model::row::Claimed;
+use crate::model::row::Finished;
+use crate::outbox::{Role, STATEMENT_BYTES_MAX, Store};
 use crate::telemetry::failure_log::Failures;
 use crate::telemetry::metrics::{self, Metrics, Source};
 
@@ -385,7 +387,7 @@ impl Relay<'_> {
                 cause = wake.rest(look.reason()) => cause?,
                 () = self.stop.wait() => break,
             };
-            self.metrics.wakeup(cause);
+            self.metrics.wakeup(cause.name());
             match cause {
                 Cause::LastLook => look.want_the_oldest(),
                 Cause::Poll => look.want_the_oldest(),

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::dispatch::pool::Load;
+use crate::model::load::Load;
 
 /// After this time it is said that nothing moves.
 pub const LIMIT: Duration = Duration::from_secs(10);

@@ -54,6 +54,19 @@ pub enum Cause {
     Other,
 }
 
+impl Cause {
+    /// Its name in the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::LastLook => "last_look",
+            Cause::Dozing => "dozing",
+            Cause::Notified => "notified",
+            Cause::Poll => "poll",
+            Cause::Other => "own",
+        }
+    }
+}
+
 /// The wake-up of one instance on its sessions.
 pub struct Wake<'a> {
     claim: &'a Store,

@@ -3,6 +3,7 @@
 //! Knows neither HTTP nor where the bytes come from.
 
 use crate::model::memory::Room;
+use crate::model::text::floor_char_boundary;
 
 /// What stands for bytes that are no UTF-8, and for NUL, which Postgres cannot hold.
 const REPLACEMENT: char = '\u{FFFD}';
@@ -95,28 +96,13 @@ impl<'a> BodyText<'a> {
     }
 }
 
-/// Cuts a text to so many bytes at most, between two characters, and gives the memory back. Whether it was longer.
-pub fn cut(text: &mut String, most: usize) -> bool {
-    let longer = text.len() > most;
-    if longer {
-        text.truncate(floor_char_boundary(text, most));
-        text.shrink_to_fit();
-    }
-    longer
-}
-
-/// The last place up to `index` at which a text may be cut.
-pub fn floor_char_boundary(text: &str, index: usize) -> usize {
-    (0..=index.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::call::storable;
     use crate::model::memory::Memory;
+    use crate::model::text::storable;
 
     fn kept(pieces: &[Vec<u8>], limit: usize, memory: usize) -> (String, bool) {
         let memory = Memory::new(memory);

@@ -24,9 +24,9 @@ use ureq::unversioned::transport::Connector;
 use ureq::{Agent, Body};
 use url::Url;
 
-use crate::delivery::body::{self, BodyText};
+use crate::delivery::body::BodyText;
 use crate::delivery::machine::Machine;
-use crate::delivery::networks::{self, Reached};
+use crate::delivery::networks::{self};
 use crate::delivery::resolver::Resolver;
 use crate::delivery::signature;
 use crate::delivery::tls::Tls;
@@ -37,9 +37,15 @@ use crate::delivery::transport::recorder::{
 };
 use crate::error::{Result, one_line};
 use crate::handshake;
-use crate::model::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, storable, storable_text};
+use crate::model::call::Outcome;
+use crate::model::call::{Call, ErrorKind, MESSAGE_BYTES_MAX};
+use crate::model::database_addresses::Reached;
 use crate::model::event::Webhook;
 use crate::model::memory::Room;
+use crate::model::redact;
+use crate::model::text;
+use crate::model::text::storable;
+use crate::model::text::storable_text;
 
 /// Idle connections rest for less than Node's Express leaves them open (5 s).
 const IDLE_MAX: Duration = Duration::from_secs(3);
@@ -93,18 +99,6 @@ pub struct Settings {
     pub reached: Reached,
     /// Where this machine serves the relay's metrics: never called at any of its addresses.
     pub metrics_port: Option<u16>,
-}
-
-/// What came of a call.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The call was made, or failed for a reason of the endpoint's.
-    Called(Call),
-    /// It was not made for a shortage of ours (file descriptors, memory, ports): nothing was sent, try again later.
-    Shortage(String),
-    /// It was not made because looking up other names takes all the threads for that: nothing was sent, and its turn
-    /// comes again. It has waited a while already, and calls to other names are not concerned.
-    Crowded,
 }
 
 /// Makes calls; shared by all threads.
@@ -235,8 +229,9 @@ impl Caller {
 
     fn try_call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>, room: &mut Room) -> Outcome {
         let target = self.known_target(&webhook.url);
-        let shown =
-            target.as_ref().map_or_else(|_| without_credentials(&webhook.url), |target| target.shown.clone());
+        let shown = target
+            .as_ref()
+            .map_or_else(|_| redact::without_credentials(&webhook.url), |target| target.shown.clone());
         let mut call = Call::begun(webhook.id, shown, body, ErrorKind::Internal, String::new());
         let made = target
             .map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))
@@ -250,7 +245,7 @@ impl Caller {
             }
         }
         if let Some(message) = &mut call.error_message {
-            body::cut(message, MESSAGE_BYTES_MAX);
+            text::cut(message, MESSAGE_BYTES_MAX);
         }
         call.end_time = SystemTime::now();
         Outcome::Called(call)
@@ -371,7 +366,7 @@ impl Caller {
             "http" if !self.settings.https_only => {}
             "http" => return Err("http is not allowed here, only https".into()),
             // A user whose scheme was forgotten is one for the parser.
-            _ if may_have_password(text) => return Err("the scheme is not http or https".into()),
+            _ if redact::may_have_password(text) => return Err("the scheme is not http or https".into()),
             other => return Err(format!("the scheme is {}, not http or https", other.escape_default())),
         }
         if url.host_str().is_none_or(str::is_empty) {
@@ -389,7 +384,7 @@ impl Caller {
         }
         // The HTTP client is stricter than what browsers do.
         let uri = Uri::try_from(url.as_str()).map_err(|error| format!("not a URL: {error}"))?;
-        Ok(Target { url, uri, authorization, shown: without_credentials(text) })
+        Ok(Target { url, uri, authorization, shown: redact::without_credentials(text) })
     }
 
     /// The same, from memory: parsing takes as long as writing the request.
@@ -491,7 +486,7 @@ impl Caller {
         let mut message = format!("status {}", head.status.as_u16());
         if let Some(location) = head.headers.get("location").filter(|_| head.status.is_redirection()) {
             let mut location = storable(location.as_bytes());
-            body::cut(&mut location, QUOTED_BYTES_MAX);
+            text::cut(&mut location, QUOTED_BYTES_MAX);
             message.push_str(&format!(", not followed: {location}"));
         }
         if let Some(flaw) = call.error_message.take() {
@@ -572,29 +567,6 @@ impl Failure {
         // Foreign text may be in it.
         Failure::Call(kind, message.into().replace('\0', "\u{FFFD}"))
     }
-}
-
-/// A URL as it may be shown and stored: without user and password. A text that is no URL to call is given as it is,
-/// unless it may have a password in it.
-pub fn without_credentials(text: &str) -> String {
-    match Url::parse(text.trim()) {
-        Ok(mut url) if url.has_host() => {
-            if url.username().is_empty() && url.password().is_none() {
-                return storable(text.as_bytes());
-            }
-            // Cannot fail where there is a host.
-            let bare = url.set_username("").and_then(|()| url.set_password(None));
-            bare.map_or_else(|()| String::new(), |()| storable(url.as_str().as_bytes()))
-        }
-        _ if may_have_password(text) => "(not a URL)".into(),
-        _ => storable(text.as_bytes()),
-    }
-}
-
-/// Whether a text that is no URL may have a password in it. Encoded and full-width signs, too: they separate one as
-/// much as the right sign does, for people.
-fn may_have_password(text: &str) -> bool {
-    ["@", "%40", "\u{FF20}", "\u{FE6B}"].iter().any(|at| text.contains(at))
 }
 
 fn authorization(url: &Url) -> Option<String> {
@@ -754,10 +726,10 @@ mod tests {
 
     #[test]
     fn credentials_are_not_shown() {
-        assert_eq!(without_credentials("https://a:b@example.com/x?y"), "https://example.com/x?y");
-        assert_eq!(without_credentials("https://example.com/x"), "https://example.com/x");
-        assert_eq!(without_credentials("a:b@"), "(not a URL)");
-        assert_eq!(without_credentials("nonsense"), "nonsense");
+        assert_eq!(redact::without_credentials("https://a:b@example.com/x?y"), "https://example.com/x?y");
+        assert_eq!(redact::without_credentials("https://example.com/x"), "https://example.com/x");
+        assert_eq!(redact::without_credentials("a:b@"), "(not a URL)");
+        assert_eq!(redact::without_credentials("nonsense"), "nonsense");
     }
 
     #[test]

@@ -5,8 +5,7 @@
 //! allows a network. An IPv6 address that embeds an IPv4 address counts as what it embeds, too. Which addresses are this
 //! machine's own is not known here, see [`machine`](crate::delivery::machine).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -58,33 +57,6 @@ const BAD_PORTS: &[u16] = &[
     515, 526, 530, 531, 532, 540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993, 995, 1719, 1720, 1723,
     2049, 3659, 4045, 4190, 5060, 5061, 6000, 6379, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080,
 ];
-
-/// Addresses of our Postgres that are remembered; beyond it the oldest goes.
-const REACHED_MAX: usize = 64;
-
-/// Where our Postgres was reached: the very addresses, whatever its names stand for by now. Cheap to clone; all clones
-/// are one. Written by who opens sessions, read by who makes calls.
-#[derive(Clone, Debug, Default)]
-pub struct Reached(Arc<Mutex<Vec<SocketAddr>>>);
-
-impl Reached {
-    /// A session was opened there.
-    pub fn add(&self, ip: IpAddr, port: u16) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let address = SocketAddr::new(ip, port);
-        if !known.contains(&address) {
-            let surplus = (known.len() + 1).saturating_sub(REACHED_MAX);
-            known.drain(..surplus);
-            known.push(address);
-        }
-    }
-
-    /// Where at this port.
-    pub fn at(&self, port: u16) -> Vec<IpAddr> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().filter(|address| address.port() == port).map(SocketAddr::ip).collect()
-    }
-}
 
 /// The address that packets to this one reach in the end: what it embeds, or itself.
 pub fn plain(address: IpAddr) -> IpAddr {

@@ -17,13 +17,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::delivery::client::Outcome;
 use crate::dispatch::admission::Admission;
 use crate::dispatch::scheduler::{Limits, Offer, Places, Ticket};
+use crate::model::call::Outcome;
 use crate::model::call::{Call, ErrorKind};
 use crate::model::event::Webhook;
+use crate::model::load::FULLEST;
+use crate::model::load::Load;
 use crate::model::memory::{Held, Memory, Room, Share};
-use crate::outbox::{Claimed, Finished};
+use crate::model::row::Claimed;
+use crate::model::row::Finished;
 
 /// A thread without work leaves after this time.
 const IDLE: Duration = Duration::from_secs(10);
@@ -49,9 +52,6 @@ const CALL_BYTES: usize = size_of::<Job>() + size_of::<Call>() + 512;
 const OLD: Duration = Duration::from_millis(500);
 /// So many bytes of each.
 const OLD_ANSWER_BYTES: usize = 1024;
-
-/// Webhooks that are named in a [`Load`].
-pub const FULLEST: usize = 20;
 
 /// Makes one call, blocking. The answer keeps no more than the room allows.
 pub type Post = dyn Fn(&Webhook, i64, &Arc<str>, &mut Room) -> Outcome + Send + Sync;
@@ -147,29 +147,6 @@ struct Shared {
     state: Mutex<State>,
     // For whoever waits in Pool::room or Pool::freed.
     freed: Notify,
-}
-
-/// What the threads are doing.
-#[derive(Clone, Debug)]
-pub struct Load {
-    /// Calls running.
-    pub running: usize,
-    /// How long the call has been running that runs for longest.
-    pub longest_running: Duration,
-    /// Calls that wait for a place, or for memory.
-    pub waiting: usize,
-    /// Rows that have gone out and are not committed yet.
-    pub ended: usize,
-    /// Grows with each call that starts and is not put back, and with each row that is committed.
-    pub progress: u64,
-    /// Threads, busy or not.
-    pub threads: usize,
-    /// Memory of the rows in hand, in bytes.
-    pub memory_bytes: usize,
-    /// Pauses for a shortage of ours, since the start.
-    pub shortages: u64,
-    /// The webhooks with most calls running, at most [`FULLEST`], each with how many.
-    pub fullest: Vec<(i64, usize)>,
 }
 
 struct State {

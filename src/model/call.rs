@@ -3,12 +3,11 @@
 //! Plain data, shared by the HTTP side, which fills it, and the store, which writes it. Knows neither HTTP nor
 //! Postgres.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::delivery::body::cut;
 use crate::model::event::Webhook;
+use crate::model::text::cut;
 
 /// Why a call failed, the column `error_kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +107,7 @@ impl Call {
         kind: ErrorKind,
         message: impl Into<String>,
     ) -> Call {
-        let url = crate::delivery::client::without_credentials(&webhook.url);
+        let url = crate::model::redact::without_credentials(&webhook.url);
         Call::begun(webhook.id, url, body, kind, message)
     }
 
@@ -192,39 +191,17 @@ impl Call {
     }
 }
 
+/// What came of a call.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The call was made, or failed for a reason of the endpoint's.
+    Called(Call),
+    /// It was not made for a shortage of ours (file descriptors, memory, ports): nothing was sent, try again later.
+    Shortage(String),
+    /// It was not made because looking up other names takes all the threads for that: nothing was sent, and its turn
+    /// comes again. It has waited a while already, and calls to other names are not concerned.
+    Crowded,
+}
+
 /// Longest message of a record, but for a remark behind it.
 pub const MESSAGE_BYTES_MAX: usize = 4096;
-
-/// The same as [`storable`], and copies nothing that is valid.
-pub fn storable_text(bytes: &[u8]) -> Cow<'_, str> {
-    match str::from_utf8(bytes) {
-        Ok(text) if !text.contains('\0') => text.into(),
-        _ => storable(bytes).into(),
-    }
-}
-
-/// Makes foreign bytes a text that Postgres can hold: invalid UTF-8 and NUL become U+FFFD. Keeps no room to grow, and
-/// copies nothing that is given and valid.
-pub fn storable(bytes: impl Into<Vec<u8>>) -> String {
-    let mut text = String::from_utf8(bytes.into())
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-    if text.contains('\0') {
-        text = text.replace('\0', "\u{FFFD}");
-    }
-    text.shrink_to_fit();
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_postgres_cannot_hold_is_replaced() {
-        assert_eq!(storable(*b"a\0b\xff\xe2\x82"), "a\u{FFFD}b\u{FFFD}\u{FFFD}");
-        assert_eq!(storable("größe".as_bytes()), "größe");
-        for bytes in [&b"a\0b\xff\xe2\x82"[..], "größe".as_bytes(), b""] {
-            assert_eq!(storable_text(bytes), storable(bytes));
-        }
-    }
-}

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::delivery::body::cut;
+use crate::model::text::cut;
 
 /// A row of `relay.outbox`, as far as the payload needs it.
 #[derive(Clone, Debug)]

@@ -1,5 +1,11 @@
-//! Plain data that both sides share: the [`event`](mod@event), the [`call`] that came of it, and the [`memory`] that both take.
+//! Plain data that travels between the rooms, and the count of the memory that it takes. Imports nothing of ours.
 
 pub mod call;
+pub mod database_addresses;
 pub mod event;
+pub mod load;
 pub mod memory;
+pub mod redact;
+pub mod row;
+pub mod snapshot;
+pub mod text;

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
-use crate::daemon::low_water::Snapshot;
 use crate::error::{Error, Result};
 use crate::model::call::Call;
 use crate::model::event::{Event, Secret, Webhook};
-use crate::model::memory::Held;
+use crate::model::row::Claimed;
+use crate::model::row::Finished;
+use crate::model::snapshot::Snapshot;
 use crate::postgres::{Session, Settings};
 
 /// The span of the call log that one statement reads: each partition of it, and each index of those, is a lock in a table
@@ -172,64 +173,6 @@ pub struct Claim {
     pub rows: Vec<Claimed>,
     /// There may be more: the texts of these were as much as one claim takes.
     pub more: bool,
-}
-
-/// A row that the claim returned.
-#[derive(Clone, Debug)]
-pub struct Claimed {
-    /// `relay.outbox.id`.
-    pub id: i64,
-    /// The epoch that it is claimed under.
-    pub epoch: i64,
-    /// Parked instead of claimed: its project is full.
-    pub parked: bool,
-    /// The epoch of the dead instance that had it in hand before, 0 for one that is forgotten.
-    pub previous: Option<i64>,
-    /// The event to deliver.
-    pub event: Event,
-    /// One of the event's texts was longer than what is delivered of it.
-    pub cut: bool,
-    /// The enabled webhooks, shared with the other rows of the project; none for a parked row.
-    pub webhooks: Arc<[Arc<Webhook>]>,
-}
-
-impl Claimed {
-    /// Whether an instance that died had it in hand: its calls may have been made.
-    pub fn repeated(&self) -> bool {
-        self.previous.is_some()
-    }
-}
-
-/// A row whose calls have ended, for [`Store::finish`].
-#[derive(Debug)]
-pub struct Finished {
-    /// `relay.outbox.id`.
-    pub id: i64,
-    /// The epoch that it was claimed under.
-    pub epoch: i64,
-    /// Whether its calls may have been made before, by an instance that died.
-    pub repeated: bool,
-    /// One for each webhook that was enabled at the claim.
-    pub calls: Vec<Call>,
-    /// The memory that it takes.
-    pub held: Held,
-    /// It was set aside, and does not count as in hand any more.
-    pub aside: bool,
-}
-
-impl Finished {
-    /// Bytes that its records have on the way to Postgres, roughly.
-    pub fn record_bytes(&self) -> usize {
-        self.calls.iter().map(Call::record_bytes).sum()
-    }
-
-    /// Counts anew what it takes: its records were made shorter. The payload is there once.
-    pub fn weigh(&mut self) {
-        let body = self.calls.first().map_or(0, |call| call.request_body.len());
-        let records: usize =
-            self.calls.iter().map(|call| call.record_bytes() - call.request_body.len()).sum();
-        self.held.set(body + records);
-    }
 }
 
 /// Another listed instance.

@@ -15,8 +15,8 @@ use super::backend::Proved;
 use super::conninfo::{self, Params, SPACES};
 use super::host::{Host, Place, hosts};
 use super::tls::{self, Identity, Mode, Root};
-use crate::delivery::networks::Reached;
 use crate::error::{Error, Result};
+use crate::model::database_addresses::Reached;
 
 /// Keys that mean something here, in libpq's spelling, and the variable that fills each in.
 const KEYS: &[(&str, &str)] = &[

@@ -23,10 +23,9 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::daemon::wakeup::Cause;
-use crate::dispatch::pool::Load;
 use crate::error::{Error, Result};
 use crate::model::call::{Call, ErrorKind};
+use crate::model::load::Load;
 use crate::telemetry::terminal::escaped;
 
 /// How long a request may take to come, and its answer to go.
@@ -220,15 +219,8 @@ impl Metrics {
         self.done.inc_by(rows as u64);
     }
 
-    /// A rest has ended.
-    pub fn wakeup(&self, cause: Cause) {
-        let cause = match cause {
-            Cause::LastLook => "last_look",
-            Cause::Dozing => "dozing",
-            Cause::Notified => "notified",
-            Cause::Poll => "poll",
-            Cause::Other => "own",
-        };
+    /// A rest has ended, for this reason.
+    pub fn wakeup(&self, cause: &str) {
         self.wakeups.get_or_create(&label("cause", cause)).inc();
     }
 

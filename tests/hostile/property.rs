@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use promptpal_relay::cli::{Cli, Command, Run};
-use promptpal_relay::delivery::client::{Caller, without_credentials};
-use promptpal_relay::model::call::{Call, storable};
+use promptpal_relay::delivery::client::Caller;
+use promptpal_relay::model::call::Call;
+use promptpal_relay::model::redact::without_credentials;
+use promptpal_relay::model::text::storable;
 use proptest::prelude::*;
 use url::{Host, Url};
 

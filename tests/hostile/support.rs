@@ -11,10 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
-use promptpal_relay::delivery::client::{Caller, Outcome, Settings};
-use promptpal_relay::delivery::networks::Reached;
+use promptpal_relay::delivery::client::{Caller, Settings};
 use promptpal_relay::delivery::resolver::Resolver;
 use promptpal_relay::model::call::Call;
+use promptpal_relay::model::call::Outcome;
+use promptpal_relay::model::database_addresses::Reached;
 use promptpal_relay::model::event::{Secret, Webhook};
 use promptpal_relay::model::memory::Room;
 use proptest::test_runner::Config as ProptestConfig;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use promptpal_relay::command::demo::postgres::Cluster;
 use promptpal_relay::delivery::client::{Caller, Settings};
-use promptpal_relay::delivery::networks::Reached;
+use promptpal_relay::model::database_addresses::Reached;
 use promptpal_relay::model::event::{Secret, Webhook};
 
 use crate::support::{Database, Receiver, Relay, Reply, outcome, program};

@@ -1,7 +1,7 @@
 //! Each row has one record, whoever dies, freezes or loses its session, and only a row whose instance lost it is posted
 //! again.
 //!
-//! The steps are those of `src/instance.rs` and `sql/queries`: an instance registers (`draw_lock.sql`, `register.sql`: its
+//! The steps are those of `src/daemon/membership.rs` and `sql/queries`: an instance registers (`draw_lock.sql`, `register.sql`: its
 //! liveness locks, then the listing; here one), adopts what it has in hand (`adopt.sql`) and ends its older epochs
 //! (`retire.sql`); it looks at the others' locks and buries (`bury.sql`), claims with the list of the dead that it read
 //! then (`claim.sql`), posts, and finishes with its guard (`finish.sql`). A session can be lost at any moment, and its

@@ -20,11 +20,12 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTi
 use ureq::{Error, Timeout, config::Config};
 
 use crate::delivery::machine::Machine;
-use crate::delivery::networks::{self, Reached};
+use crate::delivery::networks::{self};
 use crate::delivery::resolver::{Answer, Resolver};
 use crate::delivery::transport::chunks::Chunks;
 use crate::delivery::transport::dial::alternate;
 use crate::delivery::transport::head::{Fed, HEAD_BYTES_MAX, Heads, Record, Step};
+use crate::model::database_addresses::Reached;
 
 /// Heads of our own requests are shorter; beyond it they are not kept for the log.
 const HEAD_MAX: usize = 32 * 1024;

@@ -1,0 +1,29 @@
+//! What the threads are doing at a moment.
+
+use std::time::Duration;
+
+/// Webhooks that are named in a [`Load`].
+pub const FULLEST: usize = 20;
+
+/// What the threads are doing.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Calls running.
+    pub running: usize,
+    /// How long the call has been running that runs for longest.
+    pub longest_running: Duration,
+    /// Calls that wait for a place, or for memory.
+    pub waiting: usize,
+    /// Rows that have gone out and are not committed yet.
+    pub ended: usize,
+    /// Grows with each call that starts and is not put back, and with each row that is committed.
+    pub progress: u64,
+    /// Threads, busy or not.
+    pub threads: usize,
+    /// Memory of the rows in hand, in bytes.
+    pub memory_bytes: usize,
+    /// Pauses for a shortage of ours, since the start.
+    pub shortages: u64,
+    /// The webhooks with most calls running, at most [`FULLEST`], each with how many.
+    pub fullest: Vec<(i64, usize)>,
+}
