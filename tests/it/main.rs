@@ -23,6 +23,7 @@ mod questions;
 mod recovery;
 mod retention;
 mod rights;
+mod rooms;
 mod schema;
 mod support;
 mod terminal;
