@@ -1,9 +1,8 @@
 //! Connecting, against real servers: one without TLS, one with a certificate of an authority, one self-signed.
 
-#[path = "hostile/openssl.rs"]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#[path = "../hostile/openssl.rs"]
 mod openssl;
-#[path = "connect/server.rs"]
 mod server;
 
 use std::io::{Read, Write};

@@ -4,7 +4,5 @@
 
 #![allow(missing_docs, reason = "tests are named by sentences")]
 
-#[path = "models/sleep_lock.rs"]
 mod sleep_lock;
-#[path = "models/takeover.rs"]
 mod takeover;
