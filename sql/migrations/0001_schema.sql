@@ -721,6 +721,7 @@ CREATE FUNCTION relay.secret_problem(signing_secret text) RETURNS text
     STRICT
     PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
 AS $$
 DECLARE
     key     text;

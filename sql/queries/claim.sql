@@ -7,7 +7,8 @@
 -- made while the table has a row or two reads no more of it when it has grown. Texts come once for each row, webhooks
 -- once for each project, both no longer than the daemon needs to see that they are too long. Statistics may be of
 -- another hour: id + 0 is the expression of outbox_pending and of no other index. The webhooks' columns are cast:
--- relay.webhooks may be a view over columns of other types, and become one while the statement is prepared.
+-- relay.webhooks may be a view over columns of other types, and become one while the statement is prepared. It may have
+-- nulls then, too: a webhook without an event is none.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED: nobody is waited for. Meant for synchronous_commit = off: when the
 --             server crashes our session dies too, and a claim that was lost was not acted upon.
@@ -29,7 +30,7 @@ WITH next AS MATERIALIZED (
            CASE WHEN o.project_id = ANY ($5) THEN 0
                 ELSE least(octet_length(o.user_id), 8192) + least(octet_length(o.ip), 8192)
                      + least(octet_length(o.user_agent), 8192)
-                     + coalesce(least(octet_length(o.provider_default_model), 8192), 0)
+                     + least(coalesce(octet_length(o.provider_default_model), 0), 8192)
            END AS bytes
       FROM relay.outbox o
      WHERE o.done_at IS NULL
@@ -71,5 +72,6 @@ SELECT 'before', n.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NUL
 SELECT 'webhook', w.id::bigint, NULL, w.event::text, w.project_id::bigint, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, left(w.url::text, 8200), left(w.signing_secret::text, 8200)
   FROM relay.webhooks w
- WHERE w.project_id = ANY (ARRAY(SELECT c.project_id FROM claimed c WHERE NOT c.parked))
+ WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c WHERE NOT c.parked))
    AND w.enabled
+   AND w.event IS NOT NULL

@@ -17,7 +17,7 @@ WITH next AS MATERIALIZED (
                    o.claimed_by,
                    least(octet_length(o.user_id), 8192) + least(octet_length(o.ip), 8192)
                    + least(octet_length(o.user_agent), 8192)
-                   + coalesce(least(octet_length(o.provider_default_model), 8192), 0) AS bytes
+                   + least(coalesce(octet_length(o.provider_default_model), 0), 8192) AS bytes
               FROM relay.outbox o
              WHERE o.done_at IS NULL
                AND o.parked
@@ -55,5 +55,6 @@ SELECT 'before', n.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NUL
 SELECT 'webhook', w.id::bigint, NULL, w.event::text, w.project_id::bigint, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, left(w.url::text, 8200), left(w.signing_secret::text, 8200)
   FROM relay.webhooks w
- WHERE w.project_id = ANY (ARRAY(SELECT c.project_id FROM claimed c))
+ WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c))
    AND w.enabled
+   AND w.event IS NOT NULL

@@ -533,9 +533,8 @@ impl Relay<'_> {
             }
             let why = (!aside.rows.is_empty()).then(|| {
                 let held: usize = aside.rows.iter().map(|row| row.held.bytes()).sum();
-                let waits = held > self.config.memory_bytes_max / 2;
-                let so =
-                    if waits { "; they take more than half of --memory, and claiming waits" } else { "" };
+                let waits = held > self.config.memory_bytes_max / 4 * 3;
+                let so = if waits { "; they take most of --memory, and claiming waits" } else { "" };
                 format!("Postgres refuses the records of {} rows: see the journal{so}", aside.rows.len())
             });
             self.metrics.trouble(Source::Finish, why);

@@ -1044,12 +1044,12 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
     for row in rows {
         match row.get(0) {
             "before" => _ = previous.insert(row.get(1), row.get(20)),
+            // A view over foreign tables may have nulls: a webhook without an id is none.
             "webhook" => {
-                webhooks.entry((row.get(4), row.get(3))).or_default().push(Arc::new(webhook(
-                    row.get(1),
-                    row,
-                    21,
-                )));
+                if let Some(id) = row.get::<_, Option<i64>>(1) {
+                    let event = (row.get(4), row.get(3));
+                    webhooks.entry(event).or_default().push(Arc::new(webhook(id, row, 21)));
+                }
             }
             _ => {}
         }

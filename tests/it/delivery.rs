@@ -446,3 +446,24 @@ async fn a_view_with_integers_and_varchars_takes_the_place_of_the_webhooks_while
     let (code, stdout, stderr) = outcome(database.command(&["check"]));
     assert!(code == 78 && stdout.contains("FAILED   webhooks"), "{stdout}{stderr}");
 }
+
+#[tokio::test]
+async fn a_webhook_without_an_id_or_an_event_is_none_and_stops_nobody() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|_| Reply::status(200));
+    database.webhook(1, &receiver.url("/")).await;
+    database.webhook(2, &receiver.url("/")).await;
+    database.webhook(1, &receiver.url("/")).await;
+    let sql = "ALTER TABLE relay.webhooks RENAME TO theirs;
+               CREATE VIEW relay.webhooks AS
+               SELECT nullif(id, 3) AS id, project_id, name, description, url, CASE WHEN id <> 2 THEN event END AS event, enabled,
+                      signing_secret, created_at, updated_at
+                 FROM relay.theirs";
+    database.client.batch_execute(sql).await.unwrap();
+    let _relay = Relay::start(&database, &[]);
+    database.events(2, 1).await;
+    database.events(1, 1).await;
+    database.all_done().await;
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls WHERE project_id = 1").await, 1);
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls").await, 1);
+}

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use promptpal_relay::outbox::Role;
+
 use crate::support::{Database, Gate, Receiver, Relay, Reply};
 
 pub const KIB: usize = 1024;
@@ -417,4 +419,40 @@ async fn texts_of_more_than_two_gigabytes_in_one_row_are_cut() {
     database.events(1, 1).await;
     database.all_done().await;
     assert_eq!(receiver.wait_for(2).iter().filter(|request| request.body.len() > 3 * 8192).count(), 1);
+}
+
+#[tokio::test]
+async fn rows_that_a_claim_leaves_for_their_texts_are_told_of_whatever_is_null() {
+    let database = Database::new().await;
+    let session = database.session(Role::Claim).await;
+    for (model, parked) in
+        [("NULL", false), ("''", false), ("repeat('m', 9000)", false), ("NULL", true), ("''", true)]
+    {
+        let sql = format!(
+            "DELETE FROM relay.outbox;
+             INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens,
+                                       user_agent, provider_default_model, parked)
+             SELECT 1, 1, 'u', 0, 1, 1, 1, repeat('a', 300), {model}, {parked} FROM generate_series(1, 40)"
+        );
+        database.client.batch_execute(&sql).await.unwrap();
+        let (mut seen, mut claims) = (0, 0);
+        loop {
+            let claim = match parked {
+                false => session.claim(0, &[], 40, 77, &[], 3000).await,
+                true => session.claim_parked(&[1], &[40], &[], 77, 3000).await,
+            };
+            let claim = claim.unwrap();
+            assert!(!claim.rows.is_empty() || seen == 40, "model {model}: {seen}");
+            (seen, claims) = (seen + claim.rows.len(), claims + 1);
+            if seen == 40 {
+                break;
+            }
+            assert!(
+                claim.more,
+                "model {model}, parked {parked}: {seen} of 40 rows, and nobody says that there are more"
+            );
+        }
+        let few = if model.contains("9000") { 40 } else { 4 };
+        assert!(claims <= few, "model {model}: {claims} claims");
+    }
 }
