@@ -607,6 +607,27 @@ COMMENT ON FUNCTION relay.foreign_code(regclass, boolean) IS
 -- ---------------------------------------------------------------------------------------------------------------
 -- For people: repeat a call, send a test event. Usable inside the caller's own transaction.
 
+CREATE FUNCTION relay.require_own_webhooks() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+AS $$
+DECLARE
+    foreign_code text;
+BEGIN
+    -- A view in its place runs functions with the rights of whoever reads it. What is locked stays as it is looked at.
+    LOCK TABLE relay.webhooks IN ACCESS SHARE MODE;
+    SELECT f INTO foreign_code FROM relay.foreign_code('relay.webhooks', false) AS f LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'relay.webhooks would run code of others with the rights of the relay: %', foreign_code
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Give that to relay_owner, or take it out of relay.webhooks.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION relay.require_own_webhooks() IS
+    'Fails when to read relay.webhooks would run code of others with the caller''s rights; else nobody changes that until the transaction ends.';
+
 CREATE FUNCTION relay.replay(call_id bigint) RETURNS bigint
     LANGUAGE plpgsql
     SECURITY DEFINER
@@ -618,15 +639,8 @@ DECLARE
     webhook record;
     payload jsonb;
     new_id  bigint;
-    foreign_code text;
 BEGIN
-    -- A view in its place runs functions with the rights of this function. What is locked stays as it is looked at.
-    LOCK TABLE relay.webhooks IN ACCESS SHARE MODE;
-    SELECT f INTO foreign_code FROM relay.foreign_code('relay.webhooks', false) AS f LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'relay.webhooks would run code of others with the rights of the relay: %', foreign_code
-            USING ERRCODE = 'insufficient_privilege', HINT = 'Give that to relay_owner, or take it out of relay.webhooks.';
-    END IF;
+    PERFORM relay.require_own_webhooks();
     SELECT c.trace_id, c.webhook_id, c.project_id, c.request_body
       INTO call
       FROM relay.call_by_id(call_id) c;
@@ -679,15 +693,8 @@ AS $$
 DECLARE
     webhook record;
     new_id  bigint;
-    foreign_code text;
 BEGIN
-    -- As in relay.replay.
-    LOCK TABLE relay.webhooks IN ACCESS SHARE MODE;
-    SELECT f INTO foreign_code FROM relay.foreign_code('relay.webhooks', false) AS f LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'relay.webhooks would run code of others with the rights of the relay: %', foreign_code
-            USING ERRCODE = 'insufficient_privilege', HINT = 'Give that to relay_owner, or take it out of relay.webhooks.';
-    END IF;
+    PERFORM relay.require_own_webhooks();
     SELECT w.id, w.project_id, w.event, w.enabled
       INTO webhook
       FROM relay.webhooks w
@@ -1125,6 +1132,7 @@ COMMENT ON FUNCTION relay.delete_stray_calls(timestamptz, integer) IS
     'Deletes calls of the default partition of relay.webhook_calls that started before the given time and more than a day ago, at most so many (10,000); how many.';
 
 REVOKE ALL ON FUNCTION relay.foreign_code(regclass, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.require_own_webhooks() FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.call_by_id(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;

@@ -1,8 +1,9 @@
 //! The daemon: claim, hand out, finish.
 //!
-//! Three loops on one thread, each on a session of its own: one claims rows and hands them to the worker threads,
-//! one commits what comes back, one watches the sessions and the other instances. When a session is lost all are made
-//! anew; the worker threads go on meanwhile, and their results wait.
+//! Five loops on one thread, each on a session of its own: one claims rows and hands them to the worker threads, one
+//! commits what comes back, one watches the sessions and the other instances, one throws away what is old, one measures
+//! the age of the queue. When a session of the first three is lost, theirs are made anew; the worker threads go on
+//! meanwhile, and their results wait.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};

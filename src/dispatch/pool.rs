@@ -739,6 +739,13 @@ mod tests {
 
     const LIMITS: Limits = Limits { workers: 4, per_webhook: 2 };
 
+    /// A gate for calls, and what opens it for one of them at a time.
+    fn gate() -> (mpsc::Sender<()>, impl Fn() + Send + Sync) {
+        let (open, gate) = mpsc::channel();
+        let gate = Mutex::new(gate);
+        (open, move || gate.lock().expect("one at a time").recv().expect("the test holds the gate"))
+    }
+
     #[tokio::test]
     async fn a_row_goes_out_once_with_a_call_for_each_webhook() {
         let (results, mut out) = unbounded_channel();
@@ -805,11 +812,10 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_found_no_thread_for_its_name_is_made_later_and_nobody_pauses() {
         let (results, mut out) = unbounded_channel();
-        let (open, gate) = mpsc::channel::<()>();
-        let (gate, tries) = (Mutex::new(gate), AtomicUsize::new(0));
+        let ((open, wait), tries) = (gate(), AtomicUsize::new(0));
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
             if w.id == 10 && tries.fetch_add(1, Ordering::SeqCst) < 3 {
-                gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+                wait();
                 return Outcome::Crowded;
             }
             success(w, body)
@@ -837,11 +843,10 @@ mod tests {
     #[tokio::test]
     async fn stopping_gives_back_the_rows_that_have_not_begun_and_finishes_the_others() {
         let (results, mut out) = unbounded_channel();
-        let (open, gate) = mpsc::channel::<()>();
-        let gate = Mutex::new(gate);
+        let (open, wait) = gate();
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
             if w.id == 10 {
-                gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+                wait();
             }
             success(w, body)
         };
@@ -882,11 +887,10 @@ mod tests {
         // The first answers at once, with 64 KiB; the second waits for the gate. Their rows need a hundred times as much
         // memory as there is.
         let (results, mut out) = unbounded_channel();
-        let (open, gate) = mpsc::channel::<()>();
-        let gate = Mutex::new(gate);
+        let (open, wait) = gate();
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, room: &mut Room| {
             if w.id == 11 {
-                gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+                wait();
             }
             answer(w, body, room, 64 * 1024)
         };
@@ -912,11 +916,10 @@ mod tests {
     #[tokio::test]
     async fn an_old_row_keeps_less_of_its_answers_when_memory_is_short() {
         let (results, mut out) = unbounded_channel();
-        let (open, gate) = mpsc::channel::<()>();
-        let gate = Mutex::new(gate);
+        let (open, wait) = gate();
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, room: &mut Room| {
             if w.id == 11 {
-                gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+                wait();
             }
             answer(w, body, room, 64 * 1024)
         };
@@ -947,10 +950,9 @@ mod tests {
     #[tokio::test]
     async fn rows_that_wait_for_memory_are_given_back_and_given_up() {
         let (results, mut out) = unbounded_channel();
-        let (open, gate) = mpsc::channel::<()>();
-        let gate = Mutex::new(gate);
+        let (open, wait) = gate();
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
-            gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+            wait();
             success(w, body)
         };
         let memory = Memory::new(MIB);
@@ -972,10 +974,9 @@ mod tests {
     #[tokio::test]
     async fn while_all_places_hang_nobody_looks_for_room_again_and_again() {
         let (results, mut out) = unbounded_channel();
-        let (open, gate) = mpsc::channel::<()>();
-        let gate = Mutex::new(gate);
+        let (open, wait) = gate();
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
-            gate.lock().expect("one at a time").recv().expect("the test holds the gate");
+            wait();
             success(w, body)
         };
         let pool = new(Limits { workers: 1, per_webhook: 1 }, Box::new(post), results);
