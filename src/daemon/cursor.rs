@@ -21,8 +21,9 @@ use crate::telemetry::metrics::Metrics;
 
 /// Most rows in one claim: a few milliseconds of a transaction.
 const CLAIM_MAX: usize = 500;
-/// A rescan takes at most this share of the time: it is not repeated before its own duration times this. Its cost is
-/// the dead index entries before the first live row, and somebody's report can keep many.
+/// A rescan takes at most this share of the time: it is not repeated before its cost times this. Its cost is
+/// the dead index entries before the first live row, and somebody's report can keep many. What a claim above the cursor
+/// takes is not counted: that one would be made instead.
 const RESCAN_SHARE: u32 = 20;
 /// A rescan of the whole queue that takes longer than this is costly: then most begin at the floor.
 const WHOLE_CHEAP: Duration = Duration::from_millis(1);
@@ -75,6 +76,8 @@ pub struct Look<'a> {
     floor: Floor,
     /// What the last one of the whole queue took.
     whole_took: Duration,
+    /// What the last claim above the cursor took that found nothing.
+    empty_took: Duration,
     /// Not before this the next one of the whole queue, unless there is a reason for it.
     whole_at: Instant,
     /// The last one began at the floor: what it cannot have seen is still to be looked for.
@@ -115,6 +118,7 @@ impl<'a> Look<'a> {
             whole: true,
             floor: Floor::default(),
             whole_took: Duration::ZERO,
+            empty_took: Duration::ZERO,
             whole_at: Instant::now(),
             owes_whole: false,
             above_first: false,
@@ -180,7 +184,11 @@ impl<'a> Look<'a> {
             self.claim.claim(self.cursor, &self.dead, limit, self.epoch, park, bytes).await?;
         let more = more || rows.len() == limit;
         self.cursor = rows.last().map_or(self.cursor, |row| row.id);
-        self.go_on_with_rescan(start.elapsed(), more);
+        let took = start.elapsed();
+        if rows.is_empty() && self.rescan.is_none() {
+            self.empty_took = took;
+        }
+        self.go_on_with_rescan(took, more);
         self.metrics.claims.inc();
         let (parked, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.parked);
         self.metrics.parked.inc_by(parked.len() as u64);
@@ -222,8 +230,9 @@ impl<'a> Look<'a> {
             self.whole_at = now + (taken * WHOLE_SHARE).min(RESCAN_MAX);
         }
         // What a costly one of the whole queue took says nothing of the next one, which begins at the floor.
+        let cost = taken.saturating_sub(self.empty_took);
         let next_is_another = whole && taken >= WHOLE_CHEAP && self.floor.id() > 0;
-        self.rescan_at = if next_is_another { now } else { now + (taken * RESCAN_SHARE).min(RESCAN_MAX) };
+        self.rescan_at = if next_is_another { now } else { now + (cost * RESCAN_SHARE).min(RESCAN_MAX) };
     }
 
     /// Rows of these projects were parked.
