@@ -2,7 +2,7 @@
 
 use crate::cli::{Global, Run};
 use crate::config::Config;
-use crate::daemon::relay;
+use crate::daemon;
 use crate::daemon::signals::Stop;
 use crate::error::Result;
 use crate::telemetry::logging::Files;
@@ -11,5 +11,5 @@ use crate::telemetry::logging::Files;
 pub async fn run(global: &Global, run: &Run, files: Files) -> Result<()> {
     let config = Config::new(global, run)?;
     let stop = Stop::install(move || files.reopen())?;
-    relay::run(&config, stop).await
+    daemon::run(&config, stop).await
 }

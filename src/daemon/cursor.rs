@@ -1,282 +1,278 @@
-//! Where to look for rows: the cursor, the rescans, the slow lane.
+//! Where the next claim begins: the cursor, and when it goes back to the oldest rows.
+//!
+//! Pure: given what the claims found and took, and the time. Claims nothing itself; [`batch`](super::batch) does.
 //!
 //! The cost of a claim is not the backlog but the dead index entries before the first live row. So a claim begins at a
-//! cursor; but ids are drawn before commit, and a lower one can appear later: now and then it begins anew, at the
-//! [`floor`](crate::daemon::low_water) where the whole queue would cost too much. What is claimed is not handed out here, and when to
-//! look is not decided here.
+//! cursor. Ids are drawn before commit, so a row with a lower id can appear later: now and then the cursor goes back, to
+//! the [low-water mark](super::low_water) where the whole queue would cost too much. That is a rescan.
 
-use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use crate::daemon::low_water::LowWater;
+use crate::model::snapshot::Snapshot;
 
-use crate::daemon::low_water::Floor;
-use crate::daemon::membership::Peers;
-use crate::dispatch::pool::Pool;
-use crate::error::Result;
-use crate::model::row::Claimed;
-use crate::outbox::{Claim, Store};
-use crate::telemetry::metrics::Metrics;
-
-/// Most rows in one claim: a few milliseconds of a transaction.
-const CLAIM_MAX: usize = 500;
 /// A rescan takes at most this share of the time: it is not repeated before its cost times this. Its cost is
 /// the dead index entries before the first live row, and somebody's report can keep many. What a claim above the cursor
-/// takes is not counted: that one would be made instead.
+/// takes is not counted: that claim would be made instead.
 const RESCAN_SHARE: u32 = 20;
-/// A rescan of the whole queue that takes longer than this is costly: then most begin at the floor.
+/// A rescan of the whole queue that takes longer than this is costly: then most begin at the low-water mark.
 const WHOLE_CHEAP: Duration = Duration::from_millis(1);
-/// And the whole ones take at most this share of the time.
+/// Rescans of the whole queue take at most this share of the time.
 const WHOLE_SHARE: u32 = 1000;
-/// Nor before this, while there is other work.
+/// Minimum interval between rescans while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);
-/// But after this at the latest: what took long may have been a server that stood still.
+/// Maximum interval between rescans: what took long may have been a server that stood still.
 const RESCAN_MAX: Duration = Duration::from_secs(10);
-/// How often we learn which projects have parked rows while there is work: a peer may have parked them. When one is
-/// gone we learn it at once.
-const LEARN_PARKED: Duration = Duration::from_secs(5);
-/// Projects with parked rows that are read at once.
-const PARKED_PROJECTS_MAX: i64 = 10_000;
 
-/// What a look found.
-pub struct Found {
-    /// Ours now; to be handed out.
-    pub rows: Vec<Claimed>,
-    /// There may be more.
-    pub more: bool,
-}
-
-/// A walk from the oldest row, or from the floor, to where the cursor was.
+/// A walk from the oldest row, or from the low-water mark, to where the cursor was.
+#[derive(Clone, Copy, Debug)]
 struct Rescan {
     until: i64,
     taken: Duration,
     whole: bool,
 }
 
-/// Where to look for rows, on the session that claims.
-pub struct Look<'a> {
-    claim: &'a Store,
-    epoch: i64,
-    pool: &'a Pool,
-    peers: &'a RefCell<Peers>,
-    takeover: &'a Notify,
-    metrics: &'a Metrics,
-    /// Only rows above it are looked at.
-    cursor: i64,
-    /// Not before this the next rescan, because of what the last one cost.
+/// What one claim found.
+#[derive(Clone, Copy, Debug)]
+pub struct Claimed {
+    /// The highest id of its rows, if there were any.
+    pub last_id: Option<i64>,
+    /// There may be more above it.
+    pub more: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Where the next claim begins.
+#[derive(Clone, Debug)]
+pub struct Cursor {
+    id: i64,
+    /// No rescan begins before this, because of what the last one cost.
     rescan_at: Instant,
     /// The rescan that is going on.
     rescan: Option<Rescan>,
     /// A rescan is wanted as soon as it may be.
     wanted: bool,
-    /// And it shall be of the whole queue.
+    /// The next rescan is of the whole queue.
     whole: bool,
-    /// Where the others begin.
-    floor: Floor,
-    /// What the last one of the whole queue took.
+    /// Where the other rescans begin.
+    low_water: LowWater,
+    /// What the last rescan of the whole queue took.
     whole_took: Duration,
     /// What the last claim above the cursor took that found nothing.
     empty_took: Duration,
-    /// Not before this the next one of the whole queue, unless there is a reason for it.
+    /// No rescan of the whole queue begins before this, unless there is a reason for it.
     whole_at: Instant,
-    /// The last one began at the floor: what it cannot have seen is still to be looked for.
+    /// The last rescan began at the low-water mark: what it cannot have seen is still to be looked for.
     owes_whole: bool,
-    /// But the next look is above the cursor.
+    /// The next claim is above the cursor, whatever is wanted.
     above_first: bool,
-    /// Projects with parked rows.
-    parked: HashSet<i64>,
-    /// Not before this we learn anew which those are.
-    learn_parked_at: Instant,
-    /// Epochs whose rows may be taken over, at the last look.
-    dead: Vec<i64>,
-    /// Other instances at the last look.
-    peers_alive: usize,
 }
 
-impl<'a> Look<'a> {
-    /// Has seen nothing yet. Claims under `epoch`; `takeover` is rung when there are dead to be taken over from.
-    pub fn new(
-        claim: &'a Store,
-        epoch: i64,
-        pool: &'a Pool,
-        peers: &'a RefCell<Peers>,
-        takeover: &'a Notify,
-        metrics: &'a Metrics,
-    ) -> Look<'a> {
-        Look {
-            claim,
-            epoch,
-            pool,
-            peers,
-            takeover,
-            metrics,
-            cursor: 0,
-            rescan_at: Instant::now(),
+impl Cursor {
+    /// Nothing was claimed yet: a rescan of the whole queue comes first.
+    pub fn new(now: Instant) -> Cursor {
+        Cursor {
+            id: 0,
+            rescan_at: now,
             rescan: None,
             wanted: true,
             whole: true,
-            floor: Floor::default(),
+            low_water: LowWater::default(),
             whole_took: Duration::ZERO,
             empty_took: Duration::ZERO,
-            whole_at: Instant::now(),
+            whole_at: now,
             owes_whole: false,
             above_first: false,
-            parked: HashSet::new(),
-            learn_parked_at: Instant::now(),
-            dead: Vec::new(),
-            peers_alive: 0,
         }
     }
 
-    /// Asks for a look from the oldest row on: ids are drawn before commit, so a lower one can appear later.
-    pub fn want_the_oldest(&mut self) {
+    /// Only rows above this id are to be claimed.
+    pub fn id(&self) -> i64 {
+        self.id
+    }
+
+    /// Asks for a rescan: ids are drawn before commit, so a row with a lower id can appear later.
+    pub fn want_rescan(&mut self) {
         self.wanted = true;
     }
 
-    /// The same, but the next look is above the cursor: a row there shall not wait for a rescan.
-    pub fn want_the_oldest_after_the_new(&mut self) {
-        self.want_the_oldest();
+    /// Asks for a rescan after one claim above the cursor: a row there does not wait for a rescan.
+    pub fn want_rescan_after_new(&mut self) {
+        self.wanted = true;
         self.above_first = true;
     }
 
-    /// Asks for a look at the whole queue, and for parked rows that we do not know of.
-    fn want_all(&mut self) {
-        self.want_the_oldest();
+    /// Asks for a rescan of the whole queue: rows below the low-water mark may be free again.
+    pub fn want_whole_rescan(&mut self) {
+        self.wanted = true;
         self.whole = true;
-        self.learn_parked_at = Instant::now();
     }
 
-    /// Resolves when there is a reason of our own to look: a place for a parked row, dead rows, a rescan that had to
-    /// wait. Cancel-safe.
-    pub fn reason(&self) -> impl Future<Output = ()> + use<'a> {
-        let (pool, takeover, wanted, rescan_at) = (self.pool, self.takeover, self.wanted, self.rescan_at);
-        let (owes_whole, whole_at) = (self.owes_whole, self.whole_at.max(rescan_at));
-        async move {
-            tokio::select! {
-                () = pool.freed() => {}
-                () = takeover.notified() => {}
-                () = tokio::time::sleep_until(rescan_at.into()), if wanted => {}
-                () = tokio::time::sleep_until(whole_at.into()), if owes_whole => {}
-            }
-        }
+    /// To be called before each claim. True: a rescan is due, and is to be begun.
+    pub fn is_rescan_due(&mut self, now: Instant) -> bool {
+        self.wanted |= self.owes_whole && now >= self.whole_at;
+        let is_due = !std::mem::take(&mut self.above_first)
+            && now >= self.rescan_at
+            && (self.wanted || now >= self.rescan_at + RESCAN_MIN);
+        is_due && self.rescan.is_none()
     }
 
-    /// Claims up to `limit` pending rows, and parks those of the projects in `park`.
-    pub async fn pending(&mut self, limit: usize, park: &[i64]) -> Result<Found> {
-        let (dead, alive) = (self.peers.borrow().dead().to_vec(), self.peers.borrow().alive());
-        let one_less = alive < std::mem::replace(&mut self.peers_alive, alive);
-        if one_less || dead != self.dead {
-            self.dead = dead;
-            self.want_all();
-        }
-        let start = Instant::now();
-        self.wanted |= self.owes_whole && start >= self.whole_at;
-        let due = !std::mem::take(&mut self.above_first)
-            && start >= self.rescan_at
-            && (self.wanted || start >= self.rescan_at + RESCAN_MIN);
-        if due && self.rescan.is_none() {
-            self.begin_rescan(start).await?;
-        }
-        let limit = limit.min(CLAIM_MAX);
-        let bytes = self.pool.text_bytes();
-        let Claim { rows, more } =
-            self.claim.claim(self.cursor, &self.dead, limit, self.epoch, park, bytes).await?;
-        let more = more || rows.len() == limit;
-        self.cursor = rows.last().map_or(self.cursor, |row| row.id);
-        let took = start.elapsed();
-        if rows.is_empty() && self.rescan.is_none() {
-            self.empty_took = took;
-        }
-        self.go_on_with_rescan(took, more);
-        self.metrics.claims.inc();
-        let (parked, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.parked);
-        self.metrics.parked.inc_by(parked.len() as u64);
-        if !parked.is_empty() {
-            self.parked.extend(parked.iter().map(|row| row.event.project_id));
-            self.pool.set_parked(self.parked.clone());
-        }
-        Ok(Found { rows, more })
+    /// Whether a rescan that is due needs to know which transactions are running.
+    pub fn needs_snapshot(&self) -> bool {
+        self.whole_took >= WHOLE_CHEAP
     }
 
-    /// Sets the cursor back: to the floor, or to zero when that is cheap, due, or asked for.
-    async fn begin_rescan(&mut self, now: Instant) -> Result<()> {
-        let is_cheap = self.whole_took < WHOLE_CHEAP;
-        if !is_cheap {
-            self.floor.rescan(self.cursor, self.claim.snapshot().await?, now);
+    /// Sets the cursor back: to the low-water mark, or to zero when that is cheap, due, or asked for. `snapshot` was taken
+    /// after the last claim, if [`Cursor::needs_snapshot`].
+    pub fn begin_rescan(&mut self, snapshot: Option<Snapshot>, now: Instant) {
+        if let Some(snapshot) = snapshot {
+            self.low_water.rescan(self.id, snapshot, now);
         }
-        let whole = is_cheap || self.whole || now >= self.whole_at || self.floor.id() == 0;
-        self.rescan = Some(Rescan { until: self.cursor, taken: Duration::ZERO, whole });
-        self.cursor = if whole { 0 } else { self.floor.id() };
+        let is_cheap = snapshot.is_none();
+        let whole = is_cheap || self.whole || now >= self.whole_at || self.low_water.id() == 0;
+        self.rescan = Some(Rescan { until: self.id, taken: Duration::ZERO, whole });
+        self.id = if whole { 0 } else { self.low_water.id() };
         (self.wanted, self.whole) = (false, false);
-        Ok(())
     }
 
-    /// Notes what a claim took, and whether there may be more; ends the rescan that is going on when it is through.
-    fn go_on_with_rescan(&mut self, took: Duration, more: bool) {
-        let Some(rescan) = &mut self.rescan else { return };
+    /// A claim from the cursor on has ended `now`: moves the cursor, and ends the rescan that is going on when it is through.
+    pub fn claimed(&mut self, claimed: Claimed, now: Instant) {
+        let Claimed { last_id, more, took } = claimed;
+        self.id = last_id.unwrap_or(self.id);
+        let Some(rescan) = &mut self.rescan else {
+            if last_id.is_none() {
+                self.empty_took = took;
+            }
+            return;
+        };
         rescan.taken += took;
-        if more && self.cursor < rescan.until {
+        if more && self.id < rescan.until {
             return;
         }
         let Rescan { until, taken, whole } = *rescan;
         self.rescan = None;
-        self.cursor = self.cursor.max(until);
-        self.floor.rescanned();
+        self.id = self.id.max(until);
+        self.low_water.rescanned();
         self.owes_whole = !whole;
-        let now = Instant::now();
         if whole {
             self.whole_took = taken;
             self.whole_at = now + (taken * WHOLE_SHARE).min(RESCAN_MAX);
         }
-        // What a costly one of the whole queue took says nothing of the next one, which begins at the floor.
+        // What a costly one of the whole queue took says nothing of the next one, which begins at the low-water mark.
+        let next_is_another = whole && taken >= WHOLE_CHEAP && self.low_water.id() > 0;
         let cost = taken.saturating_sub(self.empty_took);
-        let next_is_another = whole && taken >= WHOLE_CHEAP && self.floor.id() > 0;
         self.rescan_at = if next_is_another { now } else { now + (cost * RESCAN_SHARE).min(RESCAN_MAX) };
     }
 
-    /// Rows of these projects were parked.
-    pub fn note_parked(&mut self, projects: impl Iterator<Item = i64>) {
-        self.parked.extend(projects);
-        self.pool.set_parked(self.parked.clone());
+    /// When a claim is due for a rescan that had to wait; none: no rescan waits.
+    pub fn due_at(&self) -> Option<Instant> {
+        let wanted = self.wanted.then_some(self.rescan_at);
+        let whole = self.owes_whole.then(|| self.whole_at.max(self.rescan_at));
+        wanted.into_iter().chain(whole).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHEAP: Duration = Duration::from_micros(100);
+
+    fn found(last_id: Option<i64>, more: bool, took: Duration) -> Claimed {
+        Claimed { last_id, more, took }
     }
 
-    /// Claims parked rows of projects that have room.
-    pub async fn parked(&mut self) -> Result<Found> {
-        if Instant::now() >= self.learn_parked_at {
-            self.learn_parked().await?;
-        }
-        let rooms = self.pool.parked_room(CLAIM_MAX);
-        if rooms.is_empty() {
-            return Ok(Found { rows: Vec::new(), more: false });
-        }
-        let (projects, places): (Vec<i64>, Vec<i64>) = rooms.into_iter().unzip();
-        let bytes = self.pool.text_bytes();
-        let Claim { rows, more: too_much } =
-            self.claim.claim_parked(&projects, &places, &self.dead, self.epoch, bytes).await?;
-        let mut got: HashMap<i64, i64> = HashMap::new();
-        for row in &rows {
-            *got.entry(row.event.project_id).or_default() += 1;
-        }
-        // A project that gave less than it has room for has no more, unless the texts were too much.
-        let mut more = too_much;
-        for (project, room) in projects.iter().zip(places) {
-            if got.get(project).copied().unwrap_or_default() < room && !too_much {
-                self.parked.remove(project);
-            } else {
-                more = true;
-            }
-        }
-        self.pool.set_parked(self.parked.clone());
-        Ok(Found { rows, more })
+    /// A cursor at 100 whose first rescan is through.
+    fn at_100(start: Instant) -> Cursor {
+        let mut cursor = Cursor::new(start);
+        assert!(cursor.is_rescan_due(start), "the first thing that it does");
+        cursor.begin_rescan(None, start);
+        cursor.claimed(found(Some(100), false, CHEAP), start);
+        cursor
     }
 
-    /// Learns which projects have parked rows: after a start, and those that a peer parked.
-    async fn learn_parked(&mut self) -> Result<()> {
+    #[test]
+    fn it_moves_with_what_is_claimed_and_comes_back_to_where_it_was() {
         let start = Instant::now();
-        self.parked.extend(self.claim.parked_projects(PARKED_PROJECTS_MAX).await?);
-        self.learn_parked_at = Instant::now() + LEARN_PARKED.max(start.elapsed() * RESCAN_SHARE);
-        self.pool.set_parked(self.parked.clone());
-        Ok(())
+        let mut cursor = at_100(start);
+        assert_eq!((cursor.id(), cursor.due_at()), (100, None));
+        cursor.want_rescan();
+        let later = cursor.due_at().expect("it is wanted");
+        assert_eq!(later, start + CHEAP * RESCAN_SHARE, "not before it has paid for the last one");
+        assert!(!cursor.is_rescan_due(start) && cursor.is_rescan_due(later));
+        cursor.begin_rescan(None, later);
+        assert_eq!(cursor.id(), 0);
+        cursor.claimed(found(Some(7), true, CHEAP), later);
+        assert_eq!(cursor.id(), 7, "it is not through");
+        assert!(!cursor.is_rescan_due(later + RESCAN_MAX), "one at a time");
+        cursor.claimed(found(None, false, CHEAP), later);
+        assert_eq!(cursor.id(), 100);
+    }
+
+    #[test]
+    fn a_notification_is_for_a_row_above_it_first() {
+        let start = Instant::now();
+        let mut cursor = at_100(start);
+        cursor.want_rescan_after_new();
+        let later = start + RESCAN_MAX;
+        assert!(!cursor.is_rescan_due(later));
+        assert!(cursor.is_rescan_due(later), "and then below it");
+    }
+
+    #[test]
+    fn what_a_claim_above_it_would_have_cost_is_not_counted() {
+        let start = Instant::now();
+        let mut cursor = at_100(start);
+        cursor.claimed(found(None, false, CHEAP), start);
+        cursor.begin_rescan(None, start);
+        cursor.claimed(found(None, false, CHEAP), start);
+        cursor.want_rescan();
+        assert_eq!(cursor.due_at(), Some(start));
+    }
+
+    #[test]
+    fn rescans_of_a_queue_that_is_costly_to_walk_begin_at_the_low_water_mark() {
+        let costly = Duration::from_millis(100);
+        let snapshot = |xid| Some(Snapshot { xmin: xid, xmax: xid });
+        let mut now = Instant::now();
+        let mut cursor = at_100(now);
+        cursor.want_whole_rescan();
+        now += RESCAN_MAX;
+        assert!(cursor.is_rescan_due(now));
+        assert!(!cursor.needs_snapshot());
+        cursor.begin_rescan(None, now);
+        cursor.claimed(found(None, false, costly), now);
+        assert!(cursor.needs_snapshot());
+        // Transactions come and go until the mark has risen.
+        for xid in 1..4 {
+            cursor.want_rescan();
+            now += RESCAN_MAX;
+            assert!(cursor.is_rescan_due(now));
+            cursor.begin_rescan(snapshot(xid), now);
+            cursor.claimed(found(None, false, costly), now);
+        }
+        cursor.want_rescan();
+        assert!(
+            cursor.is_rescan_due(now),
+            "the next one is another: what the whole one took is not waited for"
+        );
+        cursor.begin_rescan(snapshot(5), now);
+        assert_eq!(cursor.id(), 100, "the low-water mark");
+        cursor.claimed(found(None, false, CHEAP), now);
+        let whole = cursor.due_at().expect("it owes one of the whole queue");
+        assert_eq!(whole, now + (costly * WHOLE_SHARE).min(RESCAN_MAX));
+        assert!(cursor.is_rescan_due(whole));
+        cursor.begin_rescan(snapshot(6), whole);
+        assert_eq!(cursor.id(), 0);
+    }
+
+    #[test]
+    fn while_there_is_work_it_goes_back_now_and_then_without_being_asked() {
+        let start = Instant::now();
+        let mut cursor = at_100(start);
+        let free = start + CHEAP * RESCAN_SHARE;
+        assert!(!cursor.is_rescan_due(free));
+        assert!(cursor.is_rescan_due(free + RESCAN_MIN));
     }
 }

@@ -1,4 +1,4 @@
-//! Who is alive: an instance's epoch, its liveness lock, and the burial of others.
+//! Who is alive: an instance's epoch, its liveness locks, and how others are declared dead.
 //!
 //! Each session of an instance draws a random key and takes its advisory lock; only then is the instance listed, with
 //! these keys, so nobody who has just registered is taken for dead. It lives for as long as any of its sessions does. One
@@ -6,26 +6,17 @@
 //! looked at twice. Locks count that sessions of a daemon's login hold; somebody else's neither keep an instance alive nor
 //! take its lock away. Never waits for a lock inside Postgres: a waiting session would hold back vacuum.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::Notify;
+
+use crate::daemon::peers::Peers;
 use crate::error::{Error, Result, one_line};
-use crate::outbox::{Peer, Store, Vital};
+use crate::outbox::Store;
 
 /// The channel that sleeping relays listen to; `relay.wake()` notifies it.
 const LISTEN: &str = "LISTEN promptpal_relay";
-
-/// A lock must be free for this time before its instance is dead. One that has merely lost its sessions, all at once,
-/// is back in a few milliseconds.
-pub const SURE: Duration = Duration::from_millis(100);
-/// Round trips that one which is far away gets for coming back, where they take longer than that. It needs 22, a password
-/// takes three more, TLS two; and they may take longer than the shortest that it has seen.
-const COMES_BACK: u32 = 50;
-/// The same when the server has crashed, or we have lost our own sessions a moment ago: whatever took them (a restart
-/// of the server, a failover) has taken those of the others, and they need as long to come back as the longest pause
-/// between two tries, and the time to connect.
-pub const SURE_AFTER_LOSS: Duration = Duration::from_secs(4);
 
 /// How often an epoch is drawn anew when it is refused. Random ones are not refused twice in a row by chance.
 const EPOCHS_MAX: u32 = 8;
@@ -90,16 +81,18 @@ impl Instance {
         self.store
     }
 
-    /// Looks at the liveness locks, and marks the dead of whom `peers` is sure `now`. One round trip. True when that
-    /// changed what may be claimed.
+    /// Looks at the liveness locks, and declares the instances dead that are overdue `now`. One round trip.
     ///
     /// # Errors
     ///
     /// [`Error::Pooled`] when a pooler has given our session away: no session is ours then.
-    pub async fn look_around(&self, peers: &RefCell<Peers>, now: Instant) -> Result<bool> {
-        let sure = peers.borrow().sure_of(now);
-        let found = self.store.bury(self.epoch, &sure, self.backends[0]).await?;
-        Ok(peers.borrow_mut().learn(&found, now))
+    pub async fn look_around(&self, membership: &Membership, now: Instant) -> Result<()> {
+        let overdue = membership.peers.borrow().overdue(now);
+        let found = self.store.bury(self.epoch, &overdue, self.backends[0]).await?;
+        if membership.peers.borrow_mut().learn(&found, now) {
+            membership.changed.notify_one();
+        }
+        Ok(())
     }
 
     /// Ends the sessions that are left of older epochs of ours. The server may not hear us on them, and would keep them, and
@@ -125,165 +118,90 @@ impl Instance {
     }
 }
 
-/// What one instance knows of the others. Kept up by [`Instance::look_around`].
-#[derive(Default)]
-pub struct Peers {
-    server_started: Option<SystemTime>,
-    /// When we last had to connect anew.
-    reconnected: Option<Instant>,
-    suspects: HashMap<i64, Suspect>,
-    dead: Vec<i64>,
-    alive: usize,
+/// This process among the instances: what it knows of the others, and the epochs that are its own.
+///
+/// The monitor and a reconnection write it, the claiming loop reads it. All run on one thread.
+pub struct Membership {
+    peers: RefCell<Peers>,
+    /// Rung when another instance's rows are to be taken over, or one has left, for the claiming loop.
+    changed: Notify,
+    /// Epochs of this process that may have rows: of the sessions that serve, or served last, and of tries to make others.
+    epochs: RefCell<Vec<i64>>,
+    /// When this instance last woke the others.
+    peers_woken: Cell<Instant>,
 }
 
-/// An instance whose lock is free.
-#[derive(Clone, Copy)]
-struct Suspect {
-    /// When that was first seen.
-    since: Instant,
-    /// How long it may take to come back.
-    comes_back: Duration,
-    /// The server has crashed since it registered.
-    crashed: bool,
-}
-
-impl Peers {
-    /// To be called with each connection. The first one apart we have lost our sessions a moment ago, and so may have
-    /// the others. With a server that was started since, all have, and what was suspected before says nothing any
-    /// more; with the same server, a suspect is as suspect as it was: else nobody would ever be sure while sessions
-    /// are lost every few seconds.
-    pub fn connected(&mut self, server_started: SystemTime, now: Instant) {
-        if let Some(before) = self.server_started.replace(server_started) {
-            self.reconnected = Some(now);
-            if before != server_started {
-                self.suspects.clear();
-            }
+impl Membership {
+    /// Alone, and woke the others `now`.
+    pub fn new(now: Instant) -> Membership {
+        Membership {
+            peers: RefCell::default(),
+            changed: Notify::new(),
+            epochs: RefCell::default(),
+            peers_woken: Cell::new(now),
         }
     }
 
-    /// Whose lock has been free long enough: the epochs to bury.
-    pub fn sure_of(&self, now: Instant) -> Vec<i64> {
-        let lately = self.reconnected.is_some_and(|reconnected| now - reconnected <= SURE_AFTER_LOSS);
-        let sure = |suspect: &Suspect| match suspect.crashed || lately {
-            true => SURE_AFTER_LOSS,
-            false => suspect.comes_back.clamp(SURE, SURE_AFTER_LOSS),
-        };
-        let long = |suspect: &Suspect| now - suspect.since >= sure(suspect);
-        self.suspects.iter().filter(|(_, suspect)| long(suspect)).map(|(epoch, _)| *epoch).collect()
-    }
-
-    /// Learns what a look at the locks found. True when somebody new is dead, somebody has left, or the last suspect is
-    /// gone.
-    pub fn learn(&mut self, found: &[Peer], now: Instant) -> bool {
-        let before = (std::mem::take(&mut self.dead), self.is_gathering());
-        let old = std::mem::take(&mut self.suspects);
-        let alive = std::mem::take(&mut self.alive);
-        for Peer { epoch, round_trip, vital } in found {
-            match vital {
-                Vital::Alive => self.alive += 1,
-                Vital::Free | Vital::Crashed => {
-                    let since = old.get(epoch).map_or(now, |suspect| suspect.since);
-                    let (comes_back, crashed) =
-                        (round_trip.saturating_mul(COMES_BACK), *vital == Vital::Crashed);
-                    self.suspects.insert(*epoch, Suspect { since, comes_back, crashed });
-                }
-                Vital::Buried => {
-                    tracing::warn!(epoch, "found a dead instance: its rows are taken over");
-                    self.dead.push(*epoch);
-                }
-                Vital::Dead => self.dead.push(*epoch),
-            }
-        }
-        self.dead.sort_unstable();
-        self.alive < alive || before != (self.dead.clone(), self.is_gathering())
+    /// As [`Peers::connected`].
+    pub fn connected(&self, server_started: SystemTime, now: Instant) {
+        self.peers.borrow_mut().connected(server_started, now);
     }
 
     /// Epochs whose rows may be taken over, in order.
-    pub fn dead(&self) -> &[i64] {
-        &self.dead
+    pub fn dead(&self) -> Vec<i64> {
+        self.peers.borrow().dead().to_vec()
     }
 
     /// How many others live.
     pub fn alive(&self) -> usize {
-        self.alive
+        self.peers.borrow().alive()
     }
 
-    /// Whether somebody's lock is free of whom we are not sure yet.
+    /// As [`Peers::any_suspect`].
     pub fn any_suspect(&self) -> bool {
-        !self.suspects.is_empty()
+        self.peers.borrow().any_suspect()
     }
 
-    /// Whether somebody may come back whose claims were lost in a crash of the server. Its rows look as if nobody had
-    /// them in hand; until it has taken them over again, or is buried, nobody claims.
-    pub fn is_gathering(&self) -> bool {
-        self.suspects.values().any(|suspect| suspect.crashed)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn near(epoch: i64, vital: Vital) -> Peer {
-        Peer { epoch, round_trip: Duration::ZERO, vital }
+    /// As [`Peers::is_recovering`].
+    pub fn is_recovering(&self) -> bool {
+        self.peers.borrow().is_recovering()
     }
 
-    #[test]
-    fn one_that_is_far_gets_longer() {
-        let start = Instant::now();
-        let mut peers = Peers::default();
-        let far = |epoch, round_trip| Peer { epoch, round_trip, vital: Vital::Free };
-        peers.learn(&[far(1, 2 * SURE / COMES_BACK), far(2, SURE_AFTER_LOSS), near(3, Vital::Free)], start);
-        assert_eq!(peers.sure_of(start + SURE), [3]);
-        assert_eq!(peers.sure_of(start + 2 * SURE).len(), 2);
-        assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS).len(), 3, "however far it says that it is");
+    /// Resolves when what may be claimed has changed since the last time. Cancel-safe. For one loop.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
-    #[test]
-    fn a_free_lock_is_looked_at_twice_before_a_burial() {
-        let start = Instant::now();
-        let mut peers = Peers::default();
-        peers.learn(&[near(1, Vital::Free), near(2, Vital::Alive)], start);
-        assert!(peers.any_suspect() && peers.alive() == 1);
-        assert_eq!(peers.sure_of(start), [0; 0]);
-        assert_eq!(peers.sure_of(start + SURE), [1]);
-        // It came back in between.
-        peers.learn(&[near(1, Vital::Alive), near(2, Vital::Alive)], start + SURE / 2);
-        assert_eq!(peers.sure_of(start + SURE), [0; 0]);
-        assert!(
-            peers.learn(&[near(1, Vital::Alive)], start + SURE),
-            "what the other gave back is to be looked for"
-        );
+    /// Whether others may sleep because this instance slept, and have not been told that it does not any more.
+    pub fn owes_wake(&self, released: Option<Instant>) -> bool {
+        released > Some(self.peers_woken.get())
     }
 
-    #[test]
-    fn after_a_loss_of_our_own_the_others_get_longer() {
-        let start = Instant::now();
-        let mut peers = Peers::default();
-        let server = SystemTime::now();
-        peers.connected(server, start);
-        peers.connected(server, start);
-        peers.learn(&[near(1, Vital::Free)], start);
-        assert!(!peers.is_gathering());
-        assert_eq!(peers.sure_of(start + SURE), [0; 0]);
-        assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS), [1]);
-        // Another loss does not clear it of suspicion; another server does.
-        peers.connected(server, start + SURE);
-        assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS), [1]);
-        peers.connected(server + SURE, start + SURE);
-        assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS), [0; 0]);
+    /// Wakes the other instances, if that was not done within `pause`.
+    ///
+    /// # Errors
+    ///
+    /// When the session is lost.
+    pub async fn wake_peers(&self, session: &Store, pause: Duration) -> Result<()> {
+        if self.peers_woken.get().elapsed() >= pause && self.alive() > 0 {
+            self.peers_woken.set(Instant::now());
+            session.notify_peers().await?;
+        }
+        Ok(())
     }
 
-    #[test]
-    fn after_a_crash_of_the_server_nobody_claims_before_all_are_back() {
-        let start = Instant::now();
-        let mut peers = Peers::default();
-        peers.learn(&[near(1, Vital::Crashed), near(2, Vital::Free)], start);
-        assert!(peers.is_gathering());
-        assert_eq!(peers.sure_of(start + SURE), [2]);
-        assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS).len(), 2);
-        assert!(peers.learn(&[near(1, Vital::Buried)], start + SURE_AFTER_LOSS));
-        assert_eq!(peers.dead(), [1]);
-        assert!(!peers.is_gathering());
+    /// Epochs of this process that may have rows.
+    pub fn epochs(&self) -> Vec<i64> {
+        self.epochs.borrow().clone()
+    }
+
+    /// One more epoch may have rows.
+    pub fn add_epoch(&self, epoch: i64) {
+        self.epochs.borrow_mut().push(epoch);
+    }
+
+    /// No other epoch of this process has rows any more.
+    pub fn only_epoch(&self, epoch: i64) {
+        self.epochs.replace(vec![epoch]);
     }
 }

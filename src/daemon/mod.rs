@@ -1,17 +1,278 @@
-//! The loops that make the daemon, what they share, and the world outside.
+//! The daemon: claim, hand out, finish.
 //!
-//! [`relay`] claims, hands out and finishes. [`cursor`] and [`low_water`] say where to look, [`wakeup`] when; [`sessions`] are those of
-//! one registration, [`membership`] knows which instances live, [`outage`] what the operator must do about a Postgres that refuses
-//! them; [`retention`] throws away; [`stall`] says when nothing moves; [`signals`] and [`systemd`] are the world outside.
+//! Its loops run on one thread, each with a session of its own: the [`claimer`] claims rows and hands them to the worker
+//! threads, the [`finisher`] commits what comes back, the [`monitor`] watches the sessions and the other instances, the
+//! [`retention`] throws away what is old, the [`queue_age`] is measured. When a session of the first three is lost, the
+//! [`reconnect`]ion makes theirs anew; the worker threads go on meanwhile, and their results wait.
+//!
+//! What the loops share has one owner each: the rows [`in_hand`], the [`membership`] among the instances, the [`activity`].
+//! Their rules are pure: [`cursor`], [`low_water`], [`wakeup`], [`peers`], [`stall`], [`outage`].
 
+mod activity;
+mod backoff;
+mod batch;
+mod claimer;
 pub mod cursor;
+mod drain;
+mod finisher;
+mod in_hand;
+mod inbox;
 pub mod low_water;
-pub mod membership;
-pub mod outage;
-pub mod relay;
+mod membership;
+mod monitor;
+mod outage;
+pub mod peers;
+mod queue_age;
+mod reconnect;
+mod record;
 pub mod retention;
-pub mod sessions;
+mod sessions;
 pub mod signals;
-pub mod stall;
-pub mod systemd;
+mod sleeper;
+mod stall;
+mod status;
+mod systemd;
 pub mod wakeup;
+mod watchdog;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use crate::config::Config;
+use crate::daemon::activity::Activity;
+use crate::daemon::backoff::{RETRY_MAX, with_advice};
+use crate::daemon::claimer::Claimer;
+use crate::daemon::drain::Drain;
+use crate::daemon::finisher::{Commits, Finisher};
+use crate::daemon::in_hand::InHand;
+use crate::daemon::inbox::Inbox;
+use crate::daemon::membership::Membership;
+use crate::daemon::monitor::Monitor;
+use crate::daemon::queue_age::QueueAge;
+use crate::daemon::reconnect::Reconnect;
+use crate::daemon::retention::Retention;
+use crate::daemon::sessions::{OldSessions, SessionSet, SilenceLimit};
+use crate::daemon::signals::Stop;
+use crate::daemon::watchdog::Watchdog;
+use crate::delivery::client::Caller;
+use crate::dispatch::pool::Pool;
+use crate::error::{Error, Result, one_line};
+use crate::model::memory::Memory;
+use crate::model::row::Finished;
+use crate::telemetry::failure_log::Failures;
+use crate::telemetry::metrics::{self, Metrics, Source};
+
+/// The daemon, until it is told to stop or cannot go on.
+///
+/// # Errors
+///
+/// What keeps it from starting. Once it runs, a lost session is no error: it reconnects for as long as it takes.
+pub async fn run(config: &Config, stop: Stop) -> Result<()> {
+    let server = match config.metrics_listen {
+        Some(address) => Some(metrics::Server::bind(address).await?),
+        None => None,
+    };
+    let mut endpoint = config.endpoint.clone();
+    // The very port, also where any free one was asked for.
+    endpoint.metrics_port = server.as_ref().map(metrics::Server::port).transpose()?;
+    let caller = Arc::new(Caller::new(endpoint)?);
+    let (to_results, results) = mpsc::unbounded_channel();
+    let post = Box::new({
+        let caller = caller.clone();
+        move |webhook: &_, outbox_id, body: &_, room: &mut _| caller.call(webhook, outbox_id, body, room)
+    });
+    let memory = Memory::new(config.memory_bytes_max);
+    let pool = Pool::new(config.limits, memory, config.endpoint.response_body_bytes_max, post, to_results);
+    let daemon = Daemon {
+        config,
+        stop,
+        pool,
+        caller,
+        in_hand: InHand::default(),
+        membership: Membership::new(Instant::now()),
+        activity: Activity::new(Instant::now()),
+        commits: Commits::default(),
+        failures: Failures::default(),
+        metrics: Metrics::default(),
+    };
+    let drain = daemon.drain();
+    tokio::select! {
+        result = daemon.live(results) => result,
+        never = daemon.tell(server) => match never {},
+        error = drain.overdue() => Err(error),
+    }
+}
+
+/// What outlives a lost session.
+struct Daemon<'a> {
+    config: &'a Config,
+    stop: Stop,
+    pool: Pool,
+    caller: Arc<Caller>,
+    in_hand: InHand,
+    membership: Membership,
+    activity: Activity,
+    commits: Commits,
+    failures: Failures,
+    metrics: Metrics,
+}
+
+/// The loops. Each has what it owns, and refers to what it shares.
+struct Loops<'a> {
+    claimer: Claimer<'a>,
+    finisher: Finisher<'a>,
+    monitor: Monitor<'a>,
+    retention: Retention,
+    queue_age: QueueAge<'a>,
+    config: &'a Config,
+}
+
+impl Loops<'_> {
+    /// Works until drained (Ok) or until a session is lost (Err).
+    async fn run(&mut self, sessions: &SessionSet) -> Result<()> {
+        let work = async {
+            // The claimer returns when told to stop, the finisher when all that was in hand by then is recorded.
+            tokio::try_join!(self.claimer.run(sessions), self.finisher.run(sessions))?;
+            Ok(())
+        };
+        tokio::select! {
+            result = work => result,
+            error = self.monitor.run(sessions) => Err(error),
+            never = self.retention.run(self.config) => match never {},
+            never = self.queue_age.run() => match never {},
+        }
+    }
+}
+
+impl Daemon<'_> {
+    /// From the first connection to the last commit.
+    async fn live(&self, results: UnboundedReceiver<Finished>) -> Result<()> {
+        let Some(mut sessions) = self.connect().await? else { return Ok(()) };
+        self.metrics.trouble(Source::Sessions, None);
+        systemd::ready();
+        tracing::info!(epoch = sessions.instance.epoch(), database = %self.config.database.describe(), "relaying");
+        let mut loops = self.loops(results);
+        while let Err(error) = loops.run(&sessions).await {
+            // Our sessions are not ours (a pooler): nothing that is done on them can be relied on.
+            if matches!(error, Error::Pooled { .. }) {
+                return Err(error);
+            }
+            self.note_lost(&error);
+            loops.queue_age.unknown();
+            // A session that ends says why a moment before it is closed. If none ends, a statement failed for another
+            // reason: do not turn that into a storm of connections.
+            let refused = matches!(error, Error::Postgres { .. });
+            if refused && tokio::time::timeout(RETRY_MAX, sessions.lost()).await.is_err() {
+                tracing::debug!("all sessions are there still");
+            }
+            // The sessions that are left keep our epoch alive until our rows in hand are the new one's.
+            let old = sessions.into_old(self.membership.epochs());
+            let Some(again) = self.reconnect().run(old).await? else { return Ok(()) };
+            sessions = again;
+            self.metrics.reconnects.inc();
+            self.metrics.trouble(Source::Sessions, None);
+            tracing::info!(epoch = sessions.instance.epoch(), "found Postgres again");
+        }
+        tracing::info!("drained");
+        if let Err(error) = sessions.instance.retire().await {
+            // Nothing is in hand; a peer or the next start finds that out.
+            tracing::warn!(error = %one_line(&error), "left without signing off");
+        }
+        Ok(())
+    }
+
+    /// The first connection; none when told to stop meanwhile.
+    async fn connect(&self) -> Result<Option<SessionSet>> {
+        let mut old = OldSessions::default();
+        let sessions = tokio::select! {
+            sessions = SessionSet::connect(&self.config.database, &self.membership, &mut old, async |_| Ok(())) => sessions?,
+            () = self.stop.wait() => return Ok(None),
+        };
+        self.membership.only_epoch(sessions.instance.epoch());
+        Ok(Some(sessions))
+    }
+
+    /// A session is lost: no call starts, and what was wrong with the old sessions is not known of the new ones.
+    fn note_lost(&self, error: &Error) {
+        self.pool.may_start_until(Instant::now());
+        self.commits.session_lost();
+        self.metrics.trouble(Source::Claim, None);
+        self.metrics.trouble(Source::Finish, None);
+        let why = with_advice("lost Postgres", error, self.config.database.user());
+        self.metrics.trouble(Source::Sessions, Some(why));
+        tracing::warn!(error = %one_line(error), "lost Postgres, reconnecting; calls in flight go on");
+    }
+
+    /// Tells who scrapes, if metrics are wanted.
+    async fn tell(&self, server: Option<metrics::Server>) -> std::convert::Infallible {
+        match server {
+            Some(server) => server.serve(&self.metrics, || (self.pool.load(), self.in_hand.len())).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn loops(&self, results: UnboundedReceiver<Finished>) -> Loops<'_> {
+        Loops {
+            claimer: Claimer {
+                config: self.config,
+                stop: &self.stop,
+                pool: &self.pool,
+                in_hand: &self.in_hand,
+                membership: &self.membership,
+                activity: &self.activity,
+                metrics: &self.metrics,
+            },
+            finisher: Finisher {
+                config: self.config,
+                pool: &self.pool,
+                in_hand: &self.in_hand,
+                commits: &self.commits,
+                failures: &self.failures,
+                metrics: &self.metrics,
+                inbox: Inbox::new(results),
+            },
+            monitor: Monitor {
+                stop: &self.stop,
+                pool: &self.pool,
+                caller: &self.caller,
+                in_hand: &self.in_hand,
+                membership: &self.membership,
+                activity: &self.activity,
+                failures: &self.failures,
+                metrics: &self.metrics,
+                watchdog: self.watchdog(),
+                silence_limit: SilenceLimit::default(),
+            },
+            retention: Retention::default(),
+            queue_age: QueueAge { config: self.config, metrics: &self.metrics },
+            config: self.config,
+        }
+    }
+
+    fn reconnect(&self) -> Reconnect<'_> {
+        Reconnect {
+            config: self.config,
+            stop: &self.stop,
+            pool: &self.pool,
+            in_hand: &self.in_hand,
+            membership: &self.membership,
+            metrics: &self.metrics,
+            watchdog: self.watchdog(),
+        }
+    }
+
+    fn watchdog(&self) -> Watchdog<'_> {
+        Watchdog { pool: &self.pool, timeout: self.config.endpoint.timeout }
+    }
+
+    fn drain(&self) -> Drain<'_> {
+        Drain {
+            stop: &self.stop,
+            timeout: self.config.endpoint.timeout,
+            in_hand: &self.in_hand,
+            commits: &self.commits,
+        }
+    }
+}

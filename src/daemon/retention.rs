@@ -8,7 +8,6 @@
 //! instances do not hasten it. What is old is so by Postgres' clock, and that may be wrong: nothing is thrown away until it
 //! has gone on for an hour without a jump, as our own clock and the runs before tell.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -44,9 +43,9 @@ const STRAYS: i32 = 5000;
 #[derive(Default)]
 pub struct Retention {
     // Postgres' clock when our last run began, and ours.
-    noted: Cell<Option<(SystemTime, Instant)>>,
+    noted: Option<(SystemTime, Instant)>,
     // When it was last told that the work is late.
-    warned: Cell<Option<Instant>>,
+    warned: Option<Instant>,
 }
 
 /// What came of a run.
@@ -64,9 +63,9 @@ pub enum Outcome {
 
 impl Retention {
     /// Runs for ever; errors are logged and do not end it.
-    pub async fn keep_house(&self, config: &Config) -> Infallible {
+    pub async fn run(&mut self, config: &Config) -> Infallible {
         loop {
-            let run = self.run(&config.database, config.retain_calls, config.retain_outbox);
+            let run = self.run_once(&config.database, config.retain_calls, config.retain_outbox);
             let in_time = tokio::time::timeout(RUN_MAX, run).await.unwrap_or_else(|_| {
                 Err(Error::Failed(format!(
                     "the retention has not ended within {} min",
@@ -94,8 +93,8 @@ impl Retention {
     /// # Errors
     ///
     /// The first thing that failed; what does not depend on it was done.
-    pub async fn run(
-        &self,
+    pub async fn run_once(
+        &mut self,
         database: &Settings,
         retain_calls: Duration,
         retain_outbox: Duration,
@@ -111,13 +110,18 @@ impl Retention {
         outcome
     }
 
-    async fn turn(&self, store: &Store, retain_calls: Duration, retain_outbox: Duration) -> Result<Outcome> {
-        let noted = self.noted.get().map(|(noted, at)| (noted, at.elapsed()));
+    async fn turn(
+        &mut self,
+        store: &Store,
+        retain_calls: Duration,
+        retain_outbox: Duration,
+    ) -> Result<Outcome> {
+        let noted = self.noted.map(|(noted, at)| (noted, at.elapsed()));
         let turn = store.begin_retention(noted, PAUSE, PAUSE_AFTER_FAILURE, STEADY).await?;
         if let Some(wait) = turn.wait {
             return Ok(Outcome::NotYet(wait));
         }
-        self.noted.set(Some((turn.now, Instant::now())));
+        self.noted = Some((turn.now, Instant::now()));
         if let Some(off_s) = turn.off_s {
             tracing::warn!(
                 off_s = off_s.round(),
@@ -157,11 +161,11 @@ impl Retention {
     }
 
     /// Says now and then that the work is late, whatever keeps it.
-    async fn warn_if_late(&self, store: &Store) -> Result<()> {
+    async fn warn_if_late(&mut self, store: &Store) -> Result<()> {
         let age = Duration::try_from_secs_f64(store.retention_age().await?).unwrap_or_default();
-        let told = self.warned.get().is_some_and(|at| at.elapsed() < LATE);
+        let told = self.warned.is_some_and(|at| at.elapsed() < LATE);
         if age > LATE && !told {
-            self.warned.set(Some(Instant::now()));
+            self.warned = Some(Instant::now());
             tracing::warn!(
                 age_s = age.as_secs(),
                 "retention is late: no instance has thrown away all that is old for more than {} min",

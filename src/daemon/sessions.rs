@@ -1,12 +1,12 @@
 //! The sessions of one registration: one that listens, one that claims, one that finishes. Made together, and lost
 //! together: when one is, all are made anew.
 //!
-//! Knows when one is lost, also where nobody says so. What is done about it is decided by the [`relay`](crate::daemon::relay).
+//! Knows when one is lost, also where nobody says so. What is done about it is decided by the [`daemon`](crate::daemon).
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use crate::daemon::membership::{Instance, Peers};
+use crate::daemon::membership::{Instance, Membership};
 use crate::error::{Error, Result};
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
@@ -30,7 +30,7 @@ const ROOM_MAX: Duration = Duration::from_secs(2);
 const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// The sessions of one registration.
-pub struct Link {
+pub struct SessionSet {
     /// With the session that listens.
     pub instance: Instance,
     /// Claims, and gives back.
@@ -38,7 +38,7 @@ pub struct Link {
     /// Finishes.
     pub finish: Store,
     // Since when they have waited in vain, as it seemed when the server was last asked.
-    unheard: Cell<Overdue>,
+    unresponsive: Cell<Overdue>,
 }
 
 /// Since when the sessions that claim and finish wait, if it is for too long.
@@ -48,56 +48,60 @@ type Overdue = [Option<Instant>; 2];
 /// for [`SILENCE`]. Each time that it did not, it is twice as long from then on, 160 s at most, until ten minutes have
 /// passed without: on a line that needs so long to carry a statement, the next try shall come through.
 #[derive(Clone, Copy, Default)]
-pub struct Patience {
+pub struct SilenceLimit {
     raised: Option<(Duration, Instant)>,
 }
 
-impl Patience {
+impl SilenceLimit {
     fn limit(self, now: Instant) -> Duration {
         self.raised.filter(|(_, at)| now - *at < REMEMBERED).map_or(SILENCE, |(limit, _)| limit)
     }
 
-    fn raise(self, now: Instant) -> Patience {
-        Patience { raised: Some(((2 * self.limit(now)).min(SILENCE_MAX), now)) }
+    fn raise(self, now: Instant) -> SilenceLimit {
+        SilenceLimit { raised: Some(((2 * self.limit(now)).min(SILENCE_MAX), now)) }
     }
 }
 
-impl Link {
+impl SessionSet {
     /// Connects all sessions at once, and registers when they are there: an epoch that has only some of them would end
     /// when the next one fails. `adopt` is for whoever had rows in hand under an older epoch: it runs before anything
     /// else is done, because peers do not wait for long. Where Postgres has no room for the sessions because of `older` ones,
     /// those are let go.
     pub async fn connect(
         settings: &Settings,
-        peers: &RefCell<Peers>,
-        older: &mut Older,
+        membership: &Membership,
+        older: &mut OldSessions,
         adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
-    ) -> Result<Link> {
+    ) -> Result<SessionSet> {
         let [listen, claim, finish] = older.replaced(settings).await?;
         migrations::require_current(&listen).await?;
         let instance = Instance::register(listen, &claim, &finish).await?;
         adopt(&instance).await?;
         // After that, because peers do not wait for it; before the first claim, which reads the webhooks.
         migrations::require_own_code(instance.session()).await?;
-        peers.borrow_mut().connected(instance.server_started(), Instant::now());
-        instance.look_around(peers, Instant::now()).await?;
-        Ok(Link { instance, claim, finish, unheard: Cell::default() })
+        membership.connected(instance.server_started(), Instant::now());
+        instance.look_around(membership, Instant::now()).await?;
+        Ok(SessionSet { instance, claim, finish, unresponsive: Cell::default() })
     }
 
     /// What is left of it, to be kept until another link has taken its rows over. `epochs` are ours that may have rows.
-    pub fn into_older(self, epochs: Vec<i64>) -> Older {
-        Older { epochs, sessions: vec![self.claim, self.finish, self.instance.into_session()], holder: None }
+    pub fn into_old(self, epochs: Vec<i64>) -> OldSessions {
+        OldSessions {
+            epochs,
+            sessions: vec![self.claim, self.finish, self.instance.into_session()],
+            holder: None,
+        }
     }
 
     /// Fails when Postgres does not hear what a session says, or is not heard by it: something between us takes what is
     /// sent and does not pass it on. What nobody takes the kernel notices (`tcp_user_timeout`). To be called every second
     /// or so: what was so the last time and is now is so, and not only on its way.
-    pub async fn require_heard(&self, patience: &Cell<Patience>) -> Result<()> {
-        let limit = patience.get().limit(Instant::now());
-        let unheard = self.unheard(limit).await?;
-        let before = self.unheard.replace(unheard);
-        if unheard.iter().zip(before).any(|(now, before)| now.is_some() && *now == before) {
-            patience.set(patience.get().raise(Instant::now()));
+    pub async fn require_responsive(&self, silence_limit: &mut SilenceLimit) -> Result<()> {
+        let limit = silence_limit.limit(Instant::now());
+        let unresponsive = self.unresponsive(limit).await?;
+        let before = self.unresponsive.replace(unresponsive);
+        if unresponsive.iter().zip(before).any(|(now, before)| now.is_some() && *now == before) {
+            *silence_limit = silence_limit.raise(Instant::now());
             return Err(silence(limit));
         }
         Ok(())
@@ -105,15 +109,15 @@ impl Link {
 
     /// Which sessions wait for longer than `limit` and have a Postgres that has nothing to do for them. The listening
     /// session is asked, which is known to work; one round trip when there is reason to ask.
-    async fn unheard(&self, limit: Duration) -> Result<Overdue> {
+    async fn unresponsive(&self, limit: Duration) -> Result<Overdue> {
         if self.overdue(limit) == [None; 2] {
             return Ok([None; 2]);
         }
         let backends = self.instance.working_backends();
         let idle = self.instance.session().not_at_work(&backends).await?;
         let [claim, finish] = self.overdue(limit);
-        let unheard = |since: Option<Instant>, backend| since.filter(|_| idle.contains(&backend));
-        Ok([unheard(claim, backends[0]), unheard(finish, backends[1])])
+        let unresponsive = |since: Option<Instant>, backend| since.filter(|_| idle.contains(&backend));
+        Ok([unresponsive(claim, backends[0]), unresponsive(finish, backends[1])])
     }
 
     fn overdue(&self, limit: Duration) -> Overdue {
@@ -133,7 +137,7 @@ impl Link {
 
 /// The sessions that are left of a link: as long as one of them lives, so do the older epochs, and no peer takes our rows.
 #[derive(Default)]
-pub struct Older {
+pub struct OldSessions {
     epochs: Vec<i64>,
     // Some may be lost.
     sessions: Vec<Store>,
@@ -141,7 +145,7 @@ pub struct Older {
     holder: Option<usize>,
 }
 
-impl Older {
+impl OldSessions {
     /// Connects the sessions of a new link. Those that are left are kept, unless Postgres has no room for both (a
     /// `CONNECTION LIMIT`, a full server) and has room for the new ones without them. Then the lock of a new session is
     /// listed with the older epochs before the old ones are let go, so that these epochs live on all the while.
@@ -238,8 +242,8 @@ mod tests {
     #[test]
     fn patience_grows_with_each_disappointment_and_is_forgotten() {
         let start = Instant::now();
-        let once = Patience::default().raise(start);
-        assert_eq!(Patience::default().limit(start), SILENCE);
+        let once = SilenceLimit::default().raise(start);
+        assert_eq!(SilenceLimit::default().limit(start), SILENCE);
         assert_eq!(once.limit(start), 2 * SILENCE);
         let late = start + REMEMBERED - Duration::from_secs(1);
         assert_eq!(once.raise(late).limit(start + REMEMBERED), 4 * SILENCE);

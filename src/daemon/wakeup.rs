@@ -1,56 +1,43 @@
-//! When to look for rows: the sleep lock, NOTIFY, and the poll timer. Says only "look"; what is found is not its
-//! business. Without NOTIFY it costs latency and nothing else: polling is the truth.
+//! When to claim again after a claim that found nothing more: the rules of the sleep lock, of polling and of backing off.
 //!
-//! The protocol: an inserter holds the lock shared from its insert to its commit
-//! if it can get it, and notifies if it cannot. A relay that found nothing tries it exclusively. If it gets it, it
-//! looks one last time and sleeps: whoever inserted before has committed before that look, whoever inserts after it
-//! notifies. If not, somebody has inserted and not committed: it looks again in a moment. Awake, it frees the lock.
+//! Pure: given the state and what happened, what now. Holds no session and waits for nothing; [`sleeper`](super::sleeper)
+//! does that. The model checker (`tests/models/sleep_lock.rs`) runs [`State`].
 //!
-//! Anybody who can connect may hold the lock for as long as they like, and may notify as often. The first costs two
-//! statements each quarter of a second, the second one each 20 ms.
+//! The protocol: an inserting transaction tries the sleep lock shared and keeps it until it ends; when it cannot have it, it
+//! notifies at commit. A daemon that found nothing tries the lock exclusively. If it gets the lock, it claims one last time
+//! and sleeps: whatever was inserted before has been committed before that claim, whatever is inserted later notifies. If it
+//! does not get the lock, some transaction has inserted and not committed: the daemon claims again in a moment. When it finds
+//! rows it releases the lock. Without NOTIFY the daemon loses latency and nothing else: polling finds every row.
+//!
+//! Every role that can connect may hold the lock for as long as it likes, and may notify as often as it likes. The first
+//! costs two statements each quarter of a second, the second one statement each 20 ms.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::error::Result;
-use crate::outbox::{Sleep, Store};
+use crate::outbox::Sleep;
 
-/// First pause while an inserter has not committed; doubles each time.
-const DOZE_MIN: Duration = Duration::from_millis(1);
-/// Longest pause while an inserter has not committed: a session may stay idle in its transaction for hours.
-const DOZE_MAX: Duration = Duration::from_millis(250);
-/// So many notifications in a row may be for nothing before they are heard less often. Those of rows that a peer takes are
-/// for nothing, too.
+/// First pause while an inserting transaction is open; doubles each time.
+const BACK_OFF_MIN: Duration = Duration::from_millis(1);
+/// Longest pause while an inserting transaction is open: a session may stay idle in its transaction for hours.
+const BACK_OFF_MAX: Duration = Duration::from_millis(250);
+/// After so many notifications in a row without rows the daemon hears them less often. Notifications for rows that a peer
+/// claims are among them.
 const FRUITLESS_MAX: u32 = 16;
-/// Then one is heard each time after this pause.
+/// The daemon then hears one notification at most in this time.
 const DEAF: Duration = Duration::from_millis(20);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// We look by ourselves; nobody notifies us.
-    Awake,
-    /// The sleep lock could not be had; the next pause.
-    Dozing(Duration),
-    /// We hold the sleep lock: inserters notify us.
-    Asleep,
-    /// A peer holds the sleep lock: inserters notify all of us.
-    PeerSleeps,
-    /// A peer held it when we last looked; we have looked for rows since. When a peer holds it still, or again, we need no
-    /// last look: whoever was awake in between looked by itself, and told us if it had more than it could do.
-    PeerSlept,
-}
-
-/// Why to look.
+/// Why the daemon claims again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The last look before sleeping.
+    /// The last claim before it sleeps.
     LastLook,
-    /// An inserter had not committed at the last look.
-    Dozing,
-    /// Somebody notified us.
+    /// An inserting transaction was open at the last claim.
+    BackedOff,
+    /// An inserter or a peer notified it.
     Notified,
     /// The poll interval is over.
     Poll,
-    /// The caller's own event came.
+    /// An event of the claiming loop came.
     Other,
 }
 
@@ -59,7 +46,7 @@ impl Cause {
     pub fn name(self) -> &'static str {
         match self {
             Cause::LastLook => "last_look",
-            Cause::Dozing => "dozing",
+            Cause::BackedOff => "dozing",
             Cause::Notified => "notified",
             Cause::Poll => "poll",
             Cause::Other => "own",
@@ -67,97 +54,216 @@ impl Cause {
     }
 }
 
-/// The wake-up of one instance on its sessions.
-pub struct Wake<'a> {
-    claim: &'a Store,
-    listen: &'a Store,
-    poll_interval: Duration,
+/// Where one daemon stands with the sleep lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// It claims without being told; nobody notifies it.
+    Awake,
+    /// It could not have the sleep lock, and claims again after a pause.
+    BackingOff,
+    /// It holds the sleep lock: inserters notify it.
+    Asleep,
+    /// A peer holds the sleep lock: inserters notify every instance.
+    PeerSleeps,
+    /// A peer held the lock when this daemon fell asleep, and this daemon has claimed since. If a peer holds it still, or
+    /// again, no last claim is needed: every instance that was awake in between claimed by itself, and notified when it had
+    /// more than it could do.
+    PeerSlept,
+}
+
+/// What to do after the sleep lock was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// Claim one last time.
+    ClaimOnce,
+    /// Wait for a notification or the poll interval.
+    Sleep,
+    /// Wait for a moment: an inserting transaction is open, or a stranger holds the lock.
+    BackOff,
+}
+
+impl State {
+    /// A claim found rows. True: this daemon held the sleep lock, and must release it.
+    pub fn found_rows(&mut self) -> bool {
+        std::mem::replace(self, State::Awake) == State::Asleep
+    }
+
+    /// A claim found nothing more: whether to try the sleep lock before waiting.
+    pub fn tries_lock(self) -> bool {
+        match self {
+            State::Awake | State::BackingOff | State::PeerSlept => true,
+            State::Asleep | State::PeerSleeps => false,
+        }
+    }
+
+    /// The sleep lock was tried.
+    pub fn tried(&mut self, lock: Sleep) -> Tried {
+        let before = *self;
+        let (state, next) = match lock {
+            Sleep::Taken => (State::Asleep, Tried::ClaimOnce),
+            Sleep::Peer if before == State::PeerSlept => (State::PeerSleeps, Tried::Sleep),
+            Sleep::Peer => (State::PeerSleeps, Tried::ClaimOnce),
+            Sleep::Inserting | Sleep::Other => (State::BackingOff, Tried::BackOff),
+        };
+        *self = state;
+        next
+    }
+
+    /// The waiting is over.
+    pub fn woken(&mut self) {
+        if *self == State::PeerSleeps {
+            // The peer may have woken up, or be gone.
+            *self = State::PeerSlept;
+        }
+    }
+}
+
+/// How to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// So long at most.
+    pub longest: Duration,
+    /// Why the daemon claims again when that time is over.
+    pub over: Cause,
+    /// A notification is not heard before this time.
+    pub deaf: Duration,
+}
+
+/// What to do when a claim found nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Claim again now, for this reason.
+    Claim(Cause),
+    /// Wait, then claim again.
+    Wait(Wait),
+}
+
+/// The state with its pauses.
+#[derive(Clone, Debug)]
+pub struct Wakeup {
     state: State,
-    freed: Option<Instant>,
+    poll_interval: Duration,
+    /// The next pause.
+    back_off: Duration,
     /// Notifications since rows were found.
     fruitless: u32,
 }
 
-impl<'a> Wake<'a> {
-    /// Awake. The sleep lock is taken on the session that claims, so that lock and look come one after the other;
-    /// notifications come on the one that listens.
-    pub fn new(claim: &'a Store, listen: &'a Store, poll_interval: Duration) -> Wake<'a> {
-        Wake { claim, listen, poll_interval, state: State::Awake, freed: None, fruitless: 0 }
+impl Wakeup {
+    /// Awake.
+    pub fn new(poll_interval: Duration) -> Wakeup {
+        Wakeup { state: State::Awake, poll_interval, back_off: BACK_OFF_MIN, fruitless: 0 }
     }
 
-    /// To be called when a look found rows: frees the sleep lock.
-    pub async fn rouse(&mut self) -> Result<()> {
+    /// As [`State::found_rows`].
+    pub fn found_rows(&mut self) -> bool {
         self.fruitless = 0;
-        if std::mem::replace(&mut self.state, State::Awake) == State::Asleep {
-            self.claim.wake_up().await?;
-            self.freed = Some(Instant::now());
+        self.state.found_rows()
+    }
+
+    /// A claim found nothing more: how to wait. None: the sleep lock is to be tried first.
+    pub fn wait(&self) -> Option<Wait> {
+        (!self.state.tries_lock()).then(|| self.sleep())
+    }
+
+    /// The sleep lock was tried: what now.
+    pub fn tried(&mut self, lock: Sleep) -> Next {
+        if self.state != State::BackingOff {
+            self.back_off = BACK_OFF_MIN;
         }
-        Ok(())
-    }
-
-    /// When we last freed the sleep lock. A peer may sleep because we had it; nobody notifies it from then on, so whoever
-    /// has more than it can do must.
-    pub fn freed(&self) -> Option<Instant> {
-        self.freed
-    }
-
-    /// To be called when a look found nothing more: returns when it is time to look again. `other` is an event of
-    /// the caller's that ends the waiting, too.
-    pub async fn rest(&mut self, other: impl Future<Output = ()>) -> Result<Cause> {
-        match self.state {
-            State::Awake | State::Dozing(_) | State::PeerSlept => {
-                match self.claim.try_sleep().await? {
-                    Sleep::Taken => self.state = State::Asleep,
-                    Sleep::Peer if self.state == State::PeerSlept => {
-                        return self.pause_beside_peer(other).await;
-                    }
-                    Sleep::Peer => self.state = State::PeerSleeps,
-                    Sleep::Inserting | Sleep::Other => {
-                        let pause = match self.state {
-                            State::Dozing(pause) => pause,
-                            _ => DOZE_MIN,
-                        };
-                        self.state = State::Dozing((pause * 2).min(DOZE_MAX));
-                        return self.pause(pause, Cause::Dozing, other).await;
-                    }
-                }
-                Ok(Cause::LastLook)
+        match self.state.tried(lock) {
+            Tried::ClaimOnce => Next::Claim(Cause::LastLook),
+            Tried::Sleep => Next::Wait(self.sleep()),
+            Tried::BackOff => {
+                let longest = self.back_off;
+                self.back_off = (longest * 2).min(BACK_OFF_MAX);
+                Next::Wait(Wait { longest, over: Cause::BackedOff, deaf: self.deaf() })
             }
-            State::Asleep => self.pause(self.poll_interval, Cause::Poll, other).await,
-            State::PeerSleeps => self.pause_beside_peer(other).await,
         }
     }
 
-    async fn pause_beside_peer(&mut self, other: impl Future<Output = ()>) -> Result<Cause> {
-        let cause = self.pause(self.poll_interval, Cause::Poll, other).await?;
-        // The peer may have woken up, or be gone.
-        self.state = State::PeerSlept;
-        Ok(cause)
-    }
-
-    async fn pause(
-        &mut self,
-        pause: Duration,
-        over: Cause,
-        other: impl Future<Output = ()>,
-    ) -> Result<Cause> {
-        let deaf = self.fruitless >= FRUITLESS_MAX;
-        let notified = async {
-            if deaf {
-                tokio::time::sleep(DEAF).await;
-            }
-            self.listen.notified().await;
-        };
-        let cause = tokio::select! {
-            () = notified => Cause::Notified,
-            () = other => Cause::Other,
-            () = tokio::time::sleep(pause) => over,
-        };
+    /// The waiting is over, for this reason.
+    pub fn woken(&mut self, cause: Cause) {
+        self.state.woken();
         match cause {
             Cause::Notified => self.fruitless = self.fruitless.saturating_add(1),
             Cause::Poll => self.fruitless = 0,
-            _ => {}
+            Cause::LastLook | Cause::BackedOff | Cause::Other => {}
         }
-        Ok(cause)
+    }
+
+    fn sleep(&self) -> Wait {
+        Wait { longest: self.poll_interval, over: Cause::Poll, deaf: self.deaf() }
+    }
+
+    fn deaf(&self) -> Duration {
+        if self.fruitless >= FRUITLESS_MAX { DEAF } else { Duration::ZERO }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLL: Duration = Duration::from_secs(1);
+
+    fn awake() -> Wakeup {
+        Wakeup::new(POLL)
+    }
+
+    #[test]
+    fn it_sleeps_only_after_a_last_claim_with_the_lock() {
+        let mut wakeup = awake();
+        assert_eq!(wakeup.wait(), None, "the lock comes first");
+        assert_eq!(wakeup.tried(Sleep::Taken), Next::Claim(Cause::LastLook));
+        let sleep = Wait { longest: POLL, over: Cause::Poll, deaf: Duration::ZERO };
+        assert_eq!(wakeup.wait(), Some(sleep));
+        wakeup.woken(Cause::Notified);
+        assert_eq!(wakeup.wait(), Some(sleep), "it has the lock still");
+        assert!(wakeup.found_rows(), "the lock is to be released");
+        assert!(!wakeup.found_rows(), "once");
+        assert_eq!(wakeup.wait(), None);
+    }
+
+    #[test]
+    fn while_a_transaction_is_open_the_pauses_grow_to_a_bound() {
+        let mut wakeup = awake();
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            let Next::Wait(wait) = wakeup.tried(Sleep::Inserting) else { panic!("it waits") };
+            assert_eq!(wait.over, Cause::BackedOff);
+            pauses.push(wait.longest.as_millis());
+            wakeup.woken(Cause::BackedOff);
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 250, 250]);
+        wakeup.found_rows();
+        let Next::Wait(wait) = wakeup.tried(Sleep::Other) else { panic!("it waits") };
+        assert_eq!(wait.longest, BACK_OFF_MIN, "the next one is another");
+    }
+
+    #[test]
+    fn beside_a_peer_it_claims_once_and_then_sleeps_on() {
+        let mut wakeup = awake();
+        assert_eq!(wakeup.tried(Sleep::Peer), Next::Claim(Cause::LastLook));
+        assert!(wakeup.wait().is_some());
+        wakeup.woken(Cause::Poll);
+        assert_eq!(wakeup.wait(), None, "the peer may be gone");
+        assert!(matches!(wakeup.tried(Sleep::Peer), Next::Wait(_)), "it is not");
+        wakeup.woken(Cause::Poll);
+        assert!(!wakeup.found_rows(), "the lock is the peer's");
+    }
+
+    #[test]
+    fn notifications_for_nothing_are_heard_less_often() {
+        let mut wakeup = awake();
+        wakeup.tried(Sleep::Taken);
+        let deaf = |wakeup: &Wakeup| wakeup.wait().expect("it sleeps").deaf;
+        for _ in 0..FRUITLESS_MAX {
+            assert_eq!(deaf(&wakeup), Duration::ZERO);
+            wakeup.woken(Cause::Notified);
+        }
+        assert_eq!(deaf(&wakeup), DEAF);
+        wakeup.woken(Cause::Poll);
+        assert_eq!(deaf(&wakeup), Duration::ZERO);
     }
 }

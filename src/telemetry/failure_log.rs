@@ -1,5 +1,6 @@
 //! Failed calls in the journal: one line each, and a flood of them summed up.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,8 @@ const WEBHOOKS_MAX: usize = 10_000;
 /// What was told lately, by webhook.
 #[derive(Default)]
 pub struct Failures {
-    lately: HashMap<i64, Lately>,
+    // One thread: a call is noted, or the flood is told, one after the other.
+    lately: RefCell<HashMap<i64, Lately>>,
 }
 
 struct Lately {
@@ -23,18 +25,19 @@ struct Lately {
 
 impl Failures {
     /// Tells of a call if it failed.
-    pub fn note(&mut self, outbox_id: i64, call: &Call) {
+    pub fn note(&self, outbox_id: i64, call: &Call) {
         let Some(kind) = call.error_kind else { return };
         let now = Instant::now();
-        let has_room = self.lately.len() < WEBHOOKS_MAX;
-        match self.lately.get_mut(&call.webhook_id) {
+        let mut by_webhook = self.lately.borrow_mut();
+        let has_room = by_webhook.len() < WEBHOOKS_MAX;
+        match by_webhook.get_mut(&call.webhook_id) {
             Some(lately) if now - lately.told < QUIET => {
                 lately.untold += 1;
                 return;
             }
             Some(lately) => lately.told = now,
             None if has_room => {
-                self.lately.insert(call.webhook_id, Lately { told: now, untold: 0 });
+                by_webhook.insert(call.webhook_id, Lately { told: now, untold: 0 });
             }
             None => {}
         }
@@ -50,9 +53,9 @@ impl Failures {
     }
 
     /// Tells the counts of what was not told, and forgets who has been quiet.
-    pub fn flush(&mut self) {
+    pub fn flush(&self) {
         let now = Instant::now();
-        self.lately.retain(|webhook_id, lately| {
+        self.lately.borrow_mut().retain(|webhook_id, lately| {
             if now - lately.told < QUIET {
                 return true;
             }

@@ -327,7 +327,7 @@ async fn a_stranger_keeps_nobody_from_the_retention_or_from_migrating() {
     ]);
     let settings = config::database(&cli.unwrap().global).unwrap();
     let day = Duration::from_secs(86400);
-    let outcome_of_run = Retention::default().run(&settings, 30 * day, day).await.unwrap();
+    let outcome_of_run = Retention::default().run_once(&settings, 30 * day, day).await.unwrap();
     assert_ne!(outcome_of_run, Outcome::Busy);
     let (code, _, err) = outcome(database.command(&["migrate"]));
     assert!(code == 0 && !err.contains("waiting for it"), "{code} {err}");

@@ -19,11 +19,11 @@ const DAY: Duration = Duration::from_secs(86400);
 const RETENTION_LOCK: &str = "SELECT pg_advisory_lock(1886415989, 0)";
 
 /// Tries one run of the retention, as a process that goes on: 30 days of calls, a day of the outbox.
-async fn run_of(process: &Retention, database: &Database) -> Outcome {
+async fn run_of(process: &mut Retention, database: &Database) -> Outcome {
     let cli = Cli::try_parse_from(["promptpal-relay", "--database-url", &database.url, "migrate"]).unwrap();
     // Also the session of the run before ends a moment after it.
     for _ in 0..1000 {
-        match process.run(&config::database(&cli.global).unwrap(), DAY * 30, DAY).await.unwrap() {
+        match process.run_once(&config::database(&cli.global).unwrap(), DAY * 30, DAY).await.unwrap() {
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
             outcome => return outcome,
         }
@@ -34,7 +34,7 @@ async fn run_of(process: &Retention, database: &Database) -> Outcome {
 /// One run that is due and may do everything.
 async fn run(database: &Database) {
     due(database).await;
-    assert_eq!(run_of(&Retention::default(), database).await, Outcome::Complete);
+    assert_eq!(run_of(&mut Retention::default(), database).await, Outcome::Complete);
 }
 
 /// The last run was long enough ago, and the clock is steady.
@@ -428,7 +428,7 @@ async fn one_of_several_instances_does_it() {
     due(&database).await;
     let cli = Cli::try_parse_from(["promptpal-relay", "--database-url", &database.url, "migrate"]).unwrap();
     let settings = config::database(&cli.global).unwrap();
-    assert_eq!(Retention::default().run(&settings, DAY * 30, DAY).await.unwrap(), Outcome::Busy);
+    assert_eq!(Retention::default().run_once(&settings, DAY * 30, DAY).await.unwrap(), Outcome::Busy);
     drop(other);
     run(&database).await;
 }
@@ -484,27 +484,27 @@ async fn a_clock_that_jumps_ahead_costs_nothing_within_an_hour_and_then_a_partit
         "seen_at = now(), steady_since = now() - interval '1 day', next_at = now() + interval '5 min'",
     )
     .await;
-    assert!(matches!(run_of(&Retention::default(), &database).await, Outcome::NotYet(_)));
+    assert!(matches!(run_of(&mut Retention::default(), &database).await, Outcome::NotYet(_)));
     put_the_clock(&database, "60 days").await;
-    let process = Retention::default();
-    assert_eq!(run_of(&process, &database).await, Outcome::Unsteady);
+    let mut process = Retention::default();
+    assert_eq!(run_of(&mut process, &database).await, Outcome::Unsteady);
     for _ in 0..5 {
-        assert!(matches!(run_of(&process, &database).await, Outcome::NotYet(_)));
-        assert!(matches!(run_of(&Retention::default(), &database).await, Outcome::NotYet(_)));
+        assert!(matches!(run_of(&mut process, &database).await, Outcome::NotYet(_)));
+        assert!(matches!(run_of(&mut Retention::default(), &database).await, Outcome::NotYet(_)));
     }
     // The regular ones of the hour.
     for _ in 0..6 {
         change(&database, "next_at = now()").await;
-        assert_eq!(run_of(&process, &database).await, Outcome::Unsteady);
+        assert_eq!(run_of(&mut process, &database).await, Outcome::Unsteady);
     }
     assert_eq!(left(&database).await, (7, 10));
     // The hour is over. Who knows whether it is wrong.
     change(&database, "steady_since = steady_since - interval '61 min', next_at = now()").await;
-    assert_eq!(run_of(&process, &database).await, Outcome::Complete);
+    assert_eq!(run_of(&mut process, &database).await, Outcome::Complete);
     assert_eq!(left(&database).await, (6, 0));
     for _ in 0..5 {
         change(&database, "next_at = now()").await;
-        assert_eq!(run_of(&Retention::default(), &database).await, Outcome::Complete);
+        assert_eq!(run_of(&mut Retention::default(), &database).await, Outcome::Complete);
     }
     assert_eq!(left(&database).await, (6, 0));
     let dropped = partition(&database, -60).await;
@@ -520,13 +520,13 @@ async fn a_clock_that_was_ahead_and_is_put_back_does_not_stop_it() {
     change(&database, "dropped_at = now() - interval '1 min', next_at = now() + interval '9 min'").await;
     put_the_clock(&database, "-60 days").await;
     assert!(database.session(Role::Metrics).await.retention_age().await.unwrap().is_nan());
-    assert_eq!(run_of(&Retention::default(), &database).await, Outcome::Unsteady);
+    assert_eq!(run_of(&mut Retention::default(), &database).await, Outcome::Unsteady);
     let future = "SELECT count(*) FROM relay.retention WHERE greatest(seen_at, steady_since, completed_at, dropped_at) > now()";
     assert_eq!(database.number(future).await, 0);
     assert!(database.session(Role::Metrics).await.retention_age().await.unwrap() < 60.0);
     assert_eq!(left(&database).await, (7, 10));
     change(&database, "steady_since = steady_since - interval '61 min', dropped_at = dropped_at - interval '61 min', next_at = now()").await;
-    assert_eq!(run_of(&Retention::default(), &database).await, Outcome::Complete);
+    assert_eq!(run_of(&mut Retention::default(), &database).await, Outcome::Complete);
     assert_eq!(left(&database).await, (6, 0));
 }
 
@@ -578,7 +578,7 @@ async fn work_that_is_late_is_a_warning_and_a_metric() {
     database.client.batch_execute("DELETE FROM relay.retention").await.unwrap();
     until(port, series, f64::is_nan);
     drop(other);
-    run_of(&Retention::default(), &database).await;
+    run_of(&mut Retention::default(), &database).await;
     until(port, series, |age| age < 100.0);
 }
 

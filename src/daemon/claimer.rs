@@ -1,0 +1,191 @@
+//! The claiming loop: claims what can start soon and hands it to the threads.
+//!
+//! Waits for capacity of the threads; when it found nothing more, for a notification, the poll interval, a rescan that is
+//! due, or a peer that died. Owns the session that claims, the cursor and the sleep lock. Records nothing.
+
+use std::time::{Duration, Instant};
+
+use crate::cli::AfterCrash;
+use crate::config::Config;
+use crate::daemon::activity::Activity;
+use crate::daemon::backoff::Backoff;
+use crate::daemon::batch::Batches;
+use crate::daemon::in_hand::InHand;
+use crate::daemon::membership::Membership;
+use crate::daemon::sessions::SessionSet;
+use crate::daemon::signals::Stop;
+use crate::daemon::sleeper::Sleeper;
+use crate::daemon::wakeup::Cause;
+use crate::dispatch::pool::Pool;
+use crate::dispatch::scheduler::Offer;
+use crate::error::Result;
+use crate::model::call::ErrorKind;
+use crate::model::row::Claimed;
+use crate::telemetry::metrics::{Metrics, Source};
+
+/// How often this instance wakes its peers while there is more than it can do.
+const WAKE_PEERS: Duration = Duration::from_secs(1);
+/// How often it wakes them while it has anything in hand, so that none takes its own quiet for that of all.
+pub const STIR_PEERS: Duration = Duration::from_secs(5);
+/// What a call's log says with `--after-crash record`.
+const INTERRUPTED: &str = "the instance that had this call in hand died; it may or may not have been made";
+
+/// The claiming loop.
+pub struct Claimer<'a> {
+    pub config: &'a Config,
+    pub stop: &'a Stop,
+    pub pool: &'a Pool,
+    pub in_hand: &'a InHand,
+    pub membership: &'a Membership,
+    pub activity: &'a Activity,
+    pub metrics: &'a Metrics,
+}
+
+/// What came of a claim from both lanes.
+struct Found {
+    any: bool,
+    /// There may be more.
+    more: bool,
+}
+
+impl Claimer<'_> {
+    /// Claims until told to stop; then gives back what has not begun, and returns.
+    ///
+    /// # Errors
+    ///
+    /// When a session is lost.
+    pub async fn run(&self, sessions: &SessionSet) -> Result<()> {
+        let (claim, instance) = (&sessions.claim, &sessions.instance);
+        let mut sleeper = Sleeper::new(claim, instance.session(), self.config.poll_interval);
+        let mut batches = Batches::new(claim, instance.epoch(), self.pool, self.membership, self.metrics);
+        let mut backoff = Backoff::new(self.config.database.user());
+        while !self.stop.asked() {
+            self.park_late(sessions, &mut batches).await?;
+            if self.membership.is_recovering() {
+                // After a crash of the server a claim may be lost that a peer still acts upon (claims are not
+                // flushed). It takes its rows over when it comes back; until then nobody claims.
+                tokio::select! {
+                    () = self.membership.changed() => continue,
+                    () = self.stop.wait() => break,
+                }
+            }
+            let Some(budget) = self.pool.try_offer() else {
+                // Nobody shall notify this instance while it could not act upon it; peers that slept because it did hear of it.
+                sleeper.release().await?;
+                if self.membership.owes_wake(sleeper.released()) {
+                    self.membership.wake_peers(claim, Duration::ZERO).await?;
+                }
+                tokio::select! {
+                    () = self.pool.room() => continue,
+                    () = self.stop.wait() => break,
+                }
+            };
+            let found = match self.claim(&mut batches, &budget).await {
+                Ok(found) => found,
+                Err(error) if claim.is_closed() => return Err(error),
+                Err(error) => {
+                    let why = backoff.failed("rows cannot be claimed", &error);
+                    self.metrics.trouble(Source::Claim, Some(why));
+                    tokio::select! {
+                        () = backoff.wait() => continue,
+                        () = self.stop.wait() => break,
+                    }
+                }
+            };
+            if backoff.succeeded() {
+                self.metrics.trouble(Source::Claim, None);
+            }
+            if found.any {
+                self.activity.note(Instant::now());
+                sleeper.release().await?;
+                let pause = match found.more {
+                    true if self.membership.owes_wake(sleeper.released()) => Duration::ZERO,
+                    true => WAKE_PEERS,
+                    false => STIR_PEERS,
+                };
+                self.membership.wake_peers(claim, pause).await?;
+            }
+            if found.more {
+                continue;
+            }
+            let cause = tokio::select! {
+                cause = sleeper.wait(batches.reason()) => cause?,
+                () = self.stop.wait() => break,
+            };
+            self.metrics.wakeup(cause.name());
+            match cause {
+                Cause::LastLook | Cause::Poll => batches.want_rescan(),
+                Cause::Notified => {
+                    // An inserter may have drawn its ids long ago, but that is not what it notifies of as a rule.
+                    self.activity.note(Instant::now());
+                    batches.want_rescan_after_new();
+                }
+                Cause::BackedOff | Cause::Other => {}
+            }
+        }
+        self.stop_claiming(sessions).await
+    }
+
+    /// Claims from both lanes, and hands out what is found.
+    async fn claim(&self, batches: &mut Batches<'_>, budget: &Offer) -> Result<Found> {
+        let pending = batches.pending(budget.limit, &budget.park).await?;
+        let any = !pending.rows.is_empty();
+        self.hand_out(pending.rows);
+        let parked = batches.parked().await?;
+        let found = Found { any: any || !parked.rows.is_empty(), more: pending.more || parked.more };
+        self.hand_out(parked.rows);
+        Ok(found)
+    }
+
+    /// Hands claimed rows to the threads. With `--after-crash record` rows that a dead instance had in hand are
+    /// recorded as interrupted instead.
+    fn hand_out(&self, rows: Vec<Claimed>) {
+        if rows.is_empty() {
+            return;
+        }
+        if self.in_hand.enter(&rows) {
+            self.activity.rows_came();
+        }
+        self.metrics.claimed.inc_by(rows.len() as u64);
+        let record = self.config.after_crash == AfterCrash::Record;
+        let (interrupted, rows): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|row| record && row.repeated());
+        self.pool.hand_in(rows);
+        if !interrupted.is_empty() {
+            self.pool.skip(interrupted, ErrorKind::Interrupted, INTERRUPTED);
+        }
+    }
+
+    /// Gives rows back that wait for others of their own project, and parks them: there they cost nothing.
+    async fn park_late(&self, sessions: &SessionSet, batches: &mut Batches<'_>) -> Result<()> {
+        let late = self.pool.take_late();
+        self.in_hand.give_back(late.iter().map(|(id, _, repeated)| (*id, *repeated)));
+        let parked = self.give_back(sessions, true).await?;
+        if parked > 0 {
+            self.metrics.parked.inc_by(parked as u64);
+            batches.note_parked(late.iter().map(|(_, project_id, _)| *project_id));
+        }
+        Ok(())
+    }
+
+    /// What has not begun goes back, for a peer or the next start.
+    async fn stop_claiming(&self, sessions: &SessionSet) -> Result<()> {
+        self.metrics.trouble(Source::Stop, Some("stopping".into()));
+        self.in_hand.give_back(self.pool.stop());
+        let given_back = self.give_back(sessions, false).await?;
+        let running = self.pool.running();
+        tracing::info!(given_back, running, "stopping: calls in flight are finished");
+        self.in_hand.close();
+        Ok(())
+    }
+
+    /// Gives back what has not begun; how many rows. With those of a try whose session was lost.
+    async fn give_back(&self, sessions: &SessionSet, park: bool) -> Result<usize> {
+        let (ids, repeated) = self.in_hand.returning();
+        if !ids.is_empty() {
+            sessions.claim.give_back(sessions.instance.epoch(), &ids, &repeated, park).await?;
+            self.in_hand.returned(&ids);
+        }
+        Ok(ids.len())
+    }
+}

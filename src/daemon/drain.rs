@@ -1,0 +1,43 @@
+//! How long a stop may take.
+
+use std::time::{Duration, Instant};
+
+use crate::daemon::finisher::Commits;
+use crate::daemon::in_hand::InHand;
+use crate::daemon::signals::Stop;
+use crate::daemon::systemd;
+use crate::error::Error;
+
+/// How long a stop may take beyond the time limit of the calls in flight, for a Postgres that is away.
+const DRAIN: Duration = Duration::from_millis(900);
+/// How much longer for a commit that is under way: what it records is not posted again.
+const DRAIN_COMMIT: Duration = Duration::from_secs(10);
+/// How often it is asked whether that commit has ended.
+const ASK: Duration = Duration::from_millis(50);
+
+/// The deadline of a stop.
+pub struct Drain<'a> {
+    pub stop: &'a Stop,
+    /// How long a call may take.
+    pub timeout: Duration,
+    pub in_hand: &'a InHand,
+    pub commits: &'a Commits,
+}
+
+impl Drain<'_> {
+    /// Resolves when the daemon was told to stop and it takes too long: Postgres is away, or does not let it commit.
+    pub async fn overdue(&self) -> Error {
+        self.stop.wait().await;
+        let limit = self.timeout + DRAIN;
+        systemd::stopping(limit + DRAIN_COMMIT);
+        tokio::time::sleep(limit).await;
+        let given_up = Instant::now() + DRAIN_COMMIT;
+        while self.commits.is_under_way() && Instant::now() < given_up {
+            tokio::time::sleep(ASK).await;
+        }
+        Error::Failed(format!(
+            "told to stop, and Postgres is away or holds us up; rows that are not recorded and will be posted again: {}",
+            self.in_hand.begun()
+        ))
+    }
+}

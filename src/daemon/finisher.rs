@@ -1,0 +1,231 @@
+//! The finishing loop: commits what has ended; the next commit starts when the last one returned.
+//!
+//! Waits for rows whose calls have ended, for the time to try a refused record again, and for the end of the claiming loop.
+//! Owns the session that finishes and what is not committed yet. Makes no call, and makes none again: whatever Postgres
+//! says, the calls were made.
+
+use std::cell::Cell;
+use std::time::Instant;
+
+use crate::config::Config;
+use crate::daemon::backoff::Backoff;
+use crate::daemon::in_hand::InHand;
+use crate::daemon::inbox::Inbox;
+use crate::daemon::record::{cut_suspect, make_storable};
+use crate::daemon::sessions::SessionSet;
+use crate::dispatch::pool::Pool;
+use crate::error::Result;
+use crate::model::row::Finished;
+use crate::outbox::{STATEMENT_BYTES_MAX, Store};
+use crate::telemetry::failure_log::Failures;
+use crate::telemetry::metrics::{Metrics, Source};
+
+/// When the finishing session was lost so many times in a row while it wrote the same large record, the record may be
+/// what it is lost for.
+const LOST_MAX: u32 = 3;
+
+/// Whether a commit is under way. The finishing loop writes it; the drain deadline and a reconnection read it.
+#[derive(Default)]
+pub struct Commits {
+    under_way: Cell<bool>,
+    /// How often the session was lost within a commit since the last one that succeeded.
+    lost: Cell<u32>,
+}
+
+impl Commits {
+    /// Whether one is under way.
+    pub fn is_under_way(&self) -> bool {
+        self.under_way.get()
+    }
+
+    /// The session is lost; if a commit was under way, nobody knows what came of it.
+    pub fn session_lost(&self) {
+        if self.under_way.take() {
+            self.lost.set(self.lost.get() + 1);
+        }
+    }
+}
+
+/// The finishing loop.
+pub struct Finisher<'a> {
+    pub config: &'a Config,
+    pub pool: &'a Pool,
+    pub in_hand: &'a InHand,
+    pub commits: &'a Commits,
+    pub failures: &'a Failures,
+    pub metrics: &'a Metrics,
+    pub inbox: Inbox,
+}
+
+/// What came of writing records.
+struct Recorded {
+    /// Rows that were claimed by this instance, and are done.
+    ours: usize,
+    /// Rows whose records are refused in any form.
+    refused: Vec<i64>,
+}
+
+impl Finisher<'_> {
+    /// Commits until all that was in hand is recorded and no more rows come; then returns.
+    ///
+    /// # Errors
+    ///
+    /// When the session is lost.
+    pub async fn run(&mut self, sessions: &SessionSet) -> Result<()> {
+        loop {
+            // What a lost session left comes first.
+            self.commit(&sessions.finish).await?;
+            if self.in_hand.is_drained() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = self.inbox.more() => {}
+                () = self.in_hand.closed() => {}
+            }
+        }
+    }
+
+    /// Commits all that is uncommitted, whatever it takes short of a lost session. What is committed is taken out. What
+    /// Postgres refuses in any form is set aside, so that the others do not wait for it.
+    async fn commit(&mut self, finish: &Store) -> Result<()> {
+        loop {
+            self.drop_lost();
+            self.tell_aside();
+            // One epoch, but for those that were in hand when a session was lost.
+            let first = self.inbox.uncommitted.first().and_then(|first| self.in_hand.epoch_of(first));
+            let Some(epoch) = first else { return Ok(()) };
+            let count = self.same_statement(epoch);
+            let rows = &mut self.inbox.uncommitted[..count];
+            if self.commits.lost.get() >= LOST_MAX {
+                rows.iter_mut().for_each(cut_suspect);
+            }
+            let recorder =
+                Recorder { config: self.config, commits: self.commits, metrics: self.metrics, finish };
+            let recorded = recorder.record(epoch, rows).await?;
+            self.commits.lost.set(0);
+            self.learn(count, &recorded);
+        }
+    }
+
+    /// Drops the rows whose claims are lost: their calls are somebody else's to record.
+    fn drop_lost(&mut self) {
+        let is_lost = |row: &mut Finished| self.in_hand.epoch_of(row).is_none();
+        let lost: Vec<Finished> = self.inbox.uncommitted.extract_if(.., is_lost).collect();
+        if !lost.is_empty() {
+            self.note_fenced(lost.len());
+            let in_hand = lost.iter().filter(|row| !row.aside).count();
+            drop(lost);
+            self.pool.released(in_hand);
+        }
+    }
+
+    /// Says on `/healthz` what is set aside.
+    fn tell_aside(&self) {
+        let aside = &self.inbox.aside;
+        let why = (aside.len() > 0).then(|| {
+            let waits = aside.bytes() > self.config.memory_bytes_max / 4 * 3;
+            let so = if waits { "; they take most of --memory, and claiming waits" } else { "" };
+            format!("Postgres refuses the records of {} rows: see the journal{so}", aside.len())
+        });
+        self.metrics.trouble(Source::Finish, why);
+    }
+
+    /// How many rows, from the first on, are claimed by this epoch and fit into one statement.
+    fn same_statement(&self, epoch: i64) -> usize {
+        let mut bytes = 0;
+        let fits = |row: &&Finished| {
+            let first = bytes == 0;
+            bytes += row.record_bytes();
+            self.in_hand.epoch_of(row) == Some(epoch) && (first || bytes <= STATEMENT_BYTES_MAX)
+        };
+        self.inbox.uncommitted.iter().take_while(fits).count()
+    }
+
+    /// Takes out the first `count` rows, which were recorded or refused.
+    fn learn(&mut self, count: usize, recorded: &Recorded) {
+        self.metrics.finish(recorded.ours);
+        let done = count - recorded.refused.len();
+        if recorded.ours < done {
+            self.note_fenced(done - recorded.ours);
+        }
+        // Those that were set aside before, and those that are from now on, do not count as in hand.
+        let (mut in_hand, mut taken, mut again, mut refused) = (0, 0, 0, Vec::new());
+        for mut row in self.inbox.uncommitted.drain(..count) {
+            in_hand += usize::from(!row.aside);
+            if recorded.refused.contains(&row.id) {
+                again += usize::from(std::mem::replace(&mut row.aside, true));
+                refused.push(row);
+                continue;
+            }
+            taken += usize::from(row.aside);
+            self.in_hand.recorded(row.id);
+            for call in &row.calls {
+                self.metrics.call(call, row.repeated);
+                self.failures.note(row.id, call);
+            }
+        }
+        self.inbox.aside.learn(taken, again, refused, Instant::now());
+        self.pool.released(in_hand);
+    }
+
+    fn note_fenced(&self, rows: usize) {
+        self.metrics.fenced.inc_by(rows as u64);
+        tracing::warn!(fenced = rows, "rows were done or taken over already: nothing recorded for them");
+    }
+}
+
+/// Writes records with one session.
+struct Recorder<'a> {
+    config: &'a Config,
+    commits: &'a Commits,
+    metrics: &'a Metrics,
+    finish: &'a Store,
+}
+
+impl Recorder<'_> {
+    /// Writes the records of some rows. A record that Postgres refuses is found by halving, and made shorter, and then
+    /// bare; what has nothing to do with the data is tried again until it works: the calls were made, and are never made
+    /// again for it.
+    ///
+    /// # Errors
+    ///
+    /// Only when the session is lost.
+    async fn record(&self, epoch: i64, rows: &mut [Finished]) -> Result<Recorded> {
+        let mut backoff = Backoff::new(self.config.database.user());
+        loop {
+            self.commits.under_way.set(true);
+            let recorded = self.finish.finish(epoch, rows).await;
+            let error = match recorded {
+                Ok(ours) => {
+                    self.commits.under_way.set(false);
+                    return Ok(Recorded { ours: ours.len(), refused: Vec::new() });
+                }
+                // Whether it was within a commit is asked when the session is made anew.
+                Err(error) if self.finish.is_closed() => return Err(error),
+                Err(error) => error,
+            };
+            self.commits.under_way.set(false);
+            if !error.is_data() {
+                let why = backoff.failed("calls cannot be recorded", &error);
+                self.metrics.trouble(Source::Finish, Some(why));
+                backoff.wait().await;
+                continue;
+            }
+            match rows {
+                [row] => {
+                    if !make_storable(row, &error) {
+                        return Ok(Recorded { ours: 0, refused: vec![row.id] });
+                    }
+                }
+                rows => {
+                    let (left, right) = rows.split_at_mut(rows.len() / 2);
+                    let mut all = Box::pin(self.record(epoch, left)).await?;
+                    let other = Box::pin(self.record(epoch, right)).await?;
+                    all.ours += other.ours;
+                    all.refused.extend(other.refused);
+                    return Ok(all);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The rows that this process has in hand: claimed, and not recorded yet.
+//!
+//! The claiming loop enters them, the finishing loop takes them out, a reconnection takes them over to a new epoch. All
+//! three run on one thread. Holds no row, only what is known of its claim.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+
+use tokio::sync::Notify;
+
+use crate::model::row::{Claimed, Finished};
+
+/// The claim of one row.
+#[derive(Clone, Copy)]
+struct Claim {
+    /// The epoch that it was claimed under. A row that was taken from this instance and came back was claimed twice: what
+    /// the calls of the first claim give is not the second claim's.
+    claimed: i64,
+    /// The epoch that it is claimed by: a later one of this process when the row was adopted.
+    epoch: i64,
+    /// The previous owner.
+    previous: Option<i64>,
+    /// Its calls have not begun, and never will here: it goes back. Whether they are repeated ones.
+    returning: Option<bool>,
+}
+
+/// The rows in hand, by id.
+#[derive(Default)]
+pub struct InHand {
+    rows: RefCell<HashMap<i64, Claim>>,
+    /// The claiming loop has claimed its last, and given back what had not begun. Never unset.
+    closed: Cell<bool>,
+    /// Rung when that is so, for the finishing loop.
+    closing: Notify,
+}
+
+impl InHand {
+    /// Rows were claimed. True: there were none before.
+    pub fn enter(&self, claimed: &[Claimed]) -> bool {
+        let mut rows = self.rows.borrow_mut();
+        let was_empty = rows.is_empty();
+        rows.extend(claimed.iter().map(|row| {
+            let (claimed, previous) = (row.epoch, row.previous);
+            (row.id, Claim { claimed, epoch: claimed, previous, returning: None })
+        }));
+        was_empty
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.rows.borrow().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.borrow().is_empty()
+    }
+
+    /// The epoch that a row is claimed by, as far as this process knows; none when its claim is lost, whether or not this
+    /// process has claimed the row again since.
+    pub fn epoch_of(&self, row: &Finished) -> Option<i64> {
+        let rows = self.rows.borrow();
+        rows.get(&row.id).filter(|claim| claim.claimed == row.epoch).map(|claim| claim.epoch)
+    }
+
+    /// A row is recorded.
+    pub fn recorded(&self, id: i64) {
+        self.rows.borrow_mut().remove(&id);
+    }
+
+    /// Rows whose calls have not begun go back, each with whether its calls are repeated ones.
+    pub fn give_back(&self, unstarted: impl IntoIterator<Item = (i64, bool)>) {
+        let mut rows = self.rows.borrow_mut();
+        for (id, repeated) in unstarted {
+            if let Some(claim) = rows.get_mut(&id) {
+                claim.returning = Some(repeated);
+            }
+        }
+    }
+
+    /// The ids of the rows that go back, and of those of them whose calls are repeated ones. Those of a try whose session was
+    /// lost are among them.
+    pub fn returning(&self) -> (Vec<i64>, Vec<i64>) {
+        let rows = self.rows.borrow();
+        let returning =
+            || rows.iter().filter_map(|(id, claim)| claim.returning.map(|repeated| (*id, repeated)));
+        let repeated = returning().filter(|(_, repeated)| *repeated);
+        (returning().map(|(id, _)| id).collect(), repeated.map(|(id, _)| id).collect())
+    }
+
+    /// These rows went back.
+    pub fn returned(&self, ids: &[i64]) {
+        let mut rows = self.rows.borrow_mut();
+        ids.iter().for_each(|id| _ = rows.remove(id));
+    }
+
+    /// How many rows have begun.
+    pub fn begun(&self) -> usize {
+        self.rows.borrow().values().filter(|claim| claim.returning.is_none()).count()
+    }
+
+    /// All rows, each with its previous owner.
+    pub fn owners(&self) -> Vec<(i64, Option<i64>)> {
+        self.rows.borrow().iter().map(|(id, claim)| (*id, claim.previous)).collect()
+    }
+
+    /// Of the rows that were `asked` for, `adopted` are claimed by `epoch` now; the others are lost and taken out. Returns
+    /// the lost ones.
+    pub fn adopted(&self, asked: &[(i64, Option<i64>)], adopted: &[i64], epoch: i64) -> HashSet<i64> {
+        let mut lost: HashSet<i64> = asked.iter().map(|(id, _)| *id).collect();
+        adopted.iter().for_each(|id| _ = lost.remove(id));
+        let mut rows = self.rows.borrow_mut();
+        rows.retain(|id, _| !lost.contains(id));
+        rows.values_mut().for_each(|claim| claim.epoch = epoch);
+        lost
+    }
+
+    /// No more rows come.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.closing.notify_one();
+    }
+
+    /// Whether no more rows come, and all are recorded.
+    pub fn is_drained(&self) -> bool {
+        self.closed.get() && self.is_empty()
+    }
+
+    /// Resolves when [`InHand::close`] was called since the last time. Cancel-safe. For one loop.
+    pub async fn closed(&self) {
+        self.closing.notified().await;
+    }
+}

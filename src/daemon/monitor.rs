@@ -1,0 +1,151 @@
+//! The monitor: watches the sessions, the other instances, the threads, and tells systemd.
+//!
+//! Waits for the next look at the other instances (50 ms while something is in hand or goes on, 1 s while all is quiet, 100 ms
+//! while an instance is suspect), for the end of the quiet, for a lost session, and for the watchdog. Owns the session that
+//! listens, with its liveness lock, and the lease until which calls may start. Claims and records nothing.
+
+use std::time::{Duration, Instant};
+
+use crate::daemon::activity::Activity;
+use crate::daemon::claimer::STIR_PEERS;
+use crate::daemon::in_hand::InHand;
+use crate::daemon::membership::Membership;
+use crate::daemon::peers::DEAD_AFTER;
+use crate::daemon::sessions::{SILENCE, SessionSet, SilenceLimit, in_time};
+use crate::daemon::signals::Stop;
+use crate::daemon::stall::{self, Stall};
+use crate::daemon::status::{Facts, StatusLine};
+use crate::daemon::watchdog::Watchdog;
+use crate::delivery::client::Caller;
+use crate::dispatch::pool::Pool;
+use crate::error::{Error, Result};
+use crate::telemetry::failure_log::Failures;
+use crate::telemetry::metrics::{Metrics, Source};
+
+/// How often the other instances are looked at while this one has rows in hand, or something goes on: with [`DEAD_AFTER`],
+/// the time to a takeover.
+const WATCH: Duration = Duration::from_millis(50);
+/// How often they are looked at while all is quiet.
+const WATCH_QUIET: Duration = Duration::from_secs(1);
+/// How long after the next look at the liveness locks is due calls may still start: an instance that was frozen longer looks
+/// first whether its rows are still its own.
+const LEASE_GRACE: Duration = Duration::from_millis(250);
+/// How often the server is asked whether it works for the sessions that claim and finish.
+const ASK: Duration = Duration::from_secs(1);
+
+/// The monitor.
+pub struct Monitor<'a> {
+    pub stop: &'a Stop,
+    pub pool: &'a Pool,
+    pub caller: &'a Caller,
+    pub in_hand: &'a InHand,
+    pub membership: &'a Membership,
+    pub activity: &'a Activity,
+    pub failures: &'a Failures,
+    pub metrics: &'a Metrics,
+    pub watchdog: Watchdog<'a>,
+    /// How long the other sessions may wait for Postgres. It outlives a lost session.
+    pub silence_limit: SilenceLimit,
+}
+
+impl Monitor<'_> {
+    /// Watches until a session is lost.
+    pub async fn run(&mut self, sessions: &SessionSet) -> Error {
+        match self.watch(sessions).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn watch(&mut self, sessions: &SessionSet) -> Result<std::convert::Infallible> {
+        let mut watchdog = self.watchdog.interval();
+        // A look proves that the sessions were there when it began, and so were the liveness lock and our claims.
+        let mut looked = Instant::now();
+        let mut asked = looked;
+        let mut stall = Stall::default();
+        let mut status = StatusLine::new(self.metrics.calls(), looked);
+        loop {
+            let next_look = looked + self.pause(Instant::now());
+            self.pool.may_start_until(next_look + LEASE_GRACE);
+            tokio::select! {
+                error = sessions.lost() => return Err(error),
+                _ = watchdog.tick() => self.watchdog.tell(&stall),
+                () = self.activity.stirred() => {}
+                () = tokio::time::sleep_until(next_look.into()) => {
+                    self.pool.nudge();
+                    self.caller.close_resting();
+                    self.failures.flush();
+                    self.tell_status(&mut status);
+                    self.look_for_stall(&mut stall);
+                    let start = Instant::now();
+                    in_time(SILENCE, self.look_around(sessions, start)).await?;
+                    looked = start;
+                    if asked.elapsed() >= ASK {
+                        asked = start;
+                        in_time(SILENCE, sessions.require_responsive(&mut self.silence_limit)).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// How long until the next look at the other instances.
+    fn pause(&self, now: Instant) -> Duration {
+        if self.membership.any_suspect() {
+            DEAD_AFTER
+        } else if !self.activity.is_quiet(now) || !self.in_hand.is_empty() {
+            WATCH
+        } else {
+            WATCH_QUIET
+        }
+    }
+
+    /// Looks at the other instances; while this one has anything in hand, sees to it that they look at it.
+    async fn look_around(&self, sessions: &SessionSet, now: Instant) -> Result<()> {
+        if !self.in_hand.is_empty() {
+            self.membership.wake_peers(sessions.instance.session(), STIR_PEERS).await?;
+        }
+        sessions.instance.look_around(self.membership, now).await
+    }
+
+    /// Says when nothing moves although there is something to do, and nothing else says why.
+    fn look_for_stall(&self, stall: &mut Stall) {
+        let load = self.pool.load();
+        let before = stall.is_stalled();
+        stall.look(&load, Instant::now());
+        if stall.is_stalled() == before {
+            return;
+        }
+        let why = stall.is_stalled().then(|| {
+            format!(
+                "{} calls wait, and none has started or been recorded for {} s",
+                load.waiting,
+                stall::LIMIT.as_secs()
+            )
+        });
+        match &why {
+            Some(why) => tracing::error!(
+                rows = self.in_hand.len(),
+                memory_bytes = load.memory_bytes,
+                shortages = load.shortages,
+                "{why}; if this does not pass, restart the daemon"
+            ),
+            None => tracing::info!("calls go on"),
+        }
+        self.metrics.trouble(Source::Stall, why);
+    }
+
+    fn tell_status(&self, status: &mut StatusLine) {
+        let now = Instant::now();
+        if !status.is_due(now) {
+            return;
+        }
+        let facts = Facts {
+            stopping: self.stop.asked().then(|| self.pool.running()),
+            why: self.metrics.why(),
+            in_hand: self.in_hand.len(),
+            oldest_s: self.metrics.oldest_age().filter(|age| *age > 0.0),
+        };
+        status.tell(facts, self.metrics.calls(), now);
+    }
+}

@@ -1,0 +1,186 @@
+//! Who of the other instances is dead, and when: the rules of liveness.
+//!
+//! Given what a look at the liveness locks found and the time. Takes no lock, asks no clock, and logs nothing but a death.
+//! A free lock counts only when it was free for [`DEAD_AFTER`]: an instance that merely lost its sessions comes back.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::outbox::{Peer, Vital};
+
+/// A lock must be free for this time before its instance is declared dead. An instance that lost all its sessions at once
+/// is back in a few milliseconds.
+pub const DEAD_AFTER: Duration = Duration::from_millis(100);
+/// Round trips that a distant instance gets for coming back, where they take longer than [`DEAD_AFTER`]. It needs 22, a
+/// password takes three more, TLS two. They may take longer than the shortest that it has seen.
+const COMES_BACK: u32 = 50;
+/// The time after a crash of the server, or after this instance lost its own sessions: whatever took them (a restart
+/// of the server, a failover) took those of the others, too. They need the longest pause between two tries and the time
+/// to connect.
+pub const DEAD_AFTER_LOSS: Duration = Duration::from_secs(4);
+
+/// What an instance knows of the others.
+#[derive(Clone, Debug, Default)]
+pub struct Peers {
+    server_started: Option<SystemTime>,
+    /// When we last had to connect anew.
+    reconnected: Option<Instant>,
+    suspects: HashMap<i64, Suspect>,
+    dead: Vec<i64>,
+    alive: usize,
+}
+
+/// An instance whose lock is free.
+#[derive(Clone, Copy, Debug)]
+struct Suspect {
+    /// When that was first seen.
+    since: Instant,
+    /// How long it may take to come back.
+    comes_back: Duration,
+    /// The server has crashed since it registered.
+    crashed: bool,
+}
+
+impl Peers {
+    /// To be called with each connection. The first one apart we have lost our sessions a moment ago, and so may have
+    /// the others. With a server that was started since, all have, and what was suspected before says nothing any
+    /// more; with the same server, a suspect is as suspect as it was: else nobody would ever be sure while sessions
+    /// are lost every few seconds.
+    pub fn connected(&mut self, server_started: SystemTime, now: Instant) {
+        if let Some(before) = self.server_started.replace(server_started) {
+            self.reconnected = Some(now);
+            if before != server_started {
+                self.suspects.clear();
+            }
+        }
+    }
+
+    /// Whose lock has been free long enough: the epochs to bury.
+    pub fn overdue(&self, now: Instant) -> Vec<i64> {
+        let lately = self.reconnected.is_some_and(|reconnected| now - reconnected <= DEAD_AFTER_LOSS);
+        let sure = |suspect: &Suspect| match suspect.crashed || lately {
+            true => DEAD_AFTER_LOSS,
+            false => suspect.comes_back.clamp(DEAD_AFTER, DEAD_AFTER_LOSS),
+        };
+        let long = |suspect: &Suspect| now - suspect.since >= sure(suspect);
+        self.suspects.iter().filter(|(_, suspect)| long(suspect)).map(|(epoch, _)| *epoch).collect()
+    }
+
+    /// Learns what a look at the locks found. True when somebody new is dead, somebody has left, or the last suspect is
+    /// gone.
+    pub fn learn(&mut self, found: &[Peer], now: Instant) -> bool {
+        let before = (std::mem::take(&mut self.dead), self.is_recovering());
+        let old = std::mem::take(&mut self.suspects);
+        let alive = std::mem::take(&mut self.alive);
+        for Peer { epoch, round_trip, vital } in found {
+            match vital {
+                Vital::Alive => self.alive += 1,
+                Vital::Free | Vital::Crashed => {
+                    let since = old.get(epoch).map_or(now, |suspect| suspect.since);
+                    let (comes_back, crashed) =
+                        (round_trip.saturating_mul(COMES_BACK), *vital == Vital::Crashed);
+                    self.suspects.insert(*epoch, Suspect { since, comes_back, crashed });
+                }
+                Vital::Buried => {
+                    tracing::warn!(epoch, "found a dead instance: its rows are taken over");
+                    self.dead.push(*epoch);
+                }
+                Vital::Dead => self.dead.push(*epoch),
+            }
+        }
+        self.dead.sort_unstable();
+        self.alive < alive || before != (self.dead.clone(), self.is_recovering())
+    }
+
+    /// Epochs whose rows may be taken over, in order.
+    pub fn dead(&self) -> &[i64] {
+        &self.dead
+    }
+
+    /// How many others live.
+    pub fn alive(&self) -> usize {
+        self.alive
+    }
+
+    /// Whether somebody's lock is free of whom we are not sure yet.
+    pub fn any_suspect(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    /// Whether somebody may come back whose claims were lost in a crash of the server. Its rows look as if nobody had
+    /// them in hand; until it has taken them over again, or is buried, nobody claims.
+    pub fn is_recovering(&self) -> bool {
+        self.suspects.values().any(|suspect| suspect.crashed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(epoch: i64, vital: Vital) -> Peer {
+        Peer { epoch, round_trip: Duration::ZERO, vital }
+    }
+
+    #[test]
+    fn one_that_is_far_gets_longer() {
+        let start = Instant::now();
+        let mut peers = Peers::default();
+        let far = |epoch, round_trip| Peer { epoch, round_trip, vital: Vital::Free };
+        peers.learn(
+            &[far(1, 2 * DEAD_AFTER / COMES_BACK), far(2, DEAD_AFTER_LOSS), near(3, Vital::Free)],
+            start,
+        );
+        assert_eq!(peers.overdue(start + DEAD_AFTER), [3]);
+        assert_eq!(peers.overdue(start + 2 * DEAD_AFTER).len(), 2);
+        assert_eq!(peers.overdue(start + DEAD_AFTER_LOSS).len(), 3, "however far it says that it is");
+    }
+
+    #[test]
+    fn a_free_lock_is_looked_at_twice_before_a_burial() {
+        let start = Instant::now();
+        let mut peers = Peers::default();
+        peers.learn(&[near(1, Vital::Free), near(2, Vital::Alive)], start);
+        assert!(peers.any_suspect() && peers.alive() == 1);
+        assert_eq!(peers.overdue(start), [0; 0]);
+        assert_eq!(peers.overdue(start + DEAD_AFTER), [1]);
+        // It came back in between.
+        peers.learn(&[near(1, Vital::Alive), near(2, Vital::Alive)], start + DEAD_AFTER / 2);
+        assert_eq!(peers.overdue(start + DEAD_AFTER), [0; 0]);
+        assert!(
+            peers.learn(&[near(1, Vital::Alive)], start + DEAD_AFTER),
+            "what the other gave back is to be looked for"
+        );
+    }
+
+    #[test]
+    fn after_a_loss_of_our_own_the_others_get_longer() {
+        let start = Instant::now();
+        let mut peers = Peers::default();
+        let server = SystemTime::now();
+        peers.connected(server, start);
+        peers.connected(server, start);
+        peers.learn(&[near(1, Vital::Free)], start);
+        assert!(!peers.is_recovering());
+        assert_eq!(peers.overdue(start + DEAD_AFTER), [0; 0]);
+        assert_eq!(peers.overdue(start + DEAD_AFTER_LOSS), [1]);
+        // Another loss does not clear it of suspicion; another server does.
+        peers.connected(server, start + DEAD_AFTER);
+        assert_eq!(peers.overdue(start + DEAD_AFTER_LOSS), [1]);
+        peers.connected(server + DEAD_AFTER, start + DEAD_AFTER);
+        assert_eq!(peers.overdue(start + DEAD_AFTER_LOSS), [0; 0]);
+    }
+
+    #[test]
+    fn after_a_crash_of_the_server_nobody_claims_before_all_are_back() {
+        let start = Instant::now();
+        let mut peers = Peers::default();
+        peers.learn(&[near(1, Vital::Crashed), near(2, Vital::Free)], start);
+        assert!(peers.is_recovering());
+        assert_eq!(peers.overdue(start + DEAD_AFTER), [2]);
+        assert_eq!(peers.overdue(start + DEAD_AFTER_LOSS).len(), 2);
+        assert!(peers.learn(&[near(1, Vital::Buried)], start + DEAD_AFTER_LOSS));
+        assert_eq!(peers.dead(), [1]);
+        assert!(!peers.is_recovering());
+    }
+}

@@ -1,0 +1,54 @@
+//! What systemd's watchdog is told, and when it is not.
+
+use std::time::{Duration, Instant};
+
+use crate::daemon::stall::Stall;
+use crate::daemon::systemd;
+use crate::dispatch::pool::Pool;
+
+/// A call that runs for so much longer than it may is stuck.
+const STUCK: Duration = Duration::from_secs(30);
+/// Time between two signs of life, where systemd does not name one.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tells systemd that the daemon makes progress.
+pub struct Watchdog<'a> {
+    pub pool: &'a Pool,
+    /// How long a call may take.
+    pub timeout: Duration,
+}
+
+impl Watchdog<'_> {
+    /// Ticks when systemd is to be told.
+    pub fn interval(&self) -> tokio::time::Interval {
+        tokio::time::interval(systemd::watchdog_interval().unwrap_or(INTERVAL))
+    }
+
+    /// The daemon makes progress: this thread runs, no call has outlived its time limit by much, and what waits is not kept
+    /// by the daemon itself. A Postgres that is away, or that keeps the daemon waiting, is no reason for a restart.
+    pub fn tell(&self, stall: &Stall) {
+        let longest = self.pool.longest_running();
+        if longest >= self.timeout + STUCK {
+            tracing::error!(
+                running_s = longest.as_secs(),
+                "a call does not end; the watchdog is not told that all is well"
+            );
+        } else if stall.is_long(Instant::now()) {
+            tracing::error!("calls wait and nothing moves; the watchdog is not told that all is well");
+        } else {
+            systemd::watchdog();
+        }
+    }
+
+    /// Does the work, and tells systemd meanwhile: hosts that do not answer take their time, and are no hang.
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut interval = self.interval();
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = interval.tick() => self.tell(&Stall::default()),
+            }
+        }
+    }
+}
