@@ -1,17 +1,17 @@
 //! Nobody sleeps while a committed row waits, without the help of the poll timer.
 //!
-//! An inserter is `relay.outbox` with its trigger (`sql/migrations`): it tries the lock shared, keeps it until its
-//! transaction ends, and notifies at commit when it could not have it. A relay is `src/daemon/wakeup.rs` with the
-//! claiming loop of `src/daemon/relay.rs`: look, try the lock exclusively (`sql/queries/try_sleep.sql`), look once more, sleep; awake with
-//! something in hand it frees the lock (`wake_up.sql`). While a peer has the lock it sleeps, too. When that still, or again,
-//! has it after a wake-up and a look, it sleeps on without a last look. A stranger may take the lock, shared or
-//! exclusively, and let it go, at any moment; an exclusive one is nobody to sleep beside.
-//! One that has all that it can do frees the lock and does not look until a place is free; those who slept because it
-//! did, it tells.
-//! A notification reaches every session that listens, some time after the commit.
+//! A daemon is the product's own state machine, `State` of `src/daemon/wakeup.rs`, driven as the claiming loop drives it
+//! (`claimer.rs`, `sleeper.rs`): claim, ask it whether to try the lock, tell it what came of that, wait. The model restates
+//! what Postgres does. An inserter is `relay.outbox` with its trigger: it tries the lock shared, keeps it until its
+//! transaction ends, and notifies at commit when it could not have it. Trying the lock is `try_sleep.sql`.
+//! A stranger may take the lock, shared or exclusively, and let it go, at any moment.
+//! A daemon that has all that it can do releases the lock and does not claim until it has capacity; it wakes those that slept
+//! because it did. A notification reaches every session that listens, some time after the commit.
 //!
-//! Left out: the poll timer, ids (a look after a notification and the last look begin at the oldest row), deaths.
+//! Left out: the poll timer, ids (a claim after a notification and the last claim begin at the oldest row), deaths.
 
+use promptpal_relay::daemon::wakeup::{State, Tried};
+use promptpal_relay::outbox::Sleep;
 use stateright::{Checker, Model, Property};
 
 const INSERTERS: usize = 2;
@@ -41,20 +41,10 @@ enum Inserter {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum State {
-    Awake,
-    Dozing,
-    Asleep,
-    PeerSleeps,
-    /// It did when this one fell asleep beside it; this one has looked since.
-    PeerSlept,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Next {
     Look,
     Rest,
-    /// Waits for a notification; a dozing one for its timer, too.
+    /// Waits for a notification; one that backs off for its timer, too.
     Wait,
     /// Has all that it can do, and tells the others.
     Tell,
@@ -99,7 +89,7 @@ enum Action {
     Look(usize),
     Rest(usize),
     Wake(usize),
-    /// The timer of a dozing relay.
+    /// The timer of a daemon that backs off.
     Timer(usize),
     /// An event of the relay's own (a call has ended): it looks.
     Other(usize),
@@ -171,7 +161,7 @@ impl Model for SleepLock {
                     if relay.notified {
                         actions.push(Action::Wake(n));
                     }
-                    if relay.state == State::Dozing {
+                    if relay.state == State::BackingOff {
                         actions.push(Action::Timer(n));
                     }
                 }
@@ -203,7 +193,7 @@ impl Model for SleepLock {
             Action::Look(n) => {
                 if world.rows > 0 {
                     next.rows = 0;
-                    next.relays[n].rouse();
+                    next.relays[n].release();
                 }
                 next.relays[n].next = Next::Rest;
             }
@@ -214,7 +204,7 @@ impl Model for SleepLock {
             }
             Action::Timer(n) | Action::Other(n) => next.relays[n].look(),
             Action::Fill(n) => {
-                next.relays[n].rouse();
+                next.relays[n].release();
                 let tells = next.relays[n].freed && self.sign != Sign::Silence;
                 next.relays[n].next = if tells { Next::Tell } else { Next::Full };
             }
@@ -253,46 +243,43 @@ impl Model for SleepLock {
 }
 
 impl SleepLock {
-    /// `Wake::rest`.
-    fn rest(&self, world: &World, next: &mut World, n: usize) {
-        let beside_stranger = self.sign == Sign::Anybody && world.stranger.0 == Some(Hold::Exclusive);
-        let peer_sleeps = world.sleeper().is_some_and(|sleeper| sleeper != n) || beside_stranger;
-        let relay = &mut next.relays[n];
-        match relay.state {
-            State::Awake | State::Dozing | State::PeerSlept => {
-                let free = match self.sign {
-                    Sign::Lock | Sign::Silence | Sign::Anybody => {
-                        !world.shared() && !peer_sleeps && world.stranger.0.is_none()
-                    }
-                    Sign::Flag => !peer_sleeps,
-                };
-                if free {
-                    (relay.state, relay.next) = (State::Asleep, Next::Look);
-                } else if peer_sleeps && relay.state == State::PeerSlept {
-                    (relay.state, relay.next) = (State::PeerSleeps, Next::Wait);
-                } else if peer_sleeps {
-                    (relay.state, relay.next) = (State::PeerSleeps, Next::Look);
-                } else {
-                    (relay.state, relay.next) = (State::Dozing, Next::Wait);
-                }
-            }
-            State::Asleep | State::PeerSleeps => relay.next = Next::Wait,
+    /// What Postgres says to a daemon that tries the lock.
+    fn try_lock(&self, world: &World, n: usize) -> Sleep {
+        let stranger = world.stranger.0;
+        let peer_sleeps = world.sleeper().is_some_and(|sleeper| sleeper != n);
+        match self.sign {
+            Sign::Flag if peer_sleeps => Sleep::Peer,
+            Sign::Flag => Sleep::Taken,
+            Sign::Anybody if stranger == Some(Hold::Exclusive) => Sleep::Peer,
+            _ if peer_sleeps => Sleep::Peer,
+            _ if stranger == Some(Hold::Exclusive) => Sleep::Other,
+            _ if stranger == Some(Hold::Shared) || world.shared() => Sleep::Inserting,
+            _ => Sleep::Taken,
         }
+    }
+
+    /// A claim found nothing more: what the claiming loop does.
+    fn rest(&self, world: &World, next: &mut World, n: usize) {
+        let relay = &mut next.relays[n];
+        relay.next = match relay.state.tries_lock() {
+            false => Next::Wait,
+            true => match relay.state.tried(self.try_lock(world, n)) {
+                Tried::ClaimOnce => Next::Look,
+                Tried::Sleep | Tried::BackOff => Next::Wait,
+            },
+        };
     }
 }
 
 impl Relay {
-    /// `Wake::rouse`.
-    fn rouse(&mut self) {
-        self.freed |= self.state == State::Asleep;
-        self.state = State::Awake;
+    /// A claim found rows, or there is no capacity.
+    fn release(&mut self) {
+        self.freed |= self.state.found_rows();
     }
 
-    /// What `Wake::rest` does when the waiting is over.
+    /// The waiting is over.
     fn look(&mut self) {
-        if self.state == State::PeerSleeps {
-            self.state = State::PeerSlept;
-        }
+        self.state.woken();
         self.next = Next::Look;
     }
 }
