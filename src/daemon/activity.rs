@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// All is quiet when nobody has notified this instance and it has found nothing for this time.
+/// All is quiet when no notification has come and no row was found for this time.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// When something last went on.

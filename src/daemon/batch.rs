@@ -134,7 +134,7 @@ impl<'a> Batches<'a> {
         Ok(Batch { rows, more })
     }
 
-    /// When a peer died or left, its rows may be anywhere in the queue, and parked rows may be nobody's.
+    /// When a peer died or left, its rows may be anywhere in the queue, and no other instance may know of its parked rows.
     fn note_peers(&mut self) {
         let (dead, alive) = (self.membership.dead(), self.membership.alive());
         let one_less = alive < std::mem::replace(&mut self.peers_alive, alive);

@@ -63,14 +63,14 @@ impl Claimer<'_> {
             self.park_late(sessions, &mut batches).await?;
             if self.membership.is_recovering() {
                 // After a crash of the server a claim may be lost that a peer still acts upon (claims are not
-                // flushed). It takes its rows over when it comes back; until then nobody claims.
+                // flushed). The peer takes its rows over when it comes back; until then no instance claims.
                 tokio::select! {
                     () = self.membership.changed() => continue,
                     () = self.stop.wait() => break,
                 }
             }
             let Some(budget) = self.pool.try_offer() else {
-                // Nobody shall notify this instance while it could not act upon it; peers that slept because it did hear of it.
+                // A notification would be for nothing now. Peers that slept because this instance slept have to be told.
                 sleeper.release().await?;
                 if self.membership.owes_wake(sleeper.released()) {
                     self.membership.wake_peers(claim, Duration::ZERO).await?;

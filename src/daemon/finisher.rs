@@ -38,7 +38,7 @@ impl Commits {
         self.under_way.get()
     }
 
-    /// The session is lost; if a commit was under way, nobody knows what came of it.
+    /// The session is lost. If a commit was under way, the daemon does not know what came of it.
     pub fn session_lost(&self) {
         if self.under_way.take() {
             self.lost.set(self.lost.get() + 1);
@@ -85,8 +85,8 @@ impl Finisher<'_> {
         }
     }
 
-    /// Commits all that is uncommitted, whatever it takes short of a lost session. What is committed is taken out. What
-    /// Postgres refuses in any form is set aside, so that the others do not wait for it.
+    /// Commits all that is uncommitted; only a lost session ends it early. What Postgres refuses in any form is set aside, so
+    /// that the other rows do not wait for it.
     async fn commit(&mut self, finish: &Store) -> Result<()> {
         loop {
             self.drop_lost();
@@ -107,7 +107,7 @@ impl Finisher<'_> {
         }
     }
 
-    /// Drops the rows whose claims are lost: their calls are somebody else's to record.
+    /// Drops the rows whose claims are lost: another instance records their calls.
     fn drop_lost(&mut self) {
         let is_lost = |row: &mut Finished| self.in_hand.epoch_of(row).is_none();
         let lost: Vec<Finished> = self.inbox.uncommitted.extract_if(.., is_lost).collect();

@@ -108,7 +108,7 @@ mod tests {
         mark.rescan(200, Snapshot { xmin: 20, xmax: 20 }, now + SETTLED / 2);
         mark.rescanned();
         assert_eq!(mark.id(), 0);
-        // Nobody runs.
+        // No transaction runs.
         mark.rescan(300, Snapshot { xmin: 30, xmax: 30 }, now + SETTLED);
         mark.rescanned();
         assert_eq!(mark.id(), 100);

@@ -1,10 +1,10 @@
 //! Who is alive: an instance's epoch, its liveness locks, and how others are declared dead.
 //!
-//! Each session of an instance draws a random key and takes its advisory lock; only then is the instance listed, with
-//! these keys, so nobody who has just registered is taken for dead. It lives for as long as any of its sessions does. One
-//! that has lost a session registers anew and takes its rows in hand over before it lets the others go. A free lock is
-//! looked at twice. Locks count that sessions of a daemon's login hold; somebody else's neither keep an instance alive nor
-//! take its lock away. Never waits for a lock inside Postgres: a waiting session would hold back vacuum.
+//! Each session of an instance draws a random key and takes its advisory lock. Only then the instance is listed, with these
+//! keys, so that an instance that has just registered is not taken for dead. It lives for as long as any of its sessions
+//! does. An instance that has lost a session registers anew, and takes its rows in hand over before it lets the others go.
+//! A free lock is looked at twice. Only locks count that a session of a daemon's login holds; other sessions neither keep an
+//! instance alive nor take its lock away. Never waits for a lock inside Postgres: a waiting session would hold back vacuum.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant, SystemTime};
@@ -33,8 +33,8 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Listens on this session, has it and the two others take their locks, and lists the instance. Does not bury anybody:
-    /// whoever had rows in hand under an older epoch of its own takes those over first.
+    /// Listens on this session, has it and the two others take their locks, and lists the instance. Declares no instance dead:
+    /// a process that has rows in hand under an older epoch takes those over first.
     pub async fn register(store: Store, claim: &Store, finish: &Store) -> Result<Instance> {
         // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
         store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;

@@ -205,7 +205,7 @@ impl Daemon<'_> {
         tracing::warn!(error = %one_line(error), "lost Postgres, reconnecting; calls in flight go on");
     }
 
-    /// Tells who scrapes, if metrics are wanted.
+    /// Answers scrapes, if metrics are wanted.
     async fn tell(&self, server: Option<metrics::Server>) -> std::convert::Infallible {
         match server {
             Some(server) => server.serve(&self.metrics, || (self.pool.load(), self.in_hand.len())).await,

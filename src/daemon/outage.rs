@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::error::Error;
 
-/// So long a refusal is a warning: an operator who changes roles or tables may be in the middle of it.
+/// A refusal is a warning for this time: an operator may be in the middle of changing roles or tables.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Afterwards it is told as an error, so often.
 const TELL_AGAIN: Duration = Duration::from_secs(60);

@@ -42,10 +42,10 @@ struct Suspect {
 }
 
 impl Peers {
-    /// To be called with each connection. The first one apart we have lost our sessions a moment ago, and so may have
-    /// the others. With a server that was started since, all have, and what was suspected before says nothing any
-    /// more; with the same server, a suspect is as suspect as it was: else nobody would ever be sure while sessions
-    /// are lost every few seconds.
+    /// To be called with each connection. At every one but the first, this instance lost its sessions a moment ago, and the
+    /// others may have lost theirs. When the server was started since, all have, and earlier suspicions say nothing any more.
+    /// With the same server they stand: otherwise no instance would ever be declared dead while sessions are lost every few
+    /// seconds.
     pub fn connected(&mut self, server_started: SystemTime, now: Instant) {
         if let Some(before) = self.server_started.replace(server_started) {
             self.reconnected = Some(now);
@@ -55,7 +55,7 @@ impl Peers {
         }
     }
 
-    /// Whose lock has been free long enough: the epochs to bury.
+    /// Epochs whose locks have been free for long enough to declare their instances dead.
     pub fn overdue(&self, now: Instant) -> Vec<i64> {
         let lately = self.reconnected.is_some_and(|reconnected| now - reconnected <= DEAD_AFTER_LOSS);
         let sure = |suspect: &Suspect| match suspect.crashed || lately {
@@ -66,8 +66,8 @@ impl Peers {
         self.suspects.iter().filter(|(_, suspect)| long(suspect)).map(|(epoch, _)| *epoch).collect()
     }
 
-    /// Learns what a look at the locks found. True when somebody new is dead, somebody has left, or the last suspect is
-    /// gone.
+    /// Learns what a look at the locks found. True when there is a new dead instance, one has left, or the recovery barrier
+    /// rises or falls.
     pub fn learn(&mut self, found: &[Peer], now: Instant) -> bool {
         let before = (std::mem::take(&mut self.dead), self.is_recovering());
         let old = std::mem::take(&mut self.suspects);
@@ -102,13 +102,13 @@ impl Peers {
         self.alive
     }
 
-    /// Whether somebody's lock is free of whom we are not sure yet.
+    /// Whether an instance's lock is free, and not for long enough to declare it dead.
     pub fn any_suspect(&self) -> bool {
         !self.suspects.is_empty()
     }
 
-    /// Whether somebody may come back whose claims were lost in a crash of the server. Its rows look as if nobody had
-    /// them in hand; until it has taken them over again, or is buried, nobody claims.
+    /// The recovery barrier: whether an instance may come back whose claims were lost in a crash of the server. Its rows look
+    /// as if they were free. No instance claims until it has taken them over again, or is declared dead.
     pub fn is_recovering(&self) -> bool {
         self.suspects.values().any(|suspect| suspect.crashed)
     }

@@ -85,7 +85,7 @@ impl Reconnect<'_> {
         instance.end_older(&older, true).await?;
         let asked = self.in_hand.owners();
         let adopted = instance.session().adopt(&asked, &older, new).await?;
-        // Those of the lost that have calls in flight give a result that is nobody's.
+        // A lost row may have calls in flight; the finisher drops what they give.
         let lost = self.in_hand.adopted(&asked, &adopted, new);
         let abandoned = self.pool.abandon(&lost);
         if !abandoned.is_empty() {

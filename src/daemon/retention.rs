@@ -20,7 +20,7 @@ use crate::postgres::Settings;
 
 /// Time between two runs.
 const PAUSE: Duration = Duration::from_secs(600);
-/// The same after one that could not do all: somebody's report may be over soon.
+/// Time to the next run after one that could not do all: a report that held a lock may be over soon.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// Least pause, where the database says when the next run is due.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -192,9 +192,9 @@ impl Done {
     }
 }
 
-/// Drops the oldest partition that can be. One at a time: a clock that is wrong for an hour shall not cost the whole
-/// log. One that cannot be (something of a DBA's depends on it) keeps none that follow it; one that somebody reads does:
-/// so many waits for a lock that inserts wait behind are too many.
+/// Drops the oldest partition that can be dropped. One at a time: a clock that is wrong for an hour does not cost the whole
+/// log. A partition that cannot be dropped (something of a DBA's depends on it) does not keep the next one from it. A
+/// partition that a session reads does: inserts wait behind each wait for its lock.
 async fn drop_oldest(store: &Store, before: SystemTime) -> Result<()> {
     for name in store.expired_partitions(before).await? {
         match store.drop_partition(&name, before).await {

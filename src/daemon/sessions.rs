@@ -1,7 +1,8 @@
 //! The sessions of one registration: one that listens, one that claims, one that finishes. Made together, and lost
 //! together: when one is, all are made anew.
 //!
-//! Knows when one is lost, also where nobody says so. What is done about it is decided by the [`daemon`](crate::daemon).
+//! Knows when a session is lost, also when neither Postgres nor the kernel says so. The [`daemon`](crate::daemon) decides
+//! what is done about it.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
 use crate::postgres::Settings;
 
-/// How long Postgres may take for an answer to what takes it a millisecond. Later we take the connection for dead:
-/// packets may vanish without anybody saying so.
+/// How long Postgres may take for an answer to what takes it a millisecond. After that the daemon treats the session as
+/// lost: packets may vanish without an error on either side.
 pub const SILENCE: Duration = Duration::from_secs(5);
 /// The longest that a session which claims or finishes waits before the server is asked.
 const SILENCE_MAX: Duration = Duration::from_secs(160);
@@ -21,12 +22,12 @@ const SILENCE_MAX: Duration = Duration::from_secs(160);
 /// to exit. Doubles each time.
 const ROOM_RETRY_MIN: Duration = Duration::from_millis(1);
 const ROOM_RETRY_MAX: Duration = Duration::from_millis(50);
-/// So often it is asked again before sessions of ours are let go: those that were refused at once may have been in each
-/// other's way.
+/// The daemon asks again so often before it lets older sessions of its own go: sessions that it asked for at the same time
+/// may have been in each other's way.
 const ROOM_TRIES: u32 = 5;
-/// How long it is asked again.
+/// The daemon gives up asking after this time.
 const ROOM_MAX: Duration = Duration::from_secs(2);
-/// How long we remember that a session was not heard.
+/// How long the daemon remembers that a session was unresponsive.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// The sessions of one registration.
@@ -37,16 +38,17 @@ pub struct SessionSet {
     pub claim: Store,
     /// Finishes.
     pub finish: Store,
-    // Since when they have waited in vain, as it seemed when the server was last asked.
+    // Since when they have waited in vain, as the server said when it was last asked.
     unresponsive: Cell<Overdue>,
 }
 
 /// Since when the sessions that claim and finish wait, if it is for too long.
 type Overdue = [Option<Instant>; 2];
 
-/// How long a session that claims or finishes may wait before the server is asked whether it works for it: at first
-/// for [`SILENCE`]. Each time that it did not, it is twice as long from then on, 160 s at most, until ten minutes have
-/// passed without: on a line that needs so long to carry a statement, the next try shall come through.
+/// How long a session that claims or finishes may wait before the daemon asks the server whether it works for it.
+///
+/// [`SILENCE`] at first. Each time that the server did not, the limit doubles, up to 160 s: on a slow line the next statement
+/// comes through then. After ten minutes without such a case it is [`SILENCE`] again.
 #[derive(Clone, Copy, Default)]
 pub struct SilenceLimit {
     raised: Option<(Duration, Instant)>,
@@ -64,9 +66,9 @@ impl SilenceLimit {
 
 impl SessionSet {
     /// Connects all sessions at once, and registers when they are there: an epoch that has only some of them would end
-    /// when the next one fails. `adopt` is for whoever had rows in hand under an older epoch: it runs before anything
-    /// else is done, because peers do not wait for long. Where Postgres has no room for the sessions because of `older` ones,
-    /// those are let go.
+    /// when the next one fails. `adopt` takes over the rows that this process had in hand under an older epoch. It runs before
+    /// anything else, because peers do not wait for long. When Postgres has no room for the sessions because of `older` ones,
+    /// the daemon lets those go.
     pub async fn connect(
         settings: &Settings,
         membership: &Membership,
@@ -93,9 +95,9 @@ impl SessionSet {
         }
     }
 
-    /// Fails when Postgres does not hear what a session says, or is not heard by it: something between us takes what is
-    /// sent and does not pass it on. What nobody takes the kernel notices (`tcp_user_timeout`). To be called every second
-    /// or so: what was so the last time and is now is so, and not only on its way.
+    /// Fails when a session waits for Postgres while Postgres waits for that session: something between them takes what is
+    /// sent and does not pass it on. (When the network does not even take it, the kernel notices: `tcp_user_timeout`.) To be
+    /// called every second or so: only what was so the last time, too, counts, because an answer may be on its way.
     pub async fn require_responsive(&self, silence_limit: &mut SilenceLimit) -> Result<()> {
         let limit = silence_limit.limit(Instant::now());
         let unresponsive = self.unresponsive(limit).await?;

@@ -44,7 +44,7 @@ impl Stop {
     pub async fn wait(&self) {
         let mut asked = self.asked.clone();
         if asked.wait_for(|asked| *asked).await.is_err() {
-            // The signal task is gone with the runtime; nobody can ask any more.
+            // The signal task is gone with the runtime; no signal is heard any more.
             std::future::pending::<()>().await;
         }
     }

@@ -57,7 +57,7 @@ impl Cause {
 /// Where one daemon stands with the sleep lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
-    /// It claims without being told; nobody notifies it.
+    /// It claims without being told; inserters do not notify it.
     Awake,
     /// It could not have the sleep lock, and claims again after a pause.
     BackingOff,
