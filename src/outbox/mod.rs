@@ -386,7 +386,7 @@ impl Store {
         text_bytes_max: i64,
     ) -> Result<Claim> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let sql = include_str!("../../sql/queries/claim.sql");
+        let sql = include_str!("../../sql/queries/claim/claim.sql");
         let rows = self
             .rows("claiming rows", sql, &[&cursor, &dead, &limit, &epoch, &park, &text_bytes_max])
             .await?;
@@ -395,7 +395,8 @@ impl Store {
 
     /// Which transactions are running.
     pub async fn snapshot(&self) -> Result<Snapshot> {
-        let row = self.one("taking a snapshot", include_str!("../../sql/queries/snapshot.sql"), &[]).await?;
+        let row =
+            self.one("taking a snapshot", include_str!("../../sql/queries/claim/snapshot.sql"), &[]).await?;
         Ok(Snapshot { xmin: row.get("xmin"), xmax: row.get("xmax") })
     }
 
@@ -409,7 +410,7 @@ impl Store {
         epoch: i64,
         text_bytes_max: i64,
     ) -> Result<Claim> {
-        let sql = include_str!("../../sql/queries/claim_parked.sql");
+        let sql = include_str!("../../sql/queries/claim/claim_parked.sql");
         let rows = self
             .rows("claiming parked rows", sql, &[&projects, &rooms, &dead, &epoch, &text_bytes_max])
             .await?;
@@ -418,7 +419,7 @@ impl Store {
 
     /// Projects that have parked rows, at most `limit`.
     pub async fn parked_projects(&self, limit: i64) -> Result<Vec<i64>> {
-        let sql = include_str!("../../sql/queries/parked_projects.sql");
+        let sql = include_str!("../../sql/queries/claim/parked_projects.sql");
         let rows = self.rows("looking for parked rows", sql, &[&limit]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
@@ -460,7 +461,7 @@ impl Store {
             let columns = Columns::of(calls);
             let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&done];
             parameters.extend(columns.parameters());
-            let sql = include_str!("../../sql/queries/log_calls.sql");
+            let sql = include_str!("../../sql/queries/finish/log_calls.sql");
             self.rows("recording calls", sql, &parameters).await?;
         }
         self.command("COMMIT").await?;
@@ -471,7 +472,7 @@ impl Store {
         let columns = Columns::of(calls);
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&ids, &epoch];
         parameters.extend(columns.parameters());
-        let sql = include_str!("../../sql/queries/finish.sql");
+        let sql = include_str!("../../sql/queries/finish/finish.sql");
         let done = self.rows("recording calls", sql, &parameters).await?;
         Ok(done.iter().map(|row| row.get(0)).collect())
     }
@@ -485,7 +486,7 @@ impl Store {
     /// Gives claimed rows back that were not started, `repeated` ones of which a dead instance had in hand before, and
     /// wakes a sleeping peer; `park` puts them into the slow lane. Returns how many were still ours.
     pub async fn give_back(&self, epoch: i64, ids: &[i64], repeated: &[i64], park: bool) -> Result<i64> {
-        let sql = include_str!("../../sql/queries/give_back.sql");
+        let sql = include_str!("../../sql/queries/claim/give_back.sql");
         Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated, &park]).await?.get(0))
     }
 
@@ -500,7 +501,7 @@ impl Store {
 
     /// The same, and always a new one.
     pub async fn draw_lock(&self) -> Result<Lock> {
-        let sql = include_str!("../../sql/queries/draw_lock.sql");
+        let sql = include_str!("../../sql/queries/instances/draw_lock.sql");
         for _ in 0..KEYS_MAX {
             if let Some(row) = self.rows("taking a liveness lock", sql, &[]).await?.first() {
                 let lock = Lock { key: row.get(0), backend: row.get(1) };
@@ -520,7 +521,8 @@ impl Store {
         pid: i32,
         version: &str,
     ) -> Result<Option<SystemTime>> {
-        let (doing, sql) = ("registering the instance", include_str!("../../sql/queries/register.sql"));
+        let (doing, sql) =
+            ("registering the instance", include_str!("../../sql/queries/instances/register.sql"));
         self.statement(doing, sql).await?;
         let round_trip_ms = self.round_trip.get().as_secs_f32() * 1000.0;
         let rows = self.rows(doing, sql, &[&keys.as_slice(), &host, &pid, &version, &round_trip_ms]).await?;
@@ -529,7 +531,7 @@ impl Store {
 
     /// Lets these epochs live on by the lock of that key.
     pub async fn keep_alive(&self, epochs: &[i64], key: i64) -> Result<()> {
-        let sql = include_str!("../../sql/queries/keep_alive.sql");
+        let sql = include_str!("../../sql/queries/instances/keep_alive.sql");
         self.rows("keeping older epochs alive", sql, &[&epochs, &key]).await?;
         Ok(())
     }
@@ -542,7 +544,7 @@ impl Store {
     /// [`Error::Pooled`] when the statement does not run on that backend, which was this session's.
     pub async fn bury(&self, epoch: i64, sure: &[i64], backend: i32) -> Result<Vec<Peer>> {
         let doing = "looking for dead instances";
-        let sql = include_str!("../../sql/queries/bury.sql");
+        let sql = include_str!("../../sql/queries/instances/bury.sql");
         let rows = self.rows(doing, sql, &[&epoch, &sure, &backend]).await?;
         if rows.iter().any(|row| row.get::<_, &str>("state") == "elsewhere") {
             return Err(Error::Pooled { doing: doing.into() });
@@ -564,7 +566,7 @@ impl Store {
 
     /// Which of these backends wait for their client, or are gone. See `not_at_work.sql`.
     pub async fn not_at_work(&self, backends: &[i32]) -> Result<Vec<i32>> {
-        let sql = include_str!("../../sql/queries/not_at_work.sql");
+        let sql = include_str!("../../sql/queries/instances/not_at_work.sql");
         let rows = self.rows("asking after our sessions", sql, &[&backends]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
@@ -572,21 +574,25 @@ impl Store {
     /// Ends the sessions that hold the locks of these epochs, but those that hold a lock of the `keys`; with `cut_off` only
     /// those that are within a statement or a transaction and wait for their client. How many. See `end_sessions.sql`.
     pub async fn end_sessions(&self, epochs: &[i64], keys: &[i64], cut_off: bool) -> Result<i64> {
-        let sql = include_str!("../../sql/queries/end_sessions.sql");
+        let sql = include_str!("../../sql/queries/instances/end_sessions.sql");
         Ok(self.one("ending sessions that were left", sql, &[&epochs, &keys, &cut_off]).await?.get(0))
     }
 
     /// Wakes the other instances.
     pub async fn notify_peers(&self) -> Result<()> {
-        self.rows("waking the other instances", include_str!("../../sql/queries/notify_peers.sql"), &[])
-            .await?;
+        self.rows(
+            "waking the other instances",
+            include_str!("../../sql/queries/sleep_lock/notify_peers.sql"),
+            &[],
+        )
+        .await?;
         Ok(())
     }
 
     /// Takes rows that we had in hand under `older` epochs, each with who had it before us, over to `new`; returns the
     /// ids of those that are still ours.
     pub async fn adopt(&self, held: &[(i64, Option<i64>)], older: &[i64], new: i64) -> Result<Vec<i64>> {
-        let sql = include_str!("../../sql/queries/adopt.sql");
+        let sql = include_str!("../../sql/queries/claim/adopt.sql");
         let (ids, previous): (Vec<i64>, Vec<Option<i64>>) = held.iter().copied().unzip();
         let rows = self.rows("taking over our own rows", sql, &[&ids, &previous, &older, &new]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
@@ -594,7 +600,7 @@ impl Store {
 
     /// Notes which dead instances have no rows left; returns their epochs.
     pub async fn clear_dead(&self) -> Result<Vec<i64>> {
-        let sql = include_str!("../../sql/queries/clear_dead.sql");
+        let sql = include_str!("../../sql/queries/instances/clear_dead.sql");
         let rows = self.rows("clearing dead instances", sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
@@ -603,7 +609,7 @@ impl Store {
     pub async fn retire(&self, epochs: &[i64], cleared: bool) -> Result<()> {
         self.rows(
             "retiring the instance",
-            include_str!("../../sql/queries/retire.sql"),
+            include_str!("../../sql/queries/instances/retire.sql"),
             &[&epochs, &cleared],
         )
         .await?;
@@ -612,7 +618,7 @@ impl Store {
 
     /// Takes the sleep lock for this session, if nobody has it.
     pub async fn try_sleep(&self) -> Result<Sleep> {
-        let sql = include_str!("../../sql/queries/try_sleep.sql");
+        let sql = include_str!("../../sql/queries/sleep_lock/try_sleep.sql");
         Ok(match self.one("taking the sleep lock", sql, &[]).await?.get(0) {
             "taken" => Sleep::Taken,
             "inserting" => Sleep::Inserting,
@@ -623,13 +629,14 @@ impl Store {
 
     /// Frees the sleep lock.
     pub async fn wake_up(&self) -> Result<()> {
-        self.one("freeing the sleep lock", include_str!("../../sql/queries/wake_up.sql"), &[]).await?;
+        self.one("freeing the sleep lock", include_str!("../../sql/queries/sleep_lock/wake_up.sql"), &[])
+            .await?;
         Ok(())
     }
 
     /// Who holds our advisory locks and should not, of those transactions or of all; at most 20. See `lock_holders.sql`.
     pub async fn lock_holders(&self, transactions: Option<&[String]>) -> Result<Vec<Holder>> {
-        let sql = include_str!("../../sql/queries/lock_holders.sql");
+        let sql = include_str!("../../sql/queries/admin/lock_holders.sql");
         let rows = self.rows("looking who holds our locks", sql, &[&transactions]).await?;
         let holder = |row: &Row| Holder {
             transaction: row.get(0),
@@ -643,54 +650,57 @@ impl Store {
 
     /// What the server says of itself. Works without our schema.
     pub async fn server(&self) -> Result<Server> {
-        let row =
-            self.one("asking for the version", include_str!("../../sql/queries/server.sql"), &[]).await?;
+        let row = self
+            .one("asking for the version", include_str!("../../sql/queries/migrations/server.sql"), &[])
+            .await?;
         Ok(Server { version: row.get(0), encoding: row.get(1), has_migrations: row.get(2) })
     }
 
     /// What `migrate` has applied: version, name, checksum.
     pub async fn migrations(&self) -> Result<Vec<(i32, String, String)>> {
-        let sql = include_str!("../../sql/queries/migrations.sql");
+        let sql = include_str!("../../sql/queries/migrations/applied.sql");
         let rows = self.rows("reading relay.migrations", sql, &[]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
     }
 
     /// Writes down a migration; to be called in its transaction.
     pub async fn record_migration(&self, version: i32, name: &str, checksum: &str) -> Result<()> {
-        let sql = include_str!("../../sql/queries/record_migration.sql");
+        let sql = include_str!("../../sql/queries/migrations/record.sql");
         self.rows("recording the migration", sql, &[&version, &name, &checksum]).await?;
         Ok(())
     }
 
     /// Takes the lock of `migrate` for this session. Whether it was free.
     pub async fn try_migrate(&self) -> Result<bool> {
-        let sql = include_str!("../../sql/queries/try_migrate.sql");
+        let sql = include_str!("../../sql/queries/migrations/try_lock.sql");
         Ok(self.one("taking the lock of migrate", sql, &[]).await?.get(0))
     }
 
     /// What the daemon needs, each with whether the current user may do it.
     pub async fn privileges(&self) -> Result<Vec<(String, bool)>> {
-        let sql = include_str!("../../sql/queries/privileges.sql");
+        let sql = include_str!("../../sql/queries/admin/privileges.sql");
         let rows = self.rows("looking at privileges", sql, &[]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// Enabled webhooks with ids above `after`, at most `limit`.
     pub async fn enabled_webhooks(&self, after: i64, limit: i64) -> Result<Vec<Webhook>> {
-        let sql = include_str!("../../sql/queries/enabled_webhooks.sql");
+        let sql = include_str!("../../sql/queries/admin/enabled_webhooks.sql");
         let rows = self.rows("reading webhooks", sql, &[&after, &limit]).await?;
         Ok(rows.iter().map(|row| webhook(row.get(0), row, 1)).collect())
     }
 
     /// What time it is by the database's clock, and the highest id of a call that has been drawn.
     pub async fn clock(&self) -> Result<(SystemTime, i64)> {
-        let row = self.one("asking for the time", include_str!("../../sql/queries/clock.sql"), &[]).await?;
+        let row = self
+            .one("asking for the time", include_str!("../../sql/queries/call_log/clock.sql"), &[])
+            .await?;
         Ok((row.get(0), row.get(1)))
     }
 
     /// Which calls there are, newest first, at most `limit`. A statement for each month before `now`.
     pub async fn calls(&self, wanted: &Wanted, now: SystemTime, limit: i64) -> Result<Vec<Key>> {
-        let sql = include_str!("../../sql/queries/calls.sql");
+        let sql = include_str!("../../sql/queries/call_log/calls.sql");
         let Wanted { webhook_id, failed, since } = wanted;
         let mut keys: Vec<Key> = Vec::new();
         let mut before: Option<SystemTime> = None;
@@ -716,7 +726,7 @@ impl Store {
         known: &[i64],
         limit: i64,
     ) -> Result<Vec<Key>> {
-        let sql = include_str!("../../sql/queries/calls_after.sql");
+        let sql = include_str!("../../sql/queries/call_log/calls_after.sql");
         let Wanted { webhook_id, failed, .. } = wanted;
         let since = now.checked_sub(SLICE).unwrap_or(SystemTime::UNIX_EPOCH);
         let rows =
@@ -727,7 +737,7 @@ impl Store {
     /// These calls, in this order, but for those that were dropped meanwhile; with all their columns as JSON when `json`.
     /// Keep their bytes few: all are in memory, some times over. A statement for those of each month.
     pub async fn whole_calls(&self, keys: &[Key], json: bool) -> Result<Vec<Logged>> {
-        let sql = include_str!("../../sql/queries/whole_calls.sql");
+        let sql = include_str!("../../sql/queries/call_log/whole_calls.sql");
         let mut calls: Vec<Logged> = Vec::with_capacity(keys.len());
         for keys in
             keys.chunk_by(|one, next| days(one.start_time) / SLICE_DAYS == days(next.start_time) / SLICE_DAYS)
@@ -748,7 +758,7 @@ impl Store {
 
     /// The calls of an outbox row that were started since then, with all their columns.
     pub async fn calls_of_row(&self, outbox_id: i64, since: SystemTime) -> Result<Vec<Logged>> {
-        let sql = include_str!("../../sql/queries/calls_of_row.sql");
+        let sql = include_str!("../../sql/queries/call_log/calls_of_row.sql");
         let rows = self.rows("reading calls", sql, &[&outbox_id, &since]).await?;
         Ok(rows.iter().map(Logged::of).collect())
     }
@@ -762,7 +772,7 @@ impl Store {
         now: SystemTime,
         limit: i64,
     ) -> Result<Vec<i64>> {
-        let sql = include_str!("../../sql/queries/call_ids.sql");
+        let sql = include_str!("../../sql/queries/call_log/call_ids.sql");
         let Wanted { webhook_id, failed, since } = wanted;
         let mut ids: Vec<i64> = Vec::new();
         let mut since = *since;
@@ -782,58 +792,59 @@ impl Store {
     /// How old the oldest row is that is not done, in seconds: in the queue's order, and in the slow lane.
     pub async fn oldest(&self) -> Result<(f64, f64)> {
         let row = self
-            .one("asking how old the queue is", include_str!("../../sql/queries/oldest.sql"), &[])
+            .one("asking how old the queue is", include_str!("../../sql/queries/admin/oldest.sql"), &[])
             .await?;
         Ok((row.get(0), row.get(1)))
     }
 
     /// Inserts a row for each of these calls that repeats it, all or none; returns the ids of the rows.
     pub async fn replay(&self, call_ids: &[i64]) -> Result<Vec<i64>> {
-        let rows =
-            self.rows("replaying calls", include_str!("../../sql/queries/replay.sql"), &[&call_ids]).await?;
+        let rows = self
+            .rows("replaying calls", include_str!("../../sql/queries/admin/replay.sql"), &[&call_ids])
+            .await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Inserts a test event for one webhook; returns the row's id.
     pub async fn send_test(&self, webhook_id: i64) -> Result<i64> {
-        let sql = include_str!("../../sql/queries/send_test.sql");
+        let sql = include_str!("../../sql/queries/admin/send_test.sql");
         Ok(self.one("sending a test event", sql, &[&webhook_id]).await?.get(0))
     }
 
     /// Whether an outbox row is done; one that is gone was done.
     pub async fn is_done(&self, outbox_id: i64) -> Result<bool> {
         let rows = self
-            .rows("looking at the row", include_str!("../../sql/queries/is_done.sql"), &[&outbox_id])
+            .rows("looking at the row", include_str!("../../sql/queries/admin/is_done.sql"), &[&outbox_id])
             .await?;
         Ok(rows.first().is_none_or(|row| row.get(0)))
     }
 
     /// How it goes, as a JSON object. See `status.sql`.
     pub async fn status(&self) -> Result<String> {
-        let minutes_ago = include_str!("../../sql/queries/minutes_ago.sql");
+        let minutes_ago = include_str!("../../sql/queries/admin/minutes_ago.sql");
         let since: SystemTime =
             self.one("asking for the time", minutes_ago, &[&STATUS_MINUTES]).await?.get(0);
-        let sql = include_str!("../../sql/queries/status.sql");
+        let sql = include_str!("../../sql/queries/admin/status.sql");
         Ok(self.one("asking for the status", sql, &[&since]).await?.get(0))
     }
 
     /// Whether the trigger that wakes a sleeping relay is in place.
     pub async fn wake_trigger(&self) -> Result<bool> {
-        let sql = include_str!("../../sql/queries/wake_trigger.sql");
+        let sql = include_str!("../../sql/queries/admin/wake_trigger.sql");
         Ok(self.one("looking at the trigger", sql, &[]).await?.get(0))
     }
 
     /// Tables that row level security keeps from somebody who must see all of them, each with that role. See
     /// `row_security.sql`.
     pub async fn row_security(&self) -> Result<Vec<(String, String)>> {
-        let sql = include_str!("../../sql/queries/row_security.sql");
+        let sql = include_str!("../../sql/queries/admin/row_security.sql");
         let rows = self.rows("looking at row level security", sql, &[]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// Whose code would run in our sessions; none in a database that is in order. See `foreign_code.sql`.
     pub async fn foreign_code(&self) -> Result<Vec<String>> {
-        let sql = include_str!("../../sql/queries/foreign_code.sql");
+        let sql = include_str!("../../sql/queries/admin/foreign_code.sql");
         let rows = self.rows("looking for code of others", sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
@@ -841,33 +852,33 @@ impl Store {
     /// Our tables whose rows cannot be updated or deleted because of a publication, each with its name. See
     /// `publications.sql`.
     pub async fn publications(&self) -> Result<Vec<(String, String)>> {
-        let sql = include_str!("../../sql/queries/publications.sql");
+        let sql = include_str!("../../sql/queries/admin/publications.sql");
         let rows = self.rows("looking at publications", sql, &[]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// Makes the partition of the call log for the day so many days ahead, if it is missing; whether it did.
     pub async fn make_partition(&self, days_ahead: i32) -> Result<bool> {
-        let sql = include_str!("../../sql/queries/make_partition.sql");
+        let sql = include_str!("../../sql/queries/retention/make_partition.sql");
         Ok(self.one("making a partition of the call log", sql, &[&days_ahead]).await?.get(0))
     }
 
     /// Names of daily partitions of the call log that end before that time.
     pub async fn expired_partitions(&self, before: SystemTime) -> Result<Vec<String>> {
-        let sql = include_str!("../../sql/queries/expired_partitions.sql");
+        let sql = include_str!("../../sql/queries/retention/expired_partitions.sql");
         let rows = self.rows("looking for old partitions", sql, &[&before]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Drops a daily partition of the call log if it ends before that time, and notes it; whether it did.
     pub async fn drop_partition(&self, name: &str, before: SystemTime) -> Result<bool> {
-        let sql = include_str!("../../sql/queries/drop_partition.sql");
+        let sql = include_str!("../../sql/queries/retention/drop_partition.sql");
         Ok(self.one("dropping a partition of the call log", sql, &[&name, &before]).await?.get(0))
     }
 
     /// Deletes calls without a daily partition that started before that time, at most so many; how many.
     pub async fn delete_strays(&self, before: SystemTime, most: i32) -> Result<i64> {
-        let sql = include_str!("../../sql/queries/delete_strays.sql");
+        let sql = include_str!("../../sql/queries/retention/delete_strays.sql");
         Ok(self.one("deleting stray calls", sql, &[&before, &most]).await?.get(0))
     }
 
@@ -880,7 +891,7 @@ impl Store {
         before: SystemTime,
         now: SystemTime,
     ) -> Result<(i64, Option<i64>)> {
-        let sql = include_str!("../../sql/queries/delete_done.sql");
+        let sql = include_str!("../../sql/queries/retention/delete_done.sql");
         let row = self.one("deleting done rows", sql, &[&first, &beyond, &before, &now]).await?;
         Ok((row.get(0), row.get(1)))
     }
@@ -894,7 +905,7 @@ impl Store {
         pause_after_failure: Duration,
         steady: Duration,
     ) -> Result<Turn> {
-        let sql = include_str!("../../sql/queries/begin_retention.sql");
+        let sql = include_str!("../../sql/queries/retention/begin.sql");
         let (noted, elapsed) = noted.unzip();
         let seconds =
             [elapsed.unwrap_or_default(), pause, pause_after_failure, steady].map(|d| d.as_secs_f64());
@@ -913,27 +924,27 @@ impl Store {
 
     /// Notes the end of a run, whether it did all of its work, and that the next one is due after `pause`.
     pub async fn end_retention(&self, complete: bool, pause: Duration) -> Result<()> {
-        let sql = include_str!("../../sql/queries/end_retention.sql");
+        let sql = include_str!("../../sql/queries/retention/end.sql");
         self.rows("ending the retention", sql, &[&complete, &pause.as_secs_f64()]).await?;
         Ok(())
     }
 
     /// Seconds since the retention last did all of its work, in whichever instance; NaN when that is not known.
     pub async fn retention_age(&self) -> Result<f64> {
-        let sql = include_str!("../../sql/queries/retention_age.sql");
+        let sql = include_str!("../../sql/queries/retention/age.sql");
         let rows = self.rows("asking when the retention ran", sql, &[]).await?;
         Ok(rows.first().map_or(f64::NAN, |row| row.get(0)))
     }
 
     /// Takes the lock of the retention for this session. Whether it was free.
     pub async fn try_retention(&self) -> Result<bool> {
-        let sql = include_str!("../../sql/queries/try_retention.sql");
+        let sql = include_str!("../../sql/queries/retention/try_lock.sql");
         Ok(self.one("taking the lock of the retention", sql, &[]).await?.get(0))
     }
 
     /// The lowest id in the outbox, when it has rows.
     pub async fn lowest_id(&self) -> Result<Option<i64>> {
-        let sql = include_str!("../../sql/queries/lowest_id.sql");
+        let sql = include_str!("../../sql/queries/retention/lowest_id.sql");
         let rows = self.rows("looking at the outbox", sql, &[]).await?;
         Ok(rows.first().map(|row| row.get(0)))
     }
