@@ -6,7 +6,7 @@ use std::fmt::Write;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::outbox::{Server, Store};
+use crate::outbox::Store;
 
 /// Oldest server that the SQL is written for.
 const SERVER_MIN: i32 = 140_000;
@@ -111,6 +111,47 @@ impl State {
             ),
         };
         Some(Error::Schema(text))
+    }
+}
+
+/// What the server says of itself.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// As `server_version_num`: 150018.
+    pub version: i32,
+    /// Encoding of the database.
+    pub encoding: String,
+    /// Whether `relay.migrations` exists.
+    pub has_migrations: bool,
+}
+
+impl Store {
+    /// What the server says of itself. Works without our schema.
+    pub async fn server(&self) -> Result<Server> {
+        let row = self
+            .one("asking for the version", include_str!("../../sql/queries/migrations/server.sql"), &[])
+            .await?;
+        Ok(Server { version: row.get(0), encoding: row.get(1), has_migrations: row.get(2) })
+    }
+
+    /// What `migrate` has applied: version, name, checksum.
+    pub async fn migrations(&self) -> Result<Vec<(i32, String, String)>> {
+        let sql = include_str!("../../sql/queries/migrations/applied.sql");
+        let rows = self.rows("reading relay.migrations", sql, &[]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+    }
+
+    /// Writes down a migration; to be called in its transaction.
+    pub async fn record_migration(&self, version: i32, name: &str, checksum: &str) -> Result<()> {
+        let sql = include_str!("../../sql/queries/migrations/record.sql");
+        self.rows("recording the migration", sql, &[&version, &name, &checksum]).await?;
+        Ok(())
+    }
+
+    /// Takes the lock of `migrate` for this session. Whether it was free.
+    pub async fn try_migrate(&self) -> Result<bool> {
+        let sql = include_str!("../../sql/queries/migrations/try_lock.sql");
+        Ok(self.one("taking the lock of migrate", sql, &[]).await?.get(0))
     }
 }
 

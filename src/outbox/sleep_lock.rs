@@ -1,0 +1,50 @@
+//! The sleep lock: taking it, releasing it, and waking the instances that sleep.
+//!
+//! Never waits for the lock, and never decides when to sleep.
+
+use crate::error::Result;
+use crate::outbox::Store;
+
+/// What came of trying the sleep lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sleep {
+    /// We hold it: whoever inserts notifies us.
+    Taken,
+    /// Somebody who inserts holds it shared, and does not notify.
+    Inserting,
+    /// A sleeping instance holds it: whoever inserts notifies us, and the instance says when it wakes.
+    Peer,
+    /// Somebody else holds it, who says nothing.
+    Other,
+}
+
+impl Store {
+    /// Takes the sleep lock for this session, if nobody has it.
+    pub async fn try_sleep(&self) -> Result<Sleep> {
+        let sql = include_str!("../../sql/queries/sleep_lock/try_sleep.sql");
+        Ok(match self.one("taking the sleep lock", sql, &[]).await?.get(0) {
+            "taken" => Sleep::Taken,
+            "inserting" => Sleep::Inserting,
+            "peer" => Sleep::Peer,
+            _ => Sleep::Other,
+        })
+    }
+
+    /// Frees the sleep lock.
+    pub async fn wake_up(&self) -> Result<()> {
+        self.one("freeing the sleep lock", include_str!("../../sql/queries/sleep_lock/wake_up.sql"), &[])
+            .await?;
+        Ok(())
+    }
+
+    /// Wakes the other instances.
+    pub async fn notify_peers(&self) -> Result<()> {
+        self.rows(
+            "waking the other instances",
+            include_str!("../../sql/queries/sleep_lock/notify_peers.sql"),
+            &[],
+        )
+        .await?;
+        Ok(())
+    }
+}
