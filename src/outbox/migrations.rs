@@ -7,9 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::outbox::Store;
-
-/// Oldest server that the SQL is written for.
-const SERVER_MIN: i32 = 140_000;
+use crate::postgres::OLDEST_SERVER;
 
 /// One file under `sql/migrations`.
 #[derive(Clone, Copy, Debug)]
@@ -162,9 +160,9 @@ impl Store {
 /// [`Error::Config`] for a server that is too old, or an encoding other than UTF8: texts of other encodings may not
 /// be convertible, and one such row would hold up all others.
 pub fn check_server(server: &Server) -> Result<()> {
-    if server.version < SERVER_MIN {
+    if i64::from(server.version) < i64::from(OLDEST_SERVER) * 10_000 {
         return Err(Error::Config(format!(
-            "this is PostgreSQL {}; promptpal-relay needs 14 or newer",
+            "this is PostgreSQL {}; promptpal-relay needs {OLDEST_SERVER} or newer",
             server.version / 10_000
         )));
     }

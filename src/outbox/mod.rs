@@ -3,6 +3,7 @@
 //! Knows no HTTP and no policy: what to claim, when to finish and what a failure means is decided by the callers.
 //! Every function is one round trip and, unless it says otherwise, one transaction of its own.
 
+pub mod lock_class;
 pub mod migrations;
 
 mod admin;
