@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::{Error, Result, one_line};
-use crate::outbox::{Peer, Store, Vital};
+use crate::outbox::{Liveness, Peer, Store};
 
 /// The channel that sleeping relays listen to; `relay.wake()` notifies it.
 const LISTEN: &str = "LISTEN promptpal_relay";
@@ -98,7 +98,7 @@ impl Instance {
     /// [`Error::Pooled`] when a pooler has given our session away: no session is ours then.
     pub async fn look_around(&self, peers: &RefCell<Peers>, now: Instant) -> Result<bool> {
         let sure = peers.borrow().sure_of(now);
-        let found = self.store.bury(self.epoch, &sure, self.backends[0]).await?;
+        let found = self.store.declare_dead(self.epoch, &sure, self.backends[0]).await?;
         Ok(peers.borrow_mut().learn(&found, now))
     }
 
@@ -178,20 +178,20 @@ impl Peers {
         let before = (std::mem::take(&mut self.dead), self.is_gathering());
         let old = std::mem::take(&mut self.suspects);
         let alive = std::mem::take(&mut self.alive);
-        for Peer { epoch, round_trip, vital } in found {
-            match vital {
-                Vital::Alive => self.alive += 1,
-                Vital::Free | Vital::Crashed => {
+        for Peer { epoch, round_trip, liveness } in found {
+            match liveness {
+                Liveness::Alive => self.alive += 1,
+                Liveness::Free | Liveness::Crashed => {
                     let since = old.get(epoch).map_or(now, |suspect| suspect.since);
                     let (comes_back, crashed) =
-                        (round_trip.saturating_mul(COMES_BACK), *vital == Vital::Crashed);
+                        (round_trip.saturating_mul(COMES_BACK), *liveness == Liveness::Crashed);
                     self.suspects.insert(*epoch, Suspect { since, comes_back, crashed });
                 }
-                Vital::Buried => {
+                Liveness::DeclaredDead => {
                     tracing::warn!(epoch, "found a dead instance: its rows are taken over");
                     self.dead.push(*epoch);
                 }
-                Vital::Dead => self.dead.push(*epoch),
+                Liveness::Dead => self.dead.push(*epoch),
             }
         }
         self.dead.sort_unstable();
@@ -224,16 +224,17 @@ impl Peers {
 mod tests {
     use super::*;
 
-    fn near(epoch: i64, vital: Vital) -> Peer {
-        Peer { epoch, round_trip: Duration::ZERO, vital }
+    fn near(epoch: i64, liveness: Liveness) -> Peer {
+        Peer { epoch, round_trip: Duration::ZERO, liveness }
     }
 
     #[test]
     fn one_that_is_far_gets_longer() {
         let start = Instant::now();
         let mut peers = Peers::default();
-        let far = |epoch, round_trip| Peer { epoch, round_trip, vital: Vital::Free };
-        peers.learn(&[far(1, 2 * SURE / COMES_BACK), far(2, SURE_AFTER_LOSS), near(3, Vital::Free)], start);
+        let far = |epoch, round_trip| Peer { epoch, round_trip, liveness: Liveness::Free };
+        let found = [far(1, 2 * SURE / COMES_BACK), far(2, SURE_AFTER_LOSS), near(3, Liveness::Free)];
+        peers.learn(&found, start);
         assert_eq!(peers.sure_of(start + SURE), [3]);
         assert_eq!(peers.sure_of(start + 2 * SURE).len(), 2);
         assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS).len(), 3, "however far it says that it is");
@@ -243,15 +244,15 @@ mod tests {
     fn a_free_lock_is_looked_at_twice_before_a_burial() {
         let start = Instant::now();
         let mut peers = Peers::default();
-        peers.learn(&[near(1, Vital::Free), near(2, Vital::Alive)], start);
+        peers.learn(&[near(1, Liveness::Free), near(2, Liveness::Alive)], start);
         assert!(peers.any_suspect() && peers.alive() == 1);
         assert_eq!(peers.sure_of(start), [0; 0]);
         assert_eq!(peers.sure_of(start + SURE), [1]);
         // It came back in between.
-        peers.learn(&[near(1, Vital::Alive), near(2, Vital::Alive)], start + SURE / 2);
+        peers.learn(&[near(1, Liveness::Alive), near(2, Liveness::Alive)], start + SURE / 2);
         assert_eq!(peers.sure_of(start + SURE), [0; 0]);
         assert!(
-            peers.learn(&[near(1, Vital::Alive)], start + SURE),
+            peers.learn(&[near(1, Liveness::Alive)], start + SURE),
             "what the other gave back is to be looked for"
         );
     }
@@ -263,7 +264,7 @@ mod tests {
         let server = SystemTime::now();
         peers.connected(server, start);
         peers.connected(server, start);
-        peers.learn(&[near(1, Vital::Free)], start);
+        peers.learn(&[near(1, Liveness::Free)], start);
         assert!(!peers.is_gathering());
         assert_eq!(peers.sure_of(start + SURE), [0; 0]);
         assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS), [1]);
@@ -278,11 +279,11 @@ mod tests {
     fn after_a_crash_of_the_server_nobody_claims_before_all_are_back() {
         let start = Instant::now();
         let mut peers = Peers::default();
-        peers.learn(&[near(1, Vital::Crashed), near(2, Vital::Free)], start);
+        peers.learn(&[near(1, Liveness::Crashed), near(2, Liveness::Free)], start);
         assert!(peers.is_gathering());
         assert_eq!(peers.sure_of(start + SURE), [2]);
         assert_eq!(peers.sure_of(start + SURE_AFTER_LOSS).len(), 2);
-        assert!(peers.learn(&[near(1, Vital::Buried)], start + SURE_AFTER_LOSS));
+        assert!(peers.learn(&[near(1, Liveness::DeclaredDead)], start + SURE_AFTER_LOSS));
         assert_eq!(peers.dead(), [1]);
         assert!(!peers.is_gathering());
     }

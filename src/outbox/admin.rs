@@ -1,6 +1,5 @@
-//! What commands and metrics ask of a database: how it goes, and whether it is in order.
-//!
-//! Never used to claim or to finish.
+//! What commands and metrics ask of a database: how it goes, and whether it is in order. Never claims or finishes a
+//! row.
 
 use std::time::SystemTime;
 
@@ -11,10 +10,10 @@ use crate::model::event::Webhook;
 use crate::outbox::Store;
 use crate::outbox::claim::webhook;
 
-/// The span of the calls that `status` looks at.
+/// The span of the calls that `status` counts, as its output says.
 const STATUS_MINUTES: i32 = 5;
 
-/// Somebody who holds one of our advisory locks and should not, or for long.
+/// A session that holds one of our advisory locks and should not, or that holds the sleep lock for long.
 #[derive(Clone, Debug)]
 pub struct Holder {
     /// Names the holder and its transaction.
@@ -23,7 +22,7 @@ pub struct Holder {
     pub lock: String,
     /// Process id of its backend; none for a prepared transaction.
     pub backend: Option<i32>,
-    /// Who has logged in.
+    /// The user that has logged in.
     pub login: Option<String>,
     /// What the session does, where we may see it.
     pub state: Option<String>,
@@ -39,7 +38,7 @@ impl Store {
         Ok(self.one("asking for the status", sql, &[&since]).await?.get(0))
     }
 
-    /// How old the oldest row is that is not done, in seconds: in the queue's order, and in the slow lane.
+    /// Seconds since the oldest row that is not done was inserted: of the pending rows, and of the parked ones.
     pub async fn oldest(&self) -> Result<(f64, f64)> {
         let row = self
             .one("asking how old the queue is", include_str!("../../sql/queries/admin/oldest.sql"), &[])
@@ -47,7 +46,7 @@ impl Store {
         Ok((row.get(0), row.get(1)))
     }
 
-    /// Inserts a row for each of these calls that repeats it, all or none; returns the ids of the rows.
+    /// Inserts a row for each of these calls that repeats it, all or none. Returns the ids of the rows.
     pub async fn replay(&self, call_ids: &[i64]) -> Result<Vec<i64>> {
         let rows = self
             .rows("replaying calls", include_str!("../../sql/queries/admin/replay.sql"), &[&call_ids])
@@ -55,13 +54,13 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Inserts a test event for one webhook; returns the row's id.
+    /// Inserts a test event for one webhook. Returns the row's id.
     pub async fn send_test(&self, webhook_id: i64) -> Result<i64> {
         let sql = include_str!("../../sql/queries/admin/send_test.sql");
         Ok(self.one("sending a test event", sql, &[&webhook_id]).await?.get(0))
     }
 
-    /// Whether an outbox row is done; one that is gone was done.
+    /// Whether an outbox row is done. A row that is gone was done.
     pub async fn is_done(&self, outbox_id: i64) -> Result<bool> {
         let rows = self
             .rows("looking at the row", include_str!("../../sql/queries/admin/is_done.sql"), &[&outbox_id])
@@ -69,7 +68,7 @@ impl Store {
         Ok(rows.first().is_none_or(|row| row.get(0)))
     }
 
-    /// Enabled webhooks with ids above `after`, at most `limit`.
+    /// Enabled webhooks with ids above `after`, at most `limit`, in order of id.
     pub async fn enabled_webhooks(&self, after: i64, limit: i64) -> Result<Vec<Webhook>> {
         let sql = include_str!("../../sql/queries/admin/enabled_webhooks.sql");
         let rows = self.rows("reading webhooks", sql, &[&after, &limit]).await?;
@@ -83,7 +82,7 @@ impl Store {
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
-    /// Tables that row level security keeps from somebody who must see all of them, each with that role. See
+    /// Tables that row level security hides rows of from a role that must see all of them, each with that role. See
     /// `row_security.sql`.
     pub async fn row_security(&self) -> Result<Vec<(String, String)>> {
         let sql = include_str!("../../sql/queries/admin/row_security.sql");
@@ -91,14 +90,14 @@ impl Store {
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
-    /// Whose code would run in our sessions; none in a database that is in order. See `foreign_code.sql`.
+    /// Whose code would run in our sessions; empty in a database that is in order. See `foreign_code.sql`.
     pub async fn foreign_code(&self) -> Result<Vec<String>> {
         let sql = include_str!("../../sql/queries/admin/foreign_code.sql");
         let rows = self.rows("looking for code of others", sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Our tables whose rows cannot be updated or deleted because of a publication, each with its name. See
+    /// Our tables whose rows Postgres lets nobody update or delete because of a publication, each with its name. See
     /// `publications.sql`.
     pub async fn publications(&self) -> Result<Vec<(String, String)>> {
         let sql = include_str!("../../sql/queries/admin/publications.sql");
@@ -106,7 +105,8 @@ impl Store {
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
-    /// Who holds our advisory locks and should not, of those transactions or of all; at most 20. See `lock_holders.sql`.
+    /// Sessions that hold one of our advisory locks and should not: those of the transactions given, or all; at most
+    /// 20. See `lock_holders.sql`.
     pub async fn lock_holders(&self, transactions: Option<&[String]>) -> Result<Vec<Holder>> {
         let sql = include_str!("../../sql/queries/admin/lock_holders.sql");
         let rows = self.rows("looking who holds our locks", sql, &[&transactions]).await?;

@@ -1,6 +1,5 @@
-//! The call log, as people read it.
-//!
-//! Never reads all partitions with one statement: each one locks those of a month at most.
+//! The call log, as people read it. Never reads more than a month of it with one statement, because each partition
+//! that a statement reads is a lock.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -10,8 +9,9 @@ use tokio_postgres::Row;
 use crate::error::Result;
 use crate::outbox::Store;
 
-/// The span of the call log that one statement reads: each partition of it, and each index of those, is a lock in a table
-/// that all sessions share (64 for each of `max_connections`, unless set). A month takes 160 of 6,400.
+/// The span of the call log that one statement reads. Each of its partitions, and each index of those, is a lock in a
+/// table that all sessions share. The table has 64 locks for each of `max_connections`, unless the site sets another
+/// number. A month takes 160 of 6,400.
 const SLICE: Duration = Duration::from_secs(SLICE_DAYS * 86400);
 const SLICE_DAYS: u64 = 31;
 
@@ -33,7 +33,7 @@ pub struct Key {
     pub id: i64,
     /// First byte of work.
     pub start_time: SystemTime,
-    /// Bytes that its texts have.
+    /// How many bytes its texts have.
     pub bytes: usize,
 }
 
@@ -97,7 +97,7 @@ impl Logged {
 }
 
 impl Store {
-    /// What time it is by the database's clock, and the highest id of a call that has been drawn.
+    /// The time by the database's clock, and the highest id that the call log has drawn.
     pub async fn clock(&self) -> Result<(SystemTime, i64)> {
         let row = self
             .one("asking for the time", include_str!("../../sql/queries/call_log/clock.sql"), &[])
@@ -105,7 +105,7 @@ impl Store {
         Ok((row.get(0), row.get(1)))
     }
 
-    /// Which calls there are, newest first, at most `limit`. A statement for each month before `now`.
+    /// Which calls there are, the newest first, at most `limit`. Runs a statement for each month before `now`.
     pub async fn calls(&self, wanted: &Wanted, now: SystemTime, limit: i64) -> Result<Vec<Key>> {
         let sql = include_str!("../../sql/queries/call_log/calls.sql");
         let Wanted { webhook_id, failed, since } = wanted;
@@ -123,8 +123,8 @@ impl Store {
         }
     }
 
-    /// Which calls there are with ids above `after` that are not among the `known` and started within a month before
-    /// `now`, in order of id, at most `limit`.
+    /// Which calls there are with ids above `after` that are not among the `known`. Only calls that started within a
+    /// month before `now` count. Returns at most `limit`, in order of id.
     pub async fn calls_after(
         &self,
         wanted: &Wanted,
@@ -141,8 +141,9 @@ impl Store {
         Ok(rows.iter().map(Key::of).collect())
     }
 
-    /// These calls, in this order, but for those that were dropped meanwhile; with all their columns as JSON when `json`.
-    /// Keep their bytes few: all are in memory, some times over. A statement for those of each month.
+    /// These calls, in this order, except those that were dropped meanwhile; with all their columns as JSON when
+    /// `json`. The caller keeps their bytes few, because all of them are in memory, some of them more than once. Runs
+    /// a statement for the calls of each month.
     pub async fn whole_calls(&self, keys: &[Key], json: bool) -> Result<Vec<Logged>> {
         let sql = include_str!("../../sql/queries/call_log/whole_calls.sql");
         let mut calls: Vec<Logged> = Vec::with_capacity(keys.len());
@@ -163,15 +164,15 @@ impl Store {
         Ok(calls)
     }
 
-    /// The calls of an outbox row that were started since then, with all their columns.
+    /// The calls of an outbox row that started at `since` or later, with all their columns.
     pub async fn calls_of_row(&self, outbox_id: i64, since: SystemTime) -> Result<Vec<Logged>> {
         let sql = include_str!("../../sql/queries/call_log/calls_of_row.sql");
         let rows = self.rows("reading calls", sql, &[&outbox_id, &since]).await?;
         Ok(rows.iter().map(Logged::of).collect())
     }
 
-    /// The ids of a webhook's calls that started before `until`, oldest first, at most `limit`. A statement for each
-    /// month up to `now`.
+    /// The ids of a webhook's calls that started before `until`, the oldest first, at most `limit`. Runs a statement
+    /// for each month up to `now`.
     pub async fn call_ids(
         &self,
         wanted: &Wanted,

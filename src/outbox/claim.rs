@@ -1,6 +1,5 @@
-//! Rows in hand: claiming them, giving them back, taking them over.
-//!
-//! Never decides which rows to claim nor when.
+//! Rows in hand: claims them, gives them back, takes them over. Never decides which rows to claim, nor when: the
+//! caller names the cursor, the projects to park and the dead.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,8 +13,8 @@ use crate::model::row::Claimed;
 use crate::model::snapshot::Snapshot;
 use crate::outbox::Store;
 
-/// What is delivered and logged of each text of an event. `claim.sql` fetches one character more, and `relay.cut_text`
-/// cuts what is logged of the others.
+/// What is delivered and logged of each text of an event, as documented for users. `claim.sql` fetches one character
+/// more, so that a longer text is seen, and `relay.cut_text` cuts at the same length what is logged.
 const EVENT_TEXT_BYTES_MAX: usize = 8192;
 
 /// What a claim returned.
@@ -23,13 +22,14 @@ const EVENT_TEXT_BYTES_MAX: usize = 8192;
 pub struct Claim {
     /// In order of id.
     pub rows: Vec<Claimed>,
-    /// There may be more: the texts of these were as much as one claim takes.
+    /// There may be more: the texts of these rows were as much as one claim takes.
     pub more: bool,
 }
 
 impl Store {
-    /// Claims up to `limit` rows with ids above `cursor`, in order of id, with at most so many bytes of text unless it is a
-    /// single one; rows of the projects in `park` are parked instead. See `claim.sql`.
+    /// Claims up to `limit` rows with ids above `cursor`, in order of id. The texts of the rows have at most
+    /// `text_bytes_max` bytes, but for one row that alone has more. Rows of the projects in `park` are parked
+    /// instead, and rows of the `dead` epochs are taken over. See `claim.sql`.
     pub async fn claim(
         &self,
         cursor: i64,
@@ -47,43 +47,44 @@ impl Store {
         Ok(gather(&rows, epoch, text_bytes_max))
     }
 
-    /// Claims the oldest parked rows of each project, at most as many as its room, and with at most so many bytes of text
-    /// unless it is a single one. See `claim_parked.sql`.
+    /// Claims the oldest parked rows of each project, at most as many as the project's number in `capacities`. The
+    /// bound of the texts is that of [`Store::claim`]. See `claim_parked.sql`.
     pub async fn claim_parked(
         &self,
         projects: &[i64],
-        rooms: &[i64],
+        capacities: &[i64],
         dead: &[i64],
         epoch: i64,
         text_bytes_max: i64,
     ) -> Result<Claim> {
         let sql = include_str!("../../sql/queries/claim/claim_parked.sql");
         let rows = self
-            .rows("claiming parked rows", sql, &[&projects, &rooms, &dead, &epoch, &text_bytes_max])
+            .rows("claiming parked rows", sql, &[&projects, &capacities, &dead, &epoch, &text_bytes_max])
             .await?;
         Ok(gather(&rows, epoch, text_bytes_max))
     }
 
-    /// Projects that have parked rows, at most `limit`.
+    /// Projects that have parked rows, at most `limit`, in order.
     pub async fn parked_projects(&self, limit: i64) -> Result<Vec<i64>> {
         let sql = include_str!("../../sql/queries/claim/parked_projects.sql");
         let rows = self.rows("looking for parked rows", sql, &[&limit]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Gives claimed rows back that were not started, `repeated` ones of which a dead instance had in hand before, and
-    /// wakes a sleeping peer; `park` puts them into the slow lane. Returns how many were still ours.
+    /// Gives back claimed rows whose calls have not begun, and wakes a sleeping peer. A dead instance had the
+    /// `repeated` ones in hand before; with `park` the rows are parked. Returns how many were still ours.
     pub async fn give_back(&self, epoch: i64, ids: &[i64], repeated: &[i64], park: bool) -> Result<i64> {
         let sql = include_str!("../../sql/queries/claim/give_back.sql");
         Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated, &park]).await?.get(0))
     }
 
-    /// Takes rows that we had in hand under `older` epochs, each with who had it before us, over to `new`; returns the
-    /// ids of those that are still ours.
-    pub async fn adopt(&self, held: &[(i64, Option<i64>)], older: &[i64], new: i64) -> Result<Vec<i64>> {
+    /// Takes rows in hand over from our `older` epochs to `new`. `claims` are their ids, each with its previous owner
+    /// before our claim. Returns the ids of the rows that are still ours.
+    pub async fn adopt(&self, claims: &[(i64, Option<i64>)], older: &[i64], new: i64) -> Result<Vec<i64>> {
         let sql = include_str!("../../sql/queries/claim/adopt.sql");
-        let (ids, previous): (Vec<i64>, Vec<Option<i64>>) = held.iter().copied().unzip();
-        let rows = self.rows("taking over our own rows", sql, &[&ids, &previous, &older, &new]).await?;
+        let (ids, previous_owners): (Vec<i64>, Vec<Option<i64>>) = claims.iter().copied().unzip();
+        let rows =
+            self.rows("taking over our own rows", sql, &[&ids, &previous_owners, &older, &new]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
@@ -95,15 +96,16 @@ impl Store {
     }
 }
 
-/// What a claim returns becomes one value for each outbox row; rows of a project share its webhooks. Columns are taken by
-/// position, as claim.sql and claim_parked.sql have them: to look for them by name takes longer than to read them.
+/// Makes one value of each outbox row that a claim returned. Rows of a project share its webhooks. Takes columns by
+/// position, as `claim.sql` and `claim_parked.sql` have them, because finding them by name takes longer than reading
+/// them.
 fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
-    let mut previous: HashMap<i64, i64> = HashMap::new();
+    let mut previous_owners: HashMap<i64, i64> = HashMap::new();
     let mut webhooks: HashMap<(i64, &str), Vec<Arc<Webhook>>> = HashMap::new();
     for row in rows {
         match row.get(0) {
-            "before" => _ = previous.insert(row.get(1), row.get(20)),
-            // A view over foreign tables may have nulls: a webhook without an id is none.
+            "before" => _ = previous_owners.insert(row.get(1), row.get(20)),
+            // A view over other tables may have nulls: a webhook without an id is no webhook.
             "webhook" => {
                 if let Some(id) = row.get::<_, Option<i64>>(1) {
                     let event = (row.get(4), row.get(3));
@@ -139,7 +141,7 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
             id,
             epoch,
             parked,
-            previous: previous.get(&id).copied(),
+            previous: previous_owners.get(&id).copied(),
             event,
             cut: is_longer || row.get(19),
             webhooks: if parked { none.clone() } else { of(row) },
@@ -169,11 +171,11 @@ fn event(row: &Row) -> Event {
     }
 }
 
-/// Its URL is in that column, its secret in the next.
+/// A webhook from a row with its URL in the column `url` and its secret in the next.
 pub(super) fn webhook(id: i64, row: &Row, url: usize) -> Webhook {
     Webhook {
         id,
-        // A view over foreign tables may have nulls here; an empty URL becomes a logged bad_url.
+        // A view over other tables may have nulls here; an empty URL becomes a logged bad_url.
         url: row.get::<_, Option<String>>(url).unwrap_or_default(),
         signing_secret: row.get::<_, Option<String>>(url + 1).map(Secret),
     }

@@ -1,6 +1,5 @@
-//! The finish: rows are marked done and their call logs written, in one transaction.
-//!
-//! Never decides what to do about a record that Postgres refuses.
+//! The finish: marks rows done and writes their call logs, in one transaction. Never decides what to do about a
+//! record that Postgres refuses.
 
 use std::ops::Range;
 use std::time::SystemTime;
@@ -12,16 +11,20 @@ use crate::model::call::Call;
 use crate::model::row::Finished;
 use crate::outbox::Store;
 
-/// Most bytes of records in one statement, but for a single record that has more: they are in memory up to three times
-/// while they are sent.
+/// Most bytes of records in one statement, unless a single record has more. While the session sends records, they are
+/// in memory up to three times.
 pub const STATEMENT_BYTES_MAX: usize = 1024 * 1024;
 
 impl Store {
-    /// Marks rows done and writes their call logs, all or nothing. Returns the ids that were still ours; the others
-    /// were finished or taken over by somebody else, and nothing was written for them. One statement, see `finish.sql`;
-    /// where the records have more than [`STATEMENT_BYTES_MAX`], one transaction of several.
+    /// Marks rows done and writes their call logs, all or nothing. Returns the ids that were still ours. Somebody
+    /// else has finished or taken over the other rows, and nothing is written for them.
     ///
-    /// Fails with [`Error::is_data`] when one of the records cannot be stored.
+    /// This is one statement (`finish.sql`), or one transaction of several when the records have more than
+    /// [`STATEMENT_BYTES_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_data`] holds when Postgres cannot store one of the records.
     pub async fn finish(&self, epoch: i64, rows: &[Finished]) -> Result<Vec<i64>> {
         let calls: Vec<(&Finished, &Call)> =
             rows.iter().flat_map(|row| row.calls.iter().map(move |call| (row, call))).collect();
@@ -70,14 +73,14 @@ impl Store {
         Ok(done.iter().map(|row| row.get(0)).collect())
     }
 
-    /// BEGIN, COMMIT or ROLLBACK.
+    /// Runs BEGIN, COMMIT or ROLLBACK.
     async fn command(&self, sql: &str) -> Result<()> {
         let _waiting = self.wait();
         self.session.batch_execute(sql).await.map_err(Error::postgres("recording calls"))
     }
 }
 
-/// Where to cut a list of records, so that each piece has at most [`STATEMENT_BYTES_MAX`], or is a single record.
+/// Where to cut a list of records. Each piece has at most [`STATEMENT_BYTES_MAX`], or is a single record.
 fn pieces(sizes: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
     let mut pieces: Vec<Range<usize>> = Vec::new();
     let mut bytes = 0;

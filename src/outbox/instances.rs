@@ -1,6 +1,5 @@
-//! The instances: their liveness locks, their registration, and who is dead.
-//!
-//! Never decides who is dead: the caller says of whom it is sure.
+//! The instances: takes their liveness locks, registers them, and writes down which are dead. Never decides which are
+//! dead: the caller names their epochs.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +8,8 @@ use tokio_postgres::Row;
 use crate::error::{Error, Result};
 use crate::outbox::Store;
 
-/// How often a session draws a key anew whose lock somebody has. Random ones are not taken twice in a row by chance.
+/// How often a session draws another key when somebody has the lock of the first. Chance never takes so many random
+/// keys in a row.
 const KEYS_MAX: u32 = 8;
 
 /// The advisory lock that a session holds as its sign of life.
@@ -26,30 +26,31 @@ pub struct Lock {
 pub struct Peer {
     /// Its epoch.
     pub epoch: i64,
-    /// How far it is from Postgres.
+    /// Its round trip to Postgres.
     pub round_trip: Duration,
     /// Whether it lives.
-    pub vital: Vital,
+    pub liveness: Liveness,
 }
 
-/// What the liveness lock of a listed instance says.
+/// What the liveness locks of a listed instance say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Vital {
-    /// Its lock is held.
+pub enum Liveness {
+    /// A session holds one of its locks.
     Alive,
-    /// Its lock is free.
+    /// No session holds one of its locks.
     Free,
-    /// Its lock is free, and the server has crashed since it registered: claims of its may be lost.
+    /// No session holds one of its locks, and the server has crashed since it registered: some of its claims may be
+    /// lost.
     Crashed,
-    /// Its lock was free, and it was marked dead just now.
-    Buried,
-    /// It was marked dead before.
+    /// Its locks were free, and this statement has marked it dead.
+    DeclaredDead,
+    /// An earlier statement has marked it dead.
     Dead,
 }
 
 impl Store {
-    /// The advisory lock that is this session's sign of life; draws one when it is asked for the first time. The session
-    /// holds it for as long as it lives.
+    /// The advisory lock that is this session's sign of life. The first call draws one, and the session holds it for
+    /// as long as it lives.
     pub async fn hold_lock(&self) -> Result<Lock> {
         match self.lock.get() {
             Some(lock) => Ok(lock),
@@ -57,7 +58,11 @@ impl Store {
         }
     }
 
-    /// The same, and always a new one.
+    /// Draws a new advisory lock as this session's sign of life. The session keeps the old one, too.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`] when other sessions hold all the random locks that were tried.
     pub async fn draw_lock(&self) -> Result<Lock> {
         let sql = include_str!("../../sql/queries/instances/draw_lock.sql");
         for _ in 0..KEYS_MAX {
@@ -70,8 +75,8 @@ impl Store {
         Err(Error::Failed(format!("taking a liveness lock: {KEYS_MAX} random ones are held by somebody")))
     }
 
-    /// Lists the instance whose sessions hold the locks of these keys, with how far it is from Postgres. Tells when the
-    /// server was started; none when the first key, its epoch, was used before.
+    /// Lists the instance whose sessions hold the locks of these keys, with its round trip to Postgres. Returns when
+    /// the server was started. Returns none when the first key, which is its epoch, was used before.
     pub async fn register(
         &self,
         keys: &[i64; 3],
@@ -94,31 +99,34 @@ impl Store {
         Ok(())
     }
 
-    /// Looks at the liveness locks of the listed instances but ours, and marks those in `sure` dead whose lock is
-    /// free. Returns each that is alive, suspect, buried, or dead and not known to have no rows left.
+    /// Reads the liveness locks of the listed instances but ours, and marks those in `epochs` dead whose locks are
+    /// free. Returns each instance, except the dead ones that are known to have no rows left.
     ///
     /// # Errors
     ///
-    /// [`Error::Pooled`] when the statement does not run on that backend, which was this session's.
-    pub async fn bury(&self, epoch: i64, sure: &[i64], backend: i32) -> Result<Vec<Peer>> {
+    /// [`Error::Pooled`] when another backend than `backend`, which was this session's, runs the statement.
+    pub async fn declare_dead(&self, epoch: i64, epochs: &[i64], backend: i32) -> Result<Vec<Peer>> {
         let doing = "looking for dead instances";
-        let sql = include_str!("../../sql/queries/instances/bury.sql");
-        let rows = self.rows(doing, sql, &[&epoch, &sure, &backend]).await?;
+        let sql = include_str!("../../sql/queries/instances/declare_dead.sql");
+        let rows = self.rows(doing, sql, &[&epoch, &epochs, &backend]).await?;
         if rows.iter().any(|row| row.get::<_, &str>("state") == "elsewhere") {
             return Err(Error::Pooled { doing: doing.into() });
         }
-        let vital = |row: &Row| match row.get("state") {
-            "buried" => Vital::Buried,
-            "dead" => Vital::Dead,
-            "free" => Vital::Free,
-            "crashed" => Vital::Crashed,
-            _ => Vital::Alive,
+        let liveness = |row: &Row| match row.get("state") {
+            "declared" => Liveness::DeclaredDead,
+            "dead" => Liveness::Dead,
+            "free" => Liveness::Free,
+            "crashed" => Liveness::Crashed,
+            _ => Liveness::Alive,
         };
         let round_trip = |row: &Row| {
             Duration::try_from_secs_f32(row.get::<_, f32>("round_trip_ms") / 1000.0).unwrap_or_default()
         };
-        let peer =
-            |row: &Row| Peer { epoch: row.get("epoch"), round_trip: round_trip(row), vital: vital(row) };
+        let peer = |row: &Row| Peer {
+            epoch: row.get("epoch"),
+            round_trip: round_trip(row),
+            liveness: liveness(row),
+        };
         Ok(rows.iter().map(peer).collect())
     }
 
@@ -129,21 +137,22 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Ends the sessions that hold the locks of these epochs, but those that hold a lock of the `keys`; with `cut_off` only
-    /// those that are within a statement or a transaction and wait for their client. How many. See `end_sessions.sql`.
+    /// Ends the sessions that hold the locks of these epochs, except those that hold a lock of the `keys`. With
+    /// `cut_off` it ends only sessions that are within a statement or a transaction and wait for their client.
+    /// Returns how many it ended. See `end_sessions.sql`.
     pub async fn end_sessions(&self, epochs: &[i64], keys: &[i64], cut_off: bool) -> Result<i64> {
         let sql = include_str!("../../sql/queries/instances/end_sessions.sql");
         Ok(self.one("ending sessions that were left", sql, &[&epochs, &keys, &cut_off]).await?.get(0))
     }
 
-    /// Notes which dead instances have no rows left; returns their epochs.
+    /// Notes which dead instances have no rows left. Returns their epochs.
     pub async fn clear_dead(&self) -> Result<Vec<i64>> {
         let sql = include_str!("../../sql/queries/instances/clear_dead.sql");
         let rows = self.rows("clearing dead instances", sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Marks an instance dead; `cleared` when no row is claimed by it any more.
+    /// Marks these epochs dead; `cleared` when no row is claimed by them any more.
     pub async fn retire(&self, epochs: &[i64], cleared: bool) -> Result<()> {
         self.rows(
             "retiring the instance",

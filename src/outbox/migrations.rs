@@ -1,4 +1,5 @@
-//! The schema's versions: the numbered files under `sql/migrations`, and whether a database has them.
+//! The schema's versions: the numbered files under `sql/migrations`, and whether a database has them. Never applies
+//! one: the command `migrate` does.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -20,7 +21,7 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
-/// All of them, in order. They are never changed once released; what comes later gets a new number.
+/// All of them, in order. A released one never changes; what comes later gets a new number.
 pub const MIGRATIONS: &[Migration] = &[
     migration(1, "outbox", include_str!("../../sql/migrations/0001_outbox.sql")),
     migration(2, "webhooks", include_str!("../../sql/migrations/0002_webhooks.sql")),
@@ -39,10 +40,10 @@ const fn migration(version: i32, name: &'static str, sql: &'static str) -> Migra
     Migration { version, name, sql }
 }
 
-/// Run before the migrations, each time: where they are written down.
+/// Makes the table in which migrations are written down. Run before the migrations, each time.
 pub const BOOKKEEPING: &str = include_str!("../../sql/bookkeeping.sql");
 
-/// Run after the migrations, each time: group roles and their privileges.
+/// Makes the group roles and grants their privileges. Run after the migrations, each time.
 pub const ROLES: &str = include_str!("../../sql/roles.sql");
 
 impl Migration {
@@ -60,7 +61,7 @@ impl Migration {
 pub enum State {
     /// Exactly this program's.
     Current,
-    /// These migrations are not applied yet; all of them when there is no schema.
+    /// The database lacks these migrations; all of them when there is no schema.
     Behind(Vec<i32>),
     /// It has a version that this program does not know.
     Newer(i32),
@@ -139,14 +140,14 @@ impl Store {
         Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
     }
 
-    /// Writes down a migration; to be called in its transaction.
+    /// Writes down a migration. The caller runs it in the migration's transaction.
     pub async fn record_migration(&self, version: i32, name: &str, checksum: &str) -> Result<()> {
         let sql = include_str!("../../sql/queries/migrations/record.sql");
         self.rows("recording the migration", sql, &[&version, &name, &checksum]).await?;
         Ok(())
     }
 
-    /// Takes the lock of `migrate` for this session. Whether it was free.
+    /// Takes the lock of `migrate` for this session. Returns whether no other migrate has it.
     pub async fn try_migrate(&self) -> Result<bool> {
         let sql = include_str!("../../sql/queries/migrations/try_lock.sql");
         Ok(self.one("taking the lock of migrate", sql, &[]).await?.get(0))
@@ -157,8 +158,8 @@ impl Store {
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for a server that is too old, or an encoding other than UTF8: texts of other encodings may not
-/// be convertible, and one such row would hold up all others.
+/// [`Error::Config`] for a server that is too old, or an encoding other than UTF8. Postgres may be unable to convert
+/// a text of another encoding, and one such row would hold up all others.
 pub fn check_server(server: &Server) -> Result<()> {
     if i64::from(server.version) < i64::from(OLDEST_SERVER) * 10_000 {
         return Err(Error::Config(format!(
@@ -201,7 +202,7 @@ pub async fn require_visible(store: &Store) -> Result<()> {
     }
 }
 
-/// Succeeds when nobody else's code runs in our sessions.
+/// Succeeds when no code of others runs in our sessions.
 ///
 /// # Errors
 ///

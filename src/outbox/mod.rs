@@ -1,7 +1,8 @@
-//! The queries: one typed function for each file under `sql/queries`, and the planner settings of each session.
+//! The schema `relay`: one typed function for each file under `sql/queries`, in a file for each folder there. Never
+//! knows HTTP, threads or policy: the callers decide what to claim, when to finish and what a failure means.
 //!
-//! Knows no HTTP and no policy: what to claim, when to finish and what a failure means is decided by the callers.
-//! Every function is one round trip and, unless it says otherwise, one transaction of its own.
+//! [`Store`] is a session with its prepared statements. Each of its functions is one round trip and, unless it says
+//! otherwise, one transaction of its own. The first use of a statement prepares it, which is one round trip more.
 
 pub mod lock_class;
 pub mod migrations;
@@ -24,7 +25,7 @@ pub use admin::Holder;
 pub use call_log::{Key, Logged, Wanted};
 pub use claim::Claim;
 pub use finish::STATEMENT_BYTES_MAX;
-pub use instances::{Lock, Peer, Vital};
+pub use instances::{Liveness, Lock, Peer};
 pub use migrations::Server;
 pub use retention::Turn;
 pub use role::Role;
@@ -38,17 +39,17 @@ use crate::postgres::{Session, Settings};
 /// A session with its prepared statements.
 pub struct Store {
     session: Session,
-    // Written and read by this session's one task only.
+    // Only this session's one task writes and reads it.
     prepared: RefCell<HashMap<&'static str, Statement>>,
-    // When the statement was sent whose answer has not come yet. Of two at a time, the later one.
+    // When the session sent the statement whose answer it waits for. Of two at a time, the later one.
     waiting_since: Cell<Option<Instant>>,
-    // The shortest time in which an answer came: what the network takes, on a machine that is busy, too.
+    // The shortest time in which an answer came. On a busy machine, too, that is what the network takes.
     round_trip: Cell<Duration>,
-    // Its sign of life, when it has been asked for one.
+    // Its sign of life, once a caller has asked for one.
     lock: Cell<Option<Lock>>,
 }
 
-/// Ends the waiting for an answer, whether it came or nobody wants it any more.
+/// Ends the wait for an answer when it is dropped: the answer came, or the caller dropped the call.
 struct Waiting<'a>(&'a Cell<Option<Instant>>);
 
 impl Drop for Waiting<'_> {
@@ -67,6 +68,10 @@ impl Deref for Store {
 
 impl Store {
     /// Connects a session and sets it up for its role.
+    ///
+    /// # Errors
+    ///
+    /// What [`Settings::connect`] returns.
     pub async fn connect(settings: &Settings, role: Role) -> Result<Store> {
         let session = settings.connect(role.name(), role.settings()).await?;
         Ok(Store {
@@ -78,7 +83,7 @@ impl Store {
         })
     }
 
-    /// When the statement was sent whose answer has not come yet, if there is one.
+    /// When the session sent the statement whose answer it waits for; none while it waits for no answer.
     pub fn waiting_since(&self) -> Option<Instant> {
         self.waiting_since.get()
     }
@@ -88,7 +93,7 @@ impl Store {
         Waiting(&self.waiting_since)
     }
 
-    /// Waits for an answer: one round trip.
+    /// Waits for an answer, and notes the round trip.
     async fn answer<T, E>(
         &self,
         answer: impl Future<Output = std::result::Result<T, E>>,

@@ -1,6 +1,5 @@
-//! The retention's statements: partitions of the call log, done rows, and the notes of when it ran.
-//!
-//! Never decides how long anything is kept.
+//! The retention: makes and drops partitions of the call log, deletes done rows, and notes when it ran. Never decides
+//! how long anything is kept.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,27 +9,27 @@ use crate::outbox::Store;
 /// What a run of the retention may do.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
-    /// Postgres' clock when the run began: what is old is so by this time.
+    /// Postgres' clock when the run began. What is old is old by this time.
     pub now: SystemTime,
-    /// No run is due yet; one is after this time.
+    /// No run is due yet; the next one is due after this time.
     pub wait: Option<Duration>,
-    /// The clock has jumped by so many seconds, or nobody ran for so long.
+    /// The clock has jumped by so many seconds, or no instance ran for so long.
     pub off_s: Option<f64>,
-    /// The clock has been steady for long enough to throw away what is old by it.
+    /// The clock has been steady for long enough, so that what is old by it may be thrown away.
     pub steady: bool,
     /// The last partition was dropped long enough ago.
     pub may_drop: bool,
 }
 
 impl Store {
-    /// Takes the lock of the retention for this session. Whether it was free.
+    /// Takes the lock of the retention for this session. Returns whether no other daemon has it.
     pub async fn try_retention(&self) -> Result<bool> {
         let sql = include_str!("../../sql/queries/retention/try_lock.sql");
         Ok(self.one("taking the lock of the retention", sql, &[]).await?.get(0))
     }
 
-    /// Begins a run of the retention if one is due. `noted` is what [`Turn::now`] was in our last run, and how long that
-    /// is ago by our own clock. See `begin_retention.sql`.
+    /// Begins a run of the retention if one is due. `noted` is [`Turn::now`] of our last run, and the time since then
+    /// by our own clock. See `retention/begin.sql`.
     pub async fn begin_retention(
         &self,
         noted: Option<(SystemTime, Duration)>,
@@ -69,40 +68,40 @@ impl Store {
         Ok(rows.first().map_or(f64::NAN, |row| row.get(0)))
     }
 
-    /// Makes the partition of the call log for the day so many days ahead, if it is missing; whether it did.
+    /// Makes the partition of the call log for the day so many days ahead, if it is missing. Returns whether it did.
     pub async fn make_partition(&self, days_ahead: i32) -> Result<bool> {
         let sql = include_str!("../../sql/queries/retention/make_partition.sql");
         Ok(self.one("making a partition of the call log", sql, &[&days_ahead]).await?.get(0))
     }
 
-    /// Names of daily partitions of the call log that end before that time.
+    /// Names of the daily partitions of the call log that end before that time.
     pub async fn expired_partitions(&self, before: SystemTime) -> Result<Vec<String>> {
         let sql = include_str!("../../sql/queries/retention/expired_partitions.sql");
         let rows = self.rows("looking for old partitions", sql, &[&before]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Drops a daily partition of the call log if it ends before that time, and notes it; whether it did.
+    /// Drops a daily partition of the call log if it ends before that time, and notes it. Returns whether it did.
     pub async fn drop_partition(&self, name: &str, before: SystemTime) -> Result<bool> {
         let sql = include_str!("../../sql/queries/retention/drop_partition.sql");
         Ok(self.one("dropping a partition of the call log", sql, &[&name, &before]).await?.get(0))
     }
 
-    /// Deletes calls without a daily partition that started before that time, at most so many; how many.
+    /// Deletes calls without a daily partition that started before that time, at most `most`. Returns how many.
     pub async fn delete_strays(&self, before: SystemTime, most: i32) -> Result<i64> {
         let sql = include_str!("../../sql/queries/retention/delete_strays.sql");
         Ok(self.one("deleting stray calls", sql, &[&before, &most]).await?.get(0))
     }
 
-    /// The lowest id in the outbox, when it has rows.
+    /// The lowest id in the outbox; none when it is empty.
     pub async fn lowest_id(&self) -> Result<Option<i64>> {
         let sql = include_str!("../../sql/queries/retention/lowest_id.sql");
         let rows = self.rows("looking at the outbox", sql, &[]).await?;
         Ok(rows.first().map(|row| row.get(0)))
     }
 
-    /// Deletes outbox rows that were done before that time, with ids from `first` to below `beyond`. Returns how many,
-    /// and the next id to look at, if there is any worth it.
+    /// Deletes outbox rows that were done before `before`, with ids from `first` to below `beyond`. `now` is when the
+    /// run began. Returns how many, and the next id to look at; none when no later row can be old enough.
     pub async fn delete_done(
         &self,
         first: i64,

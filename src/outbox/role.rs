@@ -1,22 +1,21 @@
-//! What each session is for, and how Postgres plans its statements.
-//!
-//! Knows no query: the settings hold for all statements of a session.
+//! The role of a session: its name, and how Postgres plans its statements. Never knows a query: the settings hold for
+//! all statements of the session.
 
-/// What a session is for: its name in `pg_stat_activity` and how its statements are planned.
+/// What a session is for: its name in `pg_stat_activity`, and how Postgres plans its statements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Claims and gives back; holds the sleep lock. Its commits need not reach the disk: a server crash ends the
-    /// session, and with it the claims.
+    /// Claims and gives back; holds the sleep lock. Its commits need not reach the disk: a crash of the server ends
+    /// the session, and with it the claims.
     Claim,
-    /// Finishes: what it committed is on disk.
+    /// Finishes. What it has committed is on disk.
     Finish,
-    /// LISTEN and the liveness lock. Never in a transaction.
+    /// Listens; the key of its liveness lock is the epoch. Never leaves a transaction open.
     Listen,
-    /// Retention.
+    /// Makes partitions and throws old rows away.
     Retention,
-    /// Asks how old the queue is, for the metrics.
+    /// Asks for the age of the queue, for the metrics.
     Metrics,
-    /// A command for people.
+    /// Serves a command for people.
     Command,
 }
 
@@ -32,10 +31,10 @@ impl Role {
         }
     }
 
-    /// The tables of a queue are empty in one moment and full in the next, so statistics mislead: each session is
-    /// told the one shape that its statements have. Claims go from few rows to an index; a finish joins two lists of
-    /// the same length, which a nested loop would do in their product. Generic plans: planning would cost more than
-    /// running.
+    /// What the session sets. The tables of a queue are empty in one moment and full in the next, so statistics
+    /// mislead. Each role tells the planner the one shape that its statements have. A claim goes from few rows to an
+    /// index. A finish joins two lists of the same length; a nested loop would take the product of both. Plans are
+    /// generic, because planning would cost more than running.
     pub(super) fn settings(self) -> &'static str {
         match self {
             Role::Claim => {
@@ -47,12 +46,13 @@ impl Role {
                 "SET synchronous_commit = on; SET plan_cache_mode = force_generic_plan; \
                  SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_nestloop = off"
             }
-            // A few locks that others never hold for long; what waits longer is tried again later.
+            // The retention needs a few locks that others rarely hold for long. When one takes longer, it tries again
+            // later.
             Role::Retention => {
                 "SET lock_timeout = '200ms'; SET enable_seqscan = off; SET enable_bitmapscan = off"
             }
-            // Values differ much in what they select, and planning is nothing beside a person's patience. A person, and a
-            // migration, waits for locks no longer than the site wants.
+            // What the values select differs much, and a person does not notice the time of planning. A command,
+            // `migrate` included, waits for locks no longer than the site wants.
             Role::Command => "RESET lock_timeout; SET plan_cache_mode = force_custom_plan",
             Role::Metrics => {
                 "SET statement_timeout = '5s'; SET enable_seqscan = off; SET enable_bitmapscan = off"

@@ -1,6 +1,5 @@
-//! The sleep lock: taking it, releasing it, and waking the instances that sleep.
-//!
-//! Never waits for the lock, and never decides when to sleep.
+//! The sleep lock: takes it, releases it, and wakes the instances that sleep. Never waits for the lock, and never
+//! decides when to sleep.
 
 use crate::error::Result;
 use crate::outbox::Store;
@@ -8,18 +7,18 @@ use crate::outbox::Store;
 /// What came of trying the sleep lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sleep {
-    /// We hold it: whoever inserts notifies us.
+    /// We hold it: each insert notifies us.
     Taken,
-    /// Somebody who inserts holds it shared, and does not notify.
+    /// An inserting transaction holds it shared, and does not notify.
     Inserting,
-    /// A sleeping instance holds it: whoever inserts notifies us, and the instance says when it wakes.
+    /// A sleeping instance holds it: each insert notifies us, and the instance says when it wakes.
     Peer,
-    /// Somebody else holds it, who says nothing.
+    /// A stranger holds it, who says nothing.
     Other,
 }
 
 impl Store {
-    /// Takes the sleep lock for this session, if nobody has it.
+    /// Takes the sleep lock for this session, if no session has it.
     pub async fn try_sleep(&self) -> Result<Sleep> {
         let sql = include_str!("../../sql/queries/sleep_lock/try_sleep.sql");
         Ok(match self.one("taking the sleep lock", sql, &[]).await?.get(0) {
@@ -30,7 +29,7 @@ impl Store {
         })
     }
 
-    /// Frees the sleep lock.
+    /// Releases the sleep lock.
     pub async fn wake_up(&self) -> Result<()> {
         self.one("freeing the sleep lock", include_str!("../../sql/queries/sleep_lock/wake_up.sql"), &[])
             .await?;

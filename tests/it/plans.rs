@@ -39,7 +39,7 @@ const REST: i64 = 400;
 /// Queries that read none of our tables, or only those that stay small.
 const SMALL: &[&str] = &[
     "postgres/backend",
-    "instances/bury",
+    "instances/declare_dead",
     "instances/end_sessions",
     "instances/draw_lock",
     "admin/foreign_code",
@@ -229,23 +229,43 @@ impl Sessions {
     }
 }
 
-#[test]
-fn every_query_is_looked_at() {
+/// The files under `sql/queries`, as `room/verb`.
+fn query_files() -> BTreeSet<String> {
     let names = |folder: &str| -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     };
-    let rooms = names("sql/queries");
-    let files = rooms.iter().flat_map(|room| {
-        names(&format!("sql/queries/{room}"))
-            .into_iter()
-            .map(move |file| format!("{room}/{}", file.strip_suffix(".sql").unwrap()))
-    });
-    let files: BTreeSet<String> = files.collect();
+    let verbs = |room: String| {
+        let files = names(&format!("sql/queries/{room}"));
+        files.into_iter().map(move |file| format!("{room}/{}", file.strip_suffix(".sql").unwrap()))
+    };
+    names("sql/queries").into_iter().flat_map(verbs).collect()
+}
+
+#[test]
+fn every_query_is_looked_at() {
     let small = SMALL.iter().map(|name| name.to_string());
     let known: BTreeSet<String> =
         queries(&[]).iter().map(|query| query.file.to_owned()).chain(small).collect();
-    assert_eq!(files, known);
+    assert_eq!(query_files(), known);
+}
+
+#[test]
+fn a_query_has_a_head_and_is_run_by_the_file_that_its_folder_names() {
+    for query in query_files() {
+        let room = query.split('/').next().unwrap();
+        let source = match room {
+            "postgres" => "src/postgres/backend.rs".to_owned(),
+            room => format!("src/outbox/{room}.rs"),
+        };
+        let include = format!("include_str!(\"../../sql/queries/{query}.sql\")");
+        assert!(fs::read_to_string(&source).unwrap().contains(&include), "{source}: {query}");
+        let sql = fs::read_to_string(format!("sql/queries/{query}.sql")).unwrap();
+        let mut head = sql.lines().take_while(|line| line.starts_with("--"));
+        for part in ["-- Locks:", "-- Index:", "-- Parameters:", "-- Returns:"] {
+            assert!(head.any(|line| line.starts_with(part)), "{query}: {part}");
+        }
+    }
 }
 
 #[tokio::test]

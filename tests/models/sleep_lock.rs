@@ -2,7 +2,7 @@
 //!
 //! An inserter is `relay.outbox` with its trigger (`sql/migrations`): it tries the lock shared, keeps it until its
 //! transaction ends, and notifies at commit when it could not have it. A relay is `src/daemon/wakeup.rs` with the
-//! claiming loop of `src/daemon/relay.rs`: look, try the lock exclusively (`sql/queries/try_sleep.sql`), look once more, sleep; awake with
+//! claiming loop of `src/daemon/relay.rs`: look, try the lock exclusively (`sql/queries/sleep_lock/try_sleep.sql`), look once more, sleep; awake with
 //! something in hand it frees the lock (`wake_up.sql`). While a peer has the lock it sleeps, too. When that still, or again,
 //! has it after a wake-up and a look, it sleeps on without a last look. A stranger may take the lock, shared or
 //! exclusively, and let it go, at any moment; an exclusive one is nobody to sleep beside.

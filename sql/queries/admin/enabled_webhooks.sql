@@ -1,4 +1,4 @@
--- The enabled webhooks, page by page. The casts as in claim.sql.
+-- Read the enabled webhooks, page by page. The columns are cast, because relay.webhooks may be a view over other types.
 --
 -- Locks:      none.
 -- Index:      webhooks_pkey.

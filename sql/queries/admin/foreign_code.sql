@@ -1,10 +1,10 @@
--- Whose code would run in the daemon's sessions when they read relay.webhooks and write the relay's tables. See the
--- function relay.foreign_code.
+-- Tell whose code would run in the daemon's sessions when they read relay.webhooks and write the relay's tables. The
+-- function relay.foreign_code has the rules.
 --
 -- Locks:      none.
 -- Index:      the catalogs'.
 -- Parameters: none.
--- Returns:    a text for each; none: nobody's.
+-- Returns:    one text for each piece of code; no row: no foreign code would run.
 SELECT DISTINCT f.problem
   FROM (VALUES
         ('webhooks', false), ('migrations', false), ('outbox', true), ('webhook_calls', true), ('instances', true),

@@ -1,12 +1,13 @@
--- Who holds our advisory locks and should not: the lock of a living instance, of the retention or of migrate in a session
--- that is no daemon's, or the sleep lock for long. The caller asks twice, some time apart, and gives what it got the first time:
--- a transaction that inserts holds the sleep lock for a moment. Where somebody holds it for long, the daemon is kept awake.
+-- Name the sessions that hold one of our advisory locks and should not, or that hold the sleep lock for long. The first
+-- kind is a session of no daemon that holds the lock of a living instance, of the retention or of migrate. A
+-- transaction that inserts holds the sleep lock for a moment, so the caller asks twice, some time apart. It gives what
+-- it got the first time. A session that holds the sleep lock for long keeps the daemon awake.
 --
 -- Locks:      none.
 -- Index:      none; the views have one row for each lock and each session of the server.
 -- Parameters: $1 text[]  transactions that were returned before; null: all
--- Returns:    transaction (names the holder: for $1), lock, pid (null: a prepared transaction), login, state (null when it may
---             not be seen).
+-- Returns:    transaction (names the holder: for $1), lock, pid (null: a prepared transaction), login, state (null when we
+--             may not see it).
 SELECT DISTINCT
        concat_ws(' ', l.pid, l.virtualtransaction, l.classid, l.objid) AS transaction,
        CASE WHEN l.objsubid = 1 THEN 'liveness'

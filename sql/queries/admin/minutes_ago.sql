@@ -1,5 +1,9 @@
--- A time by Postgres' clock, to be given back to it: as a parameter it is a constant when a query on the call log is
--- planned, and only partitions of the span are locked. now() is none.
+-- Tell a time of some minutes ago by Postgres' clock, to give it back to Postgres as a parameter. A parameter is a
+-- constant when Postgres plans a query on the call log, so the query locks only partitions of the span. now() is no
+-- constant then.
 --
--- Locks: none. Index: none. Parameters: $1 integer minutes. Returns: the time.
+-- Locks:      none.
+-- Index:      none.
+-- Parameters: $1 integer  minutes
+-- Returns:    the time.
 SELECT now() - make_interval(mins => $1)

@@ -1,11 +1,12 @@
--- How old the oldest row is that is not done, by lane. A created_at of the future (the application may write it, and
--- clocks differ) has no age; so the oldest of some rows tells, not the first, which would hide those behind it.
+-- Tell the age of the oldest row that is not done, for the pending rows and for the parked rows. A created_at of the
+-- future has no age: the application may write it, and clocks differ. So the statement takes the oldest of some rows.
+-- The first row alone, from the future, would hide those behind it.
 --
 -- Locks:      none.
 -- Index:      outbox_pending, its first 100 rows; outbox_parked, the first five of each of at most 1,000 projects.
 -- Parameters: none.
--- Returns:    seconds in the queue's order, and in the slow lane; 0 when there is none. Never negative.
-WITH RECURSIVE lane AS (
+-- Returns:    seconds of the pending rows, and of the parked ones; 0 when there is none. Never negative.
+WITH RECURSIVE found AS (
     (SELECT o.project_id
        FROM relay.outbox o
       WHERE o.done_at IS NULL
@@ -14,19 +15,19 @@ WITH RECURSIVE lane AS (
       LIMIT 1)
     UNION ALL
     SELECT next.project_id
-      FROM lane
+      FROM found
      CROSS JOIN LATERAL (
             SELECT o.project_id
               FROM relay.outbox o
              WHERE o.done_at IS NULL
                AND o.parked
-               AND o.project_id > lane.project_id
+               AND o.project_id > found.project_id
              ORDER BY o.project_id, o.id + 0
              LIMIT 1
            ) AS next
 ), projects AS (
     SELECT project_id
-      FROM lane
+      FROM found
      ORDER BY project_id
      LIMIT 1000
 ), parked AS (

@@ -1,7 +1,9 @@
--- Whether the current user may do what `run` needs, one row for each need.
+-- Tell whether the current user may do what `run` needs, one row for each need.
 --
--- Locks: none. Index: none. Parameters: none.
--- Returns: what, whether it is granted.
+-- Locks:      none.
+-- Index:      none.
+-- Parameters: none.
+-- Returns:    what, and whether it is granted.
 SELECT need, granted
   FROM (VALUES
         (1, 'USAGE on schema relay',

@@ -1,12 +1,15 @@
--- Tables of ours whose rows cannot be updated or deleted because a publication has them and they have no usable replica
--- identity: all tables of the schema, and the partitions of the call log wherever they are. A publication has a partition
--- also when it names the partitioned table. Usable is: all columns; or the columns of the primary key, or of the index
--- that was chosen, if the publication has all of them (a list of columns), and its condition on rows uses no others.
+-- Name our tables whose rows Postgres lets nobody update or delete, because a publication has them and they have no
+-- usable replica identity. Ours are all tables of the schema, and the partitions of the call log wherever they are. A
+-- publication that names a partitioned table also has its partitions.
+--
+-- A usable identity is one of two. The first is all columns. The second is the columns of the primary key, or of the
+-- index that was chosen. Then the publication must have all of them (a list of columns), and its condition on rows may
+-- use no others.
 --
 -- Locks:      none.
 -- Index:      the catalogs'.
 -- Parameters: none.
--- Returns:    the table, the publication, by name.
+-- Returns:    the table, and the publication; by name.
 WITH RECURSIVE log AS (
     SELECT to_regclass('relay.webhook_calls')::oid AS oid
     UNION ALL

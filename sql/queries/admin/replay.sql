@@ -1,4 +1,4 @@
--- Repeat calls: one outbox row for each, in one transaction.
+-- Repeat calls: insert one outbox row for each, in one transaction.
 --
 -- Locks:      none that anybody waits for.
 -- Index:      webhook_calls_place, of one partition after the other, once for each call.

@@ -1,6 +1,7 @@
--- Tables whose rows row level security keeps from somebody who must see them: the current user, the owner of the schema,
--- with whose rights its functions run, and the owner of a view in the place of relay.webhooks, with whose rights it
--- reads. Sessions have row_security off, so Postgres refuses to read these tables; this tells which, and why.
+-- Name the tables whose rows row level security hides from a role that must see them. Three roles must see them. The
+-- first is the current user. The second is the owner of the schema, with whose rights its functions run. The third is
+-- the owner of a view in the place of relay.webhooks, because the view reads with the owner's rights. Sessions have
+-- row_security off, so Postgres refuses to read such a table. This statement tells which table, and why.
 --
 -- Locks:      none.
 -- Index:      the catalogs'.

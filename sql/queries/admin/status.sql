@@ -1,10 +1,12 @@
--- How it goes: who runs, what waits, who fails. Bounded: the first 100,000 rows of each lane, the newest 100,000
--- calls of the last five minutes.
+-- Report how it goes: which instances run, what waits, which webhooks fail. The cost is bounded: the statement reads
+-- the first 100,000 pending rows, the first 100,000 parked rows, and the newest 100,000 calls of the last five minutes.
 --
--- Locks:      none. Who lives is seen by the locks that sessions hold, not by what is written in relay.instances. At a standby
---             there are none of them: it has those instances that were not found dead, and says that it is a standby.
--- Index:      outbox_pending, outbox_parked, webhook_calls_place. The plan is made for the value (plan_cache_mode =
---             force_custom_plan), so that only partitions of the span are locked.
+-- The locks that sessions hold tell which instances live, not what relay.instances says. A standby has none of these
+-- locks. There the statement returns the instances that were not found dead, and says that it is a standby.
+--
+-- Locks:      none.
+-- Index:      outbox_pending, outbox_parked, webhook_calls_place. Postgres plans it for the value (plan_cache_mode =
+--             force_custom_plan), so that it locks only partitions of the span.
 -- Parameters: $1 timestamptz  calls that started after it
 -- Returns:    one JSON object.
 WITH held AS MATERIALIZED (

@@ -1,6 +1,9 @@
--- Whether the trigger that wakes a sleeping relay is there and fires.
+-- Tell whether the trigger that wakes a sleeping relay is there and fires.
 --
--- Locks: none. Index: pg_trigger's. Parameters: none. Returns: whether.
+-- Locks:      none.
+-- Index:      the catalog's.
+-- Parameters: none.
+-- Returns:    whether.
 SELECT EXISTS (
            SELECT
              FROM pg_trigger t

@@ -1,14 +1,15 @@
--- Which calls a span of time has, newest first. Small columns only: what is wanted of them is read with whole_calls.sql, some
--- at a time.
+-- Tell which calls a span of time has, the newest first. The statement reads small columns only; whole_calls.sql reads
+-- the wanted calls, some at a time.
 --
--- Locks:      none that anybody waits for, but one for each partition of the span, and its indexes: ask for a month at a time.
+-- Locks:      none that anybody waits for, but one for each partition of the span, and its indexes. The caller asks for a
+--             month at a time.
 -- Index:      webhook_calls_place for the span, webhook_calls_bloom for the webhook, webhook_calls_failures for the
---             failures. The plan is made for the values (plan_cache_mode = force_custom_plan).
--- Parameters: $1 bigint            of this webhook; null: of all
---             $2 boolean           only failed ones
---             $3 timestamptz       started then or later
---             $4 timestamptz       started before; null: whenever
---             $5 bigint            most rows
+--             failures. Postgres plans it for the values (plan_cache_mode = force_custom_plan).
+-- Parameters: $1 bigint       of this webhook; null: of all
+--             $2 boolean      only failed ones
+--             $3 timestamptz  started then or later
+--             $4 timestamptz  started before; null: whenever
+--             $5 bigint       most rows
 -- Returns:    id, start time, and how many bytes the texts have.
 SELECT c.id, c.start_time,
        octet_length(c.request_body)::bigint + coalesce(octet_length(c.response_body), 0) + octet_length(c.url)

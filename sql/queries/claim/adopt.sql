@@ -1,8 +1,10 @@
--- Take over, under our new epoch, the rows that we had in hand under older ones whose sessions were lost. What somebody
--- else has finished or taken over meanwhile stays theirs. A row that nobody has claimed, or that still has who had it
--- before us, was claimed by us, and that claim was lost: claims are not flushed, and the server has crashed.
+-- Take rows in hand over to our new epoch. We had them in hand under older epochs, whose sessions were lost. A row that
+-- somebody else has finished or taken over meanwhile stays as it is.
 --
--- Locks:      the rows; waits for a finish of the old session that is still running.
+-- A server crash may lose our claim, because claims are not flushed. So a row that has no owner, or that still has its
+-- previous owner, is ours, too.
+--
+-- Locks:      the rows. The statement waits for a finish of the old session that still runs.
 -- Index:      outbox_pkey.
 -- Parameters: $1 bigint[]  outbox ids
 --             $2 bigint[]  claimed_by of each before our claim
@@ -11,8 +13,8 @@
 -- Returns:    the ids that are ours now.
 UPDATE relay.outbox o
    SET claimed_by = $4
-  FROM unnest($1::bigint[], $2::bigint[]) AS held (id, previous)
- WHERE o.id = held.id
-   AND (o.claimed_by = ANY ($3) OR o.claimed_by = held.previous OR o.claimed_by IS NULL)
+  FROM unnest($1::bigint[], $2::bigint[]) AS claim (id, previous_owner)
+ WHERE o.id = claim.id
+   AND (o.claimed_by = ANY ($3) OR o.claimed_by = claim.previous_owner OR o.claimed_by IS NULL)
    AND o.done_at IS NULL
 RETURNING o.id

@@ -1,29 +1,35 @@
--- Claim: take the next pending rows in order of id and stamp them with our epoch; tell the webhooks to call.
+-- Claim: take the next pending rows in order of id, stamp them with our epoch, and return the webhooks to call.
 --
--- Rows of projects whose webhooks are full ($5) are parked instead, once, so that they cost nothing while they wait.
--- The first subquery is materialized: a plain IN (SELECT … LIMIT) may be run again and claim more than $3. Of the rows
--- that it locks, in their order, as many are claimed as have no more text than $6 before them: lengths are known
--- without reading the texts. The locks of the others end with the statement. An array of ids, not a join: a plan that is
--- made while the table has a row or two reads no more of it when it has grown. Texts come once for each row, webhooks
--- once for each project, both no longer than the daemon needs to see that they are too long. Statistics may be of
--- another hour: id + 0 is the expression of outbox_pending and of no other index. The webhooks' columns are cast:
--- relay.webhooks may be a view over columns of other types, and become one while the statement is prepared. It may have
--- nulls then, too: a webhook without an event is none.
+-- The statement parks rows of full projects ($5) instead of claiming them. It does so once for each row, so that these
+-- rows cost nothing while they wait.
 --
--- Locks:      the rows, FOR UPDATE SKIP LOCKED: nobody is waited for. Meant for synchronous_commit = off: when the
---             server crashes our session dies too, and a claim that was lost was not acted upon.
--- Index:      outbox_pending from $1 on, outbox_pkey for the update (heap-only), webhooks_project.
+-- * The first subquery is materialized. Postgres may run a plain IN (SELECT … LIMIT) again, and then claims more than
+--   $3.
+-- * The statement locks rows in order of id. Of these it claims those that have no more text than $6 before them.
+--   Postgres knows the length of a text without reading it. The locks of the other rows end with the transaction.
+-- * The update takes an array of ids and not a join. A plan that Postgres made while the table had a row or two then
+--   reads no more when the table has grown.
+-- * Each row's texts come once, and each project's webhooks come once. Both are cut to a length at which the daemon
+--   still sees that they are too long.
+-- * The expression id + 0 is that of outbox_pending and of outbox_parked. The planner cannot take the primary key for
+--   it, even when its statistics are an hour old.
+-- * The webhooks' columns are cast. relay.webhooks may be a view over columns of other types, and may become one while
+--   the statement is prepared. A view may also return nulls: a webhook without an event is no webhook.
+--
+-- Locks:      the rows, FOR UPDATE SKIP LOCKED: the statement waits for nobody. It is meant for synchronous_commit = off.
+--             A crash of the server also ends our session, so nobody has acted upon a claim that was lost.
+-- Index:      outbox_pending from $1 on; outbox_pkey for the update, which is heap-only; webhooks_project.
 -- Parameters: $1 bigint    cursor: only ids above it
---             $2 bigint[]  epochs of dead instances: their rows are taken over
+--             $2 bigint[]  epochs of dead instances, whose rows are taken over
 --             $3 bigint    most rows
 --             $4 bigint    our epoch
---             $5 bigint[]  projects to park
+--             $5 bigint[]  projects whose rows are parked
 --             $6 bigint    bytes of text after which no more rows are claimed
 -- Returns:    rows of three kinds:
---             row      claimed or parked. cut: its trace_id is longer than 8 KiB.
---             before   of a row, claimed or not: claimed_by before, where there was one: a dead instance that had the row
---                      in hand, or 0 for one forgotten.
---             webhook  enabled, of a project of these rows, for whatever event.
+--             row      a claimed or parked row. cut: its trace_id is longer than 8 KiB.
+--             before   the previous owner of a row, claimed or not. It is the epoch of a dead instance, or 0 for a dead
+--                      instance whose epoch is forgotten. A row without a previous owner has no such line.
+--             webhook  an enabled webhook of a claimed row's project, for whatever event.
 WITH next AS MATERIALIZED (
     SELECT o.id,
            o.claimed_by,

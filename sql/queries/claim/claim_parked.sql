@@ -1,17 +1,17 @@
--- Claim from the slow lane: the oldest parked rows of each given project, as many as it has room for. What is said in
--- claim.sql of id + 0, the array of ids, the casts and the bytes of text holds here, too.
+-- Claim parked rows: the oldest ones of each given project, as many as the project has capacity for. What claim.sql
+-- says of id + 0, the array of ids, the casts and the bytes of text is true here, too.
 --
--- Locks:      the rows, FOR UPDATE SKIP LOCKED. synchronous_commit = off, as for claim.sql.
--- Index:      outbox_parked, a range for each project; outbox_pkey for the update; webhooks_project.
+-- Locks:      the rows, FOR UPDATE SKIP LOCKED. It is meant for synchronous_commit = off, as claim.sql is.
+-- Index:      outbox_parked, one range for each project; outbox_pkey for the update; webhooks_project.
 -- Parameters: $1 bigint[]  projects
 --             $2 bigint[]  most rows of each, in the same order
---             $3 bigint[]  epochs of dead instances: their rows are taken over
+--             $3 bigint[]  epochs of dead instances, whose rows are taken over
 --             $4 bigint    our epoch
 --             $5 bigint    bytes of text after which no more rows are claimed
--- Returns:    as claim.sql; no row is parked any more.
+-- Returns:    as claim.sql does; no row is parked any more.
 WITH next AS MATERIALIZED (
     SELECT n.id, n.claimed_by, n.bytes
-      FROM unnest($1::bigint[], $2::bigint[]) AS lane (project_id, room)
+      FROM unnest($1::bigint[], $2::bigint[]) AS wanted (project_id, capacity)
      CROSS JOIN LATERAL (
             SELECT o.id,
                    o.claimed_by,
@@ -21,10 +21,10 @@ WITH next AS MATERIALIZED (
               FROM relay.outbox o
              WHERE o.done_at IS NULL
                AND o.parked
-               AND o.project_id = lane.project_id
+               AND o.project_id = wanted.project_id
                AND (o.claimed_by IS NULL OR o.claimed_by = 0 OR o.claimed_by = ANY ($3))
              ORDER BY o.id + 0
-             LIMIT lane.room
+             LIMIT wanted.capacity
                FOR UPDATE SKIP LOCKED
            ) AS n
 ), claimed AS (

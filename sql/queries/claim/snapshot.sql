@@ -1,4 +1,4 @@
--- Which transactions are running: what this statement sees and what it does not.
+-- Take a snapshot: which transactions this statement sees, and which it does not.
 --
 -- Locks:      none.
 -- Index:      none.

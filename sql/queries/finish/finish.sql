@@ -1,8 +1,8 @@
--- Finish: mark rows done and write their call logs. Where the records are too many bytes for one statement, the rest
--- of them follows with log_calls.sql in the same transaction.
+-- Finish: mark rows done and write their call logs. When the records have too many bytes for one statement,
+-- log_calls.sql writes the rest of them in the same transaction.
 --
--- The guard decides: a row that is not ours any more (claimed_by) or that is done already is not updated, and what
--- is not updated logs nothing. So there are never two records of one call, whoever comes late.
+-- The guard decides. The update leaves out a row that is not ours any more (claimed_by) and a row that is done already.
+-- A row that is not updated logs nothing here. So no call ever has two records, whoever comes late.
 --
 -- Locks:      the rows.
 -- Index:      outbox_pkey.

@@ -2,7 +2,7 @@
 --
 -- Locks:      none that anybody waits for.
 -- Index:      outbox_pkey, once for each row.
--- Parameters: $1 bigint[]  outbox ids that finish.sql has returned: calls of other rows are left out
+-- Parameters: $1 bigint[]  outbox ids that finish.sql has returned; calls of other rows are left out
 --             $2 … $18     calls, one array a column, in the order of the list below
 -- Returns:    nothing.
 INSERT INTO relay.webhook_calls (

@@ -1,6 +1,8 @@
--- Note which dead instances have no rows left, so that claims need not name them any more; forget those that were
--- cleared long ago. With a long backlog that is not known, and waits until it is shorter: only the first rows of each
--- lane are looked at.
+-- Note which dead instances have no rows left, so that claims need not name them any more. Forget the instances that
+-- were cleared a week ago.
+--
+-- The statement reads only the first pending rows and the first parked rows. When there are more, it cannot know, and
+-- clears nothing until the backlog is shorter.
 --
 -- Locks:      the instances' rows.
 -- Index:      outbox_pending and outbox_parked, up to 10,000 rows of each.
@@ -33,7 +35,7 @@ UPDATE relay.instances i
    SET cleared_at = now()
  WHERE i.dead_at < now() - interval '1 minute'
    AND i.cleared_at IS NULL
-   -- Less than the limit of one lane: all rows were looked at.
+   -- Less than one of the two limits: the statement has looked at all rows.
    AND (SELECT count(*) FROM pending) < 10000
    AND NOT EXISTS (SELECT FROM pending p WHERE p.claimed_by = i.epoch)
 RETURNING i.epoch

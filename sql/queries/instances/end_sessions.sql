@@ -1,12 +1,12 @@
--- End sessions that are left of an instance's older epochs: those of our own login that hold their locks, and none of our
--- new epoch.
+-- End the sessions that are left of an instance's older epochs: sessions of our own login that hold their locks.
+-- Sessions of the new epoch go on.
 --
 -- Locks:      none.
 -- Index:      instances_pkey; the views have one row for each lock and each session of the server.
 -- Parameters: $1 bigint[]  older epochs
 --             $2 bigint[]  keys of the locks of our new sessions
---             $3 boolean   only those that are within a statement or a transaction and wait for their client
--- Returns:    how many.
+--             $3 boolean   end only sessions that are within a statement or a transaction and wait for their client
+-- Returns:    how many sessions were ended.
 WITH older AS MATERIALIZED (
     SELECT DISTINCT k.key
       FROM relay.instances i,

@@ -1,11 +1,11 @@
--- Which of these sessions wait for their client, or are gone. One whose client waits for an answer is cut off then:
--- what was asked, or what was answered, has gone astray. Of a session that we may not see into, or that does not say
--- what it does (track_activities), nothing is told.
+-- Tell which of these sessions wait for their client, or are gone. When the client of such a session waits for an
+-- answer, the network has lost the statement or the answer. The statement tells nothing of a session that we may not
+-- see into, or that does not report what it does (track_activities).
 --
 -- Locks:      none.
 -- Index:      none; the view has one row for each session of the server.
 -- Parameters: $1 integer[]  process ids of backends
--- Returns:    the ids of those.
+-- Returns:    the process ids of those.
 SELECT asked.pid
   FROM unnest($1::integer[]) AS asked (pid)
  WHERE NOT EXISTS (

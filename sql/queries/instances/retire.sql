@@ -1,9 +1,10 @@
--- The end of epochs: of an instance that drained, or that goes on under a new one.
+-- End epochs: the instance has drained, or goes on under a new epoch.
 --
 -- Locks:      the rows.
 -- Index:      instances_pkey.
 -- Parameters: $1 bigint[]  epochs
---             $2 boolean   whether no row is left claimed by them
+--             $2 boolean   whether no row is claimed by them any more
+-- Returns:    nothing.
 UPDATE relay.instances
    SET dead_at = coalesce(dead_at, now()),
        cleared_at = CASE WHEN $2 THEN now() END

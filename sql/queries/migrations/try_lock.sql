@@ -1,8 +1,10 @@
--- One migrate at a time on a database. Never waits: a session that waits for a lock holds back vacuum. A session that
--- holds the lock and could not migrate keeps nobody from it.
+-- Take the lock of migrate: one migrate at a time works on a database. Never waits, because a session that waits for a
+-- lock holds back vacuum. A session that holds the lock and could not migrate keeps nobody from it.
 --
--- Locks: advisory (1886415988, 0), exclusively, for the session. Index: none. Parameters: none.
--- Returns: whether it was taken, or no session has it that may create something.
+-- Locks:      advisory (1886415988, 0), exclusively, for the session.
+-- Index:      none. The statement reads the lock table when another session has the lock.
+-- Parameters: none.
+-- Returns:    whether we took it, or no session that may create something has it.
 SELECT pg_try_advisory_lock(1886415988, 0)
        OR NOT EXISTS (SELECT
                         FROM pg_locks l

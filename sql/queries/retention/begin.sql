@@ -1,17 +1,23 @@
--- Begin a run of the retention, if one is due, and judge Postgres' clock. It has jumped when it is further from what the last
--- run noted than the time between them: as long as this process knows, if that run was its own; else nothing, so that a
--- time without any run looks like a jump, too. After a jump nothing is thrown away until the clock has been steady for
--- some time. Times that lie in the future were noted by a clock that was ahead: they are brought back to now.
+-- Begin a run of the retention, if one is due, and judge Postgres' clock.
 --
--- Locks:      the row. One run at a time begins (try_retention.sql).
+-- The statement compares the clock with the time that the last run noted. When this process made that run ($1), it
+-- subtracts the time that has passed by our own clock. Otherwise it subtracts nothing, so that a time without any run
+-- looks like a jump, too. The clock has jumped when the difference is more than $5. After a jump the daemon throws
+-- nothing away until the clock has been steady for $5. A noted time that lies in the future comes from a clock that was
+-- ahead: it is brought back to now.
+--
+-- Locks:      the row. One run at a time begins (try_lock.sql).
 -- Index:      none; the table has one row, and gets it again when it is gone.
 -- Parameters: $1 timestamptz       what our last run noted; null: nothing
 --             $2 double precision  seconds since then by our own clock
 --             $3 double precision  seconds between two runs
---             $4 double precision  seconds to the next try, unless this one ends well
+--             $4 double precision  seconds to the next try, unless this run ends well
 --             $5 double precision  seconds: what is a jump, how long the clock must be steady, how long between two drops
--- Returns:    now; seconds to wait when no run is due, else null; seconds by which the clock is off when it has jumped, else null;
---             whether old things may be thrown away; and whether a partition may be dropped.
+-- Returns:    now       Postgres' clock
+--             wait_s    seconds to wait when no run is due, else null
+--             off_s     seconds by which the clock is off when it has jumped, else null
+--             steady    whether old things may be thrown away
+--             may_drop  whether a partition may be dropped
 WITH known AS (
     SELECT r.next_at, r.steady_since, r.dropped_at,
            extract(epoch FROM now() - r.seen_at)::double precision

@@ -1,6 +1,6 @@
--- Drop a daily partition of the call log that is older than the retention, and note that.
+-- Drop a daily partition of the call log that is older than what is kept, and note that.
 --
--- Locks:      ACCESS EXCLUSIVE on relay.webhook_calls for a moment; set a lock_timeout.
+-- Locks:      ACCESS EXCLUSIVE on relay.webhook_calls, for a moment. The session sets a lock_timeout.
 -- Index:      none.
 -- Parameters: $1 text         its name
 --             $2 timestamptz  what is kept begins then

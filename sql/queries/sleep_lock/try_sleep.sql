@@ -1,14 +1,14 @@
--- Take the sleep lock, if no inserting transaction is open and no peer has it. Whoever inserts while we have it
--- notifies us. Never waits.
+-- Take the sleep lock, if no inserting transaction is open and no peer has it. While we hold it, each insert notifies
+-- us. Never waits.
 --
--- Inserters hold it shared, and shared locks get along: when it cannot be had shared either, somebody has it exclusively,
--- and whoever inserts notifies all of us. If that is a peer, it tells us when it gives the lock up. Somebody else does
--- not, so we must look by ourselves.
+-- Inserters hold the lock shared, and several sessions can hold it so. When we cannot have it shared either, a session
+-- holds it exclusively, and each insert notifies all relays. A peer that holds it tells us when it gives the lock up.
+-- Another holder does not, so then we look for rows by ourselves.
 --
 -- Locks:      advisory (1886415987, 0), exclusively, for the session; or shared, for this transaction.
--- Index:      none. The lock table is read when somebody else has the lock exclusively.
+-- Index:      none. The statement reads the lock table when another session holds the lock exclusively.
 -- Parameters: none.
--- Returns:    taken; inserting (somebody has it shared); peer (a sleeping instance has it); other.
+-- Returns:    taken; inserting (a session has it shared); peer (a sleeping instance has it); other.
 SELECT CASE WHEN pg_try_advisory_lock(1886415987, 0) THEN 'taken'
             WHEN pg_try_advisory_xact_lock_shared(1886415987, 0) THEN 'inserting'
             WHEN EXISTS (SELECT

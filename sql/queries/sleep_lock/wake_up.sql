@@ -1,5 +1,7 @@
--- Free the sleep lock: we are awake and look by ourselves, nobody needs to notify us.
+-- Release the sleep lock: we are awake and look for rows by ourselves, so no insert needs to notify us.
 --
--- Locks: frees advisory (1886415987, 0). Index: none. Parameters: none.
--- Returns: whether it was held.
+-- Locks:      releases advisory (1886415987, 0).
+-- Index:      none.
+-- Parameters: none.
+-- Returns:    whether we held it.
 SELECT pg_advisory_unlock(1886415987, 0)
