@@ -1,15 +1,16 @@
--- Where migrate writes down what it has applied. Run before the migrations, each time.
+-- The bookkeeping: the table in which migrate writes down what it has applied. migrate runs this file before the
+-- migrations, each time.
 --
--- Whoever owns a table can put a trigger on it, which runs with the rights of the user who writes there. So migrate
--- works in a schema of its own user, of relay_owner or of a superuser, and in no other: a user who may create schemas
--- may have made this one before us.
+-- The owner of a table can put a trigger on it, and the trigger runs with the rights of the user who writes there. A user
+-- who may create schemas may have made the schema relay before migrate. So migrate works only in a schema of its own user,
+-- of relay_owner or of a superuser.
 
 DO $$
 DECLARE
     owner   name;
     strange text;
 BEGIN
-    -- Not CREATE SCHEMA IF NOT EXISTS: that wants CREATE on the database even when the schema is there already.
+    -- CREATE SCHEMA IF NOT EXISTS would need CREATE on the database even when the schema is there already.
     IF to_regnamespace('relay') IS NULL THEN
         CREATE SCHEMA relay;
         COMMENT ON SCHEMA relay IS 'promptpal-relay: outbox, webhooks, call log.';

@@ -1,12 +1,14 @@
--- Group roles and what they may do, and who owns the schema. Run by every migrate, after the migrations: it can be
--- repeated, and a role that a DBA made in the meantime gets its privileges then. Roles belong to the whole cluster and
--- need CREATEROLE; where that is missing, a warning says what is to be done.
+-- The group roles, what they may do, and the owner of the schema.
+--
+-- Every migrate runs this file after the migrations. It can be repeated, and grants a role that a DBA made in the meantime
+-- its privileges. Roles belong to the whole cluster, and making them needs CREATEROLE. A user without it gets a warning
+-- that says what to do.
 
 DO $$
 DECLARE
     role    text;
     purpose text;
-    -- Who owned the schema before.
+    -- The owner of the schema when this began.
     before  oid := (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'relay');
     command text;
     left_over text;
@@ -30,22 +32,23 @@ BEGIN
         END;
     END LOOP;
 
-    -- The functions of the schema run with the rights of their owner. That shall not be a superuser, nor somebody who
-    -- owns other things: all of it goes to relay_owner. Only what belongs to a superuser, to us or to the schema's owner
-    -- until now is handed over; what others made in it keeps their rights, which are less. Not the views of a DBA's, one
-    -- in the place of relay.webhooks too: they read other tables with the rights of their owner. Nor the feed, which
-    -- belongs to the owner of PromptPal's tables (sql/promptpal/install.sql).
+    -- The functions of the schema run with the rights of their owner. Their owner must not be a superuser, nor a user who
+    -- owns other things, so all of it goes to relay_owner. This hands over only what belongs to a superuser, to the
+    -- current user or to the schema's owner until now. What others made in the schema keeps their rights, which are less.
+    -- A DBA's views stay with the DBA, also one in the place of relay.webhooks: they read other tables with the rights of
+    -- their owner. The feed stays with the owner of PromptPal's tables (sql/promptpal/install.sql).
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_owner' AND (rolcanlogin OR rolsuper)) THEN
         RAISE WARNING 'role relay_owner may log in or is a superuser, and owns nothing: run ALTER ROLE relay_owner NOLOGIN NOSUPERUSER, then migrate again';
     ELSIF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_owner') THEN
         BEGIN
-            -- A user who is no superuser hands over only to a role that it is a member of, and needs that for the next
-            -- migrate. Before Postgres 16 CREATEROLE is enough to say so; since then its creator may.
+            -- A user who is no superuser can hand over only to a role that it is a member of, and needs the membership for
+            -- the next migrate, too. Before Postgres 16 CREATEROLE is enough to grant it. From 16 on the creator of the role
+            -- may grant it.
             IF current_user <> 'relay_owner' AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
                 BEGIN
                     EXECUTE format('GRANT relay_owner TO %I', current_user);
                 EXCEPTION WHEN insufficient_privilege THEN
-                    -- Somebody else may have done so.
+                    -- Another user may have granted it before.
                     NULL;
                 END;
             END IF;
@@ -67,7 +70,7 @@ BEGIN
                  WHERE c.relnamespace = 'relay'::regnamespace
                    AND (c.relkind IN ('r', 'p')
                         OR c.relkind = 'v' AND c.relname IN ('backlog', 'in_flight', 'webhook_health', 'recent_failures')
-                        -- A sequence of a column goes with its table.
+                        -- The sequence of a column follows its table.
                         OR c.relkind = 'S' AND NOT EXISTS (SELECT
                                                              FROM pg_depend d
                                                             WHERE d.classid = 'pg_class'::regclass
@@ -101,7 +104,7 @@ BEGIN
         RAISE WARNING 'functions in the schema relay run with the rights of a superuser: %: as a superuser run migrate; if that was done, ALTER FUNCTION … OWNER TO relay_owner, or run sql/promptpal/install.sql again', left_over;
     END IF;
 
-    -- A view that a DBA put in the place of relay.webhooks is read by relay.replay, too.
+    -- relay.replay also reads a view that a DBA put in the place of relay.webhooks.
     SELECT format('GRANT SELECT ON relay.webhooks TO %s', n.nspowner::regrole)
       INTO command
       FROM pg_class c
@@ -122,7 +125,7 @@ BEGIN
                       provider_default_model, webhook_id, replay_of)
             ON relay.outbox TO relay_app;
         GRANT SELECT ON relay.webhooks TO relay_app;
-        -- Through a view one writes with the rights of its owner.
+        -- A write through a view has the rights of the view's owner.
         IF (SELECT c.relkind FROM pg_class c WHERE c.oid = 'relay.webhooks'::regclass) = 'r' THEN
             GRANT INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
         END IF;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::cli::Global;
 use crate::config;
 use crate::error::{Error, Result};
+use crate::outbox::lock_class;
 use crate::outbox::migrations::{self, BOOKKEEPING, MIGRATIONS, Migration, ROLES, State};
 use crate::outbox::{Role, Store};
 
@@ -46,10 +47,10 @@ async fn lock(store: &Store) -> Result<()> {
     let mut told = false;
     while !store.try_migrate().await? {
         if start.elapsed() > LOCK_PATIENCE {
-            return Err(Error::Failed(
-                "another migrate has been running on this database for minutes; look in pg_locks who holds the advisory lock (1886415988, 0), then try again"
-                    .into(),
-            ));
+            return Err(Error::Failed(format!(
+                "another migrate has been running on this database for minutes; look in pg_locks who holds the advisory lock ({}, 0), then try again",
+                lock_class::MIGRATE.class
+            )));
         }
         if !std::mem::replace(&mut told, true) {
             tracing::info!("another migrate is running on this database, waiting for it");

@@ -88,7 +88,7 @@ impl Instance {
     /// [`Error::Pooled`] when a pooler has given our session away: no session is ours then.
     pub async fn look_around(&self, membership: &Membership, now: Instant) -> Result<()> {
         let overdue = membership.peers.borrow().overdue(now);
-        let found = self.store.bury(self.epoch, &overdue, self.backends[0]).await?;
+        let found = self.store.declare_dead(self.epoch, &overdue, self.backends[0]).await?;
         if membership.peers.borrow_mut().learn(&found, now) {
             membership.changed.notify_one();
         }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::outbox::{Peer, Vital};
+use crate::outbox::{Liveness, Peer};
 
 /// A lock must be free for this time before its instance is declared dead. An instance that lost all its sessions at once
 /// is back in a few milliseconds.
@@ -72,20 +72,20 @@ impl Peers {
         let before = (std::mem::take(&mut self.dead), self.is_recovering());
         let old = std::mem::take(&mut self.suspects);
         let alive = std::mem::take(&mut self.alive);
-        for Peer { epoch, round_trip, vital } in found {
-            match vital {
-                Vital::Alive => self.alive += 1,
-                Vital::Free | Vital::Crashed => {
+        for Peer { epoch, round_trip, liveness } in found {
+            match liveness {
+                Liveness::Alive => self.alive += 1,
+                Liveness::Free | Liveness::Crashed => {
                     let since = old.get(epoch).map_or(now, |suspect| suspect.since);
                     let (comes_back, crashed) =
-                        (round_trip.saturating_mul(COMES_BACK), *vital == Vital::Crashed);
+                        (round_trip.saturating_mul(COMES_BACK), *liveness == Liveness::Crashed);
                     self.suspects.insert(*epoch, Suspect { since, comes_back, crashed });
                 }
-                Vital::Buried => {
+                Liveness::DeclaredDead => {
                     tracing::warn!(epoch, "found a dead instance: its rows are taken over");
                     self.dead.push(*epoch);
                 }
-                Vital::Dead => self.dead.push(*epoch),
+                Liveness::Dead => self.dead.push(*epoch),
             }
         }
         self.dead.sort_unstable();
@@ -118,17 +118,17 @@ impl Peers {
 mod tests {
     use super::*;
 
-    fn near(epoch: i64, vital: Vital) -> Peer {
-        Peer { epoch, round_trip: Duration::ZERO, vital }
+    fn near(epoch: i64, liveness: Liveness) -> Peer {
+        Peer { epoch, round_trip: Duration::ZERO, liveness }
     }
 
     #[test]
     fn one_that_is_far_gets_longer() {
         let start = Instant::now();
         let mut peers = Peers::default();
-        let far = |epoch, round_trip| Peer { epoch, round_trip, vital: Vital::Free };
+        let far = |epoch, round_trip| Peer { epoch, round_trip, liveness: Liveness::Free };
         peers.learn(
-            &[far(1, 2 * DEAD_AFTER / COMES_BACK), far(2, DEAD_AFTER_LOSS), near(3, Vital::Free)],
+            &[far(1, 2 * DEAD_AFTER / COMES_BACK), far(2, DEAD_AFTER_LOSS), near(3, Liveness::Free)],
             start,
         );
         assert_eq!(peers.overdue(start + DEAD_AFTER), [3]);
@@ -137,18 +137,18 @@ mod tests {
     }
 
     #[test]
-    fn a_free_lock_is_looked_at_twice_before_a_burial() {
+    fn a_free_lock_is_looked_at_twice_before_a_death_is_declared() {
         let start = Instant::now();
         let mut peers = Peers::default();
-        peers.learn(&[near(1, Vital::Free), near(2, Vital::Alive)], start);
+        peers.learn(&[near(1, Liveness::Free), near(2, Liveness::Alive)], start);
         assert!(peers.any_suspect() && peers.alive() == 1);
         assert_eq!(peers.overdue(start), [0; 0]);
         assert_eq!(peers.overdue(start + DEAD_AFTER), [1]);
         // It came back in between.
-        peers.learn(&[near(1, Vital::Alive), near(2, Vital::Alive)], start + DEAD_AFTER / 2);
+        peers.learn(&[near(1, Liveness::Alive), near(2, Liveness::Alive)], start + DEAD_AFTER / 2);
         assert_eq!(peers.overdue(start + DEAD_AFTER), [0; 0]);
         assert!(
-            peers.learn(&[near(1, Vital::Alive)], start + DEAD_AFTER),
+            peers.learn(&[near(1, Liveness::Alive)], start + DEAD_AFTER),
             "what the other gave back is to be looked for"
         );
     }
@@ -160,7 +160,7 @@ mod tests {
         let server = SystemTime::now();
         peers.connected(server, start);
         peers.connected(server, start);
-        peers.learn(&[near(1, Vital::Free)], start);
+        peers.learn(&[near(1, Liveness::Free)], start);
         assert!(!peers.is_recovering());
         assert_eq!(peers.overdue(start + DEAD_AFTER), [0; 0]);
         assert_eq!(peers.overdue(start + DEAD_AFTER_LOSS), [1]);
@@ -175,11 +175,11 @@ mod tests {
     fn after_a_crash_of_the_server_nobody_claims_before_all_are_back() {
         let start = Instant::now();
         let mut peers = Peers::default();
-        peers.learn(&[near(1, Vital::Crashed), near(2, Vital::Free)], start);
+        peers.learn(&[near(1, Liveness::Crashed), near(2, Liveness::Free)], start);
         assert!(peers.is_recovering());
         assert_eq!(peers.overdue(start + DEAD_AFTER), [2]);
         assert_eq!(peers.overdue(start + DEAD_AFTER_LOSS).len(), 2);
-        assert!(peers.learn(&[near(1, Vital::Buried)], start + DEAD_AFTER_LOSS));
+        assert!(peers.learn(&[near(1, Liveness::DeclaredDead)], start + DEAD_AFTER_LOSS));
         assert_eq!(peers.dead(), [1]);
         assert!(!peers.is_recovering());
     }

@@ -1,4 +1,5 @@
-//! The schema's versions: the numbered files under `sql/migrations`, and whether a database has them.
+//! The schema's versions: the numbered files under `sql/migrations`, and whether a database has them. Never applies
+//! one: the command `migrate` does.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,10 +7,8 @@ use std::fmt::Write;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::outbox::{Server, Store};
-
-/// Oldest server that the SQL is written for.
-const SERVER_MIN: i32 = 140_000;
+use crate::outbox::Store;
+use crate::postgres::OLDEST_SERVER;
 
 /// One file under `sql/migrations`.
 #[derive(Clone, Copy, Debug)]
@@ -22,14 +21,29 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
-/// All of them, in order. They are never changed once released; what comes later gets a new number.
-pub const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "schema", sql: include_str!("../../sql/migrations/0001_schema.sql") }];
+/// All of them, in order. A released one never changes; what comes later gets a new number.
+pub const MIGRATIONS: &[Migration] = &[
+    migration(1, "outbox", include_str!("../../sql/migrations/0001_outbox.sql")),
+    migration(2, "webhooks", include_str!("../../sql/migrations/0002_webhooks.sql")),
+    migration(3, "call_log", include_str!("../../sql/migrations/0003_call_log.sql")),
+    migration(4, "instances", include_str!("../../sql/migrations/0004_instances.sql")),
+    migration(5, "retention", include_str!("../../sql/migrations/0005_retention.sql")),
+    migration(6, "partitions", include_str!("../../sql/migrations/0006_partitions.sql")),
+    migration(7, "wake_up", include_str!("../../sql/migrations/0007_wake_up.sql")),
+    migration(8, "foreign_code", include_str!("../../sql/migrations/0008_foreign_code.sql")),
+    migration(9, "replay", include_str!("../../sql/migrations/0009_replay.sql")),
+    migration(10, "url_problem", include_str!("../../sql/migrations/0010_url_problem.sql")),
+    migration(11, "views", include_str!("../../sql/migrations/0011_views.sql")),
+];
 
-/// Run before the migrations, each time: where they are written down.
+const fn migration(version: i32, name: &'static str, sql: &'static str) -> Migration {
+    Migration { version, name, sql }
+}
+
+/// Makes the table in which migrations are written down. Run before the migrations, each time.
 pub const BOOKKEEPING: &str = include_str!("../../sql/bookkeeping.sql");
 
-/// Run after the migrations, each time: group roles and their privileges.
+/// Makes the group roles and grants their privileges. Run after the migrations, each time.
 pub const ROLES: &str = include_str!("../../sql/roles.sql");
 
 impl Migration {
@@ -47,7 +61,7 @@ impl Migration {
 pub enum State {
     /// Exactly this program's.
     Current,
-    /// These migrations are not applied yet; all of them when there is no schema.
+    /// The database lacks these migrations; all of them when there is no schema.
     Behind(Vec<i32>),
     /// It has a version that this program does not know.
     Newer(i32),
@@ -99,16 +113,57 @@ impl State {
     }
 }
 
+/// What the server says of itself.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// As `server_version_num`: 150018.
+    pub version: i32,
+    /// Encoding of the database.
+    pub encoding: String,
+    /// Whether `relay.migrations` exists.
+    pub has_migrations: bool,
+}
+
+impl Store {
+    /// What the server says of itself. Works without our schema.
+    pub async fn server(&self) -> Result<Server> {
+        let row = self
+            .one("asking for the version", include_str!("../../sql/queries/migrations/server.sql"), &[])
+            .await?;
+        Ok(Server { version: row.get(0), encoding: row.get(1), has_migrations: row.get(2) })
+    }
+
+    /// What `migrate` has applied: version, name, checksum.
+    pub async fn migrations(&self) -> Result<Vec<(i32, String, String)>> {
+        let sql = include_str!("../../sql/queries/migrations/applied.sql");
+        let rows = self.rows("reading relay.migrations", sql, &[]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+    }
+
+    /// Writes down a migration. The caller runs it in the migration's transaction.
+    pub async fn record_migration(&self, version: i32, name: &str, checksum: &str) -> Result<()> {
+        let sql = include_str!("../../sql/queries/migrations/record.sql");
+        self.rows("recording the migration", sql, &[&version, &name, &checksum]).await?;
+        Ok(())
+    }
+
+    /// Takes the lock of `migrate` for this session. Returns whether no other migrate has it.
+    pub async fn try_migrate(&self) -> Result<bool> {
+        let sql = include_str!("../../sql/queries/migrations/try_lock.sql");
+        Ok(self.one("taking the lock of migrate", sql, &[]).await?.get(0))
+    }
+}
+
 /// Whether this server and database can carry the schema at all.
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for a server that is too old, or an encoding other than UTF8: texts of other encodings may not
-/// be convertible, and one such row would hold up all others.
+/// [`Error::Config`] for a server that is too old, or an encoding other than UTF8. Postgres may be unable to convert
+/// a text of another encoding, and one such row would hold up all others.
 pub fn check_server(server: &Server) -> Result<()> {
-    if server.version < SERVER_MIN {
+    if i64::from(server.version) < i64::from(OLDEST_SERVER) * 10_000 {
         return Err(Error::Config(format!(
-            "this is PostgreSQL {}; promptpal-relay needs 14 or newer",
+            "this is PostgreSQL {}; promptpal-relay needs {OLDEST_SERVER} or newer",
             server.version / 10_000
         )));
     }
@@ -147,7 +202,7 @@ pub async fn require_visible(store: &Store) -> Result<()> {
     }
 }
 
-/// Succeeds when nobody else's code runs in our sessions.
+/// Succeeds when no code of others runs in our sessions.
 ///
 /// # Errors
 ///
@@ -196,7 +251,7 @@ mod tests {
         let mut changed = applied();
         changed[0].2 = "0".into();
         assert_eq!(compare(&changed), State::Changed(1));
-        for state in [State::Behind(vec![1]), State::Newer(2), State::Changed(1)] {
+        for state in [State::Behind(vec![1]), State::Newer(9999), State::Changed(1)] {
             assert_eq!(state.problem().map(|error| error.exit_code()), Some(78));
         }
     }

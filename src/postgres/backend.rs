@@ -84,7 +84,7 @@ pub(super) async fn is_kept(
 async fn serving(session: &Session) -> Result<i32> {
     let doing = "asking which backend serves the session";
     let messages = session
-        .simple_query(include_str!("../../sql/queries/backend.sql"))
+        .simple_query(include_str!("../../sql/queries/postgres/backend.sql"))
         .await
         .map_err(Error::postgres(doing))?;
     let pid = messages.iter().find_map(|message| match message {

@@ -34,8 +34,8 @@ use crate::handshake;
 /// The `application_name` of every session, followed by its role.
 const APPLICATION_NAME: &str = "promptpal-relay";
 
-/// The oldest Postgres that the schema and the session settings are made for.
-const OLDEST_SERVER: u32 = 14;
+/// The oldest Postgres that the schema and the session settings are made for, by its major version.
+pub const OLDEST_SERVER: u32 = 14;
 
 /// Settings of every session, unless the user's own `options` name them. A site's defaults are made for the queries
 /// of its applications; what they would do to a daemon's is said beside each.

@@ -38,51 +38,51 @@ const REST: i64 = 400;
 
 /// Queries that read none of our tables, or only those that stay small.
 const SMALL: &[&str] = &[
-    "backend",
-    "bury",
-    "end_sessions",
-    "draw_lock",
-    "foreign_code",
-    "keep_alive",
-    "lock_holders",
-    "migrations",
-    "minutes_ago",
-    "not_at_work",
-    "notify_peers",
-    "privileges",
-    "publications",
-    "record_migration",
-    "register",
-    "retire",
-    "row_security",
-    "server",
-    "snapshot",
-    "begin_retention",
-    "end_retention",
-    "retention_age",
-    "try_migrate",
-    "try_retention",
-    "try_sleep",
-    "wake_trigger",
-    "wake_up",
+    "postgres/backend",
+    "instances/declare_dead",
+    "instances/end_sessions",
+    "instances/draw_lock",
+    "admin/foreign_code",
+    "instances/keep_alive",
+    "admin/lock_holders",
+    "migrations/applied",
+    "admin/minutes_ago",
+    "instances/not_at_work",
+    "sleep_lock/notify_peers",
+    "admin/privileges",
+    "admin/publications",
+    "migrations/record",
+    "instances/register",
+    "instances/retire",
+    "admin/row_security",
+    "migrations/server",
+    "claim/snapshot",
+    "retention/begin",
+    "retention/end",
+    "retention/age",
+    "migrations/try_lock",
+    "retention/try_lock",
+    "sleep_lock/try_sleep",
+    "admin/wake_trigger",
+    "sleep_lock/wake_up",
     // Their work is the catalog's.
-    "make_partition",
-    "expired_partitions",
-    "drop_partition",
-    "delete_strays",
+    "retention/make_partition",
+    "retention/expired_partitions",
+    "retention/drop_partition",
+    "retention/delete_strays",
     // For `check`: the webhooks, some at a time.
-    "enabled_webhooks",
+    "admin/enabled_webhooks",
     // For people; on the call log, which is looked at in a test of its own.
-    "calls",
-    "calls_after",
-    "calls_of_row",
-    "whole_calls",
-    "clock",
-    "call_ids",
-    "replay",
-    "send_test",
-    "is_done",
-    "status",
+    "call_log/calls",
+    "call_log/calls_after",
+    "call_log/calls_of_row",
+    "call_log/whole_calls",
+    "call_log/clock",
+    "call_log/call_ids",
+    "admin/replay",
+    "admin/send_test",
+    "admin/is_done",
+    "admin/status",
 ];
 
 fn array<T: std::fmt::Display>(values: impl IntoIterator<Item = T>) -> String {
@@ -124,26 +124,36 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
     let rooms = array((0..LANES).map(|_| BATCH / LANES));
     let of = |file, role, arguments: String, batch| Query { file, role, arguments, batch };
     vec![
-        of("claim", Role::Claim, format!("0, '{{}}', {BATCH}, 1, '{{}}', 1000000"), BATCH),
-        of("claim", Role::Claim, format!("{}, '{{5,6,7}}', {BATCH}, 1, '{{}}', 1000000", MANY / 2), BATCH),
+        of("claim/claim", Role::Claim, format!("0, '{{}}', {BATCH}, 1, '{{}}', 1000000"), BATCH),
         of(
-            "claim",
+            "claim/claim",
+            Role::Claim,
+            format!("{}, '{{5,6,7}}', {BATCH}, 1, '{{}}', 1000000", MANY / 2),
+            BATCH,
+        ),
+        of(
+            "claim/claim",
             Role::Claim,
             format!("0, '{{}}', {BATCH}, 1, {}, 1000000", array(LANES..2 * LANES)),
             BATCH,
         ),
-        of("claim_parked", Role::Claim, format!("{lanes}, {rooms}, '{{}}', 1, 1000000"), BATCH),
-        of("parked_projects", Role::Claim, "10000".into(), LANES),
-        of("finish", Role::Finish, finish, BATCH),
-        of("log_calls", Role::Finish, log_calls, BATCH),
-        of("adopt", Role::Listen, format!("{ids}, {}, '{{{EPOCH}}}', 78", same("null")), BATCH),
-        of("give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}, false"), BATCH),
-        of("lowest_id", Role::Retention, String::new(), 1),
-        of("delete_done", Role::Retention, format!("0, {BATCH}, now(), now()"), BATCH),
-        of("delete_done", Role::Retention, format!("{}, {}, now(), now()", MANY - BATCH, MANY), BATCH),
-        of("oldest", Role::Metrics, String::new(), LANES),
+        of("claim/claim_parked", Role::Claim, format!("{lanes}, {rooms}, '{{}}', 1, 1000000"), BATCH),
+        of("claim/parked_projects", Role::Claim, "10000".into(), LANES),
+        of("finish/finish", Role::Finish, finish, BATCH),
+        of("finish/log_calls", Role::Finish, log_calls, BATCH),
+        of("claim/adopt", Role::Listen, format!("{ids}, {}, '{{{EPOCH}}}', 78", same("null")), BATCH),
+        of("claim/give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}, false"), BATCH),
+        of("retention/lowest_id", Role::Retention, String::new(), 1),
+        of("retention/delete_done", Role::Retention, format!("0, {BATCH}, now(), now()"), BATCH),
+        of(
+            "retention/delete_done",
+            Role::Retention,
+            format!("{}, {}, now(), now()", MANY - BATCH, MANY),
+            BATCH,
+        ),
+        of("admin/oldest", Role::Metrics, String::new(), LANES),
         // Reads the first rows of both lanes.
-        of("clear_dead", Role::Retention, String::new(), 10_000),
+        of("instances/clear_dead", Role::Retention, String::new(), 10_000),
     ]
 }
 
@@ -190,11 +200,11 @@ impl Sessions {
         let sql = fs::read_to_string(format!("sql/queries/{}.sql", query.file)).unwrap();
         let call = if query.arguments.is_empty() { String::new() } else { format!("({})", query.arguments) };
         // Prepared once, as the daemon does it: a plan may be of an hour when the tables were others.
-        let file = query.file;
-        if self.1.borrow_mut().insert(file) {
-            session.batch_execute(&format!("PREPARE {file} AS {sql}")).await.unwrap();
+        let name = query.file.replace('/', "_");
+        if self.1.borrow_mut().insert(query.file) {
+            session.batch_execute(&format!("PREPARE {name} AS {sql}")).await.unwrap();
         }
-        let script = format!("BEGIN; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {file}{call}; ROLLBACK");
+        let script = format!("BEGIN; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name}{call}; ROLLBACK");
         let answer = session.simple_query(&script).await;
         let answer = answer.unwrap_or_else(|error| panic!("{}: {error:?}", query.file));
         let text = answer.iter().find_map(|message| match message {
@@ -219,16 +229,43 @@ impl Sessions {
     }
 }
 
+/// The files under `sql/queries`, as `room/verb`.
+fn query_files() -> BTreeSet<String> {
+    let names = |folder: &str| -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let verbs = |room: String| {
+        let files = names(&format!("sql/queries/{room}"));
+        files.into_iter().map(move |file| format!("{room}/{}", file.strip_suffix(".sql").unwrap()))
+    };
+    names("sql/queries").into_iter().flat_map(verbs).collect()
+}
+
 #[test]
 fn every_query_is_looked_at() {
-    let files = fs::read_dir("sql/queries").unwrap();
-    let files: BTreeSet<String> = files
-        .map(|file| file.unwrap().file_name().into_string().unwrap().trim_end_matches(".sql").to_owned())
-        .collect();
     let small = SMALL.iter().map(|name| name.to_string());
     let known: BTreeSet<String> =
         queries(&[]).iter().map(|query| query.file.to_owned()).chain(small).collect();
-    assert_eq!(files, known);
+    assert_eq!(query_files(), known);
+}
+
+#[test]
+fn a_query_has_a_head_and_is_run_by_the_file_that_its_folder_names() {
+    for query in query_files() {
+        let room = query.split('/').next().unwrap();
+        let source = match room {
+            "postgres" => "src/postgres/backend.rs".to_owned(),
+            room => format!("src/outbox/{room}.rs"),
+        };
+        let include = format!("include_str!(\"../../sql/queries/{query}.sql\")");
+        assert!(fs::read_to_string(&source).unwrap().contains(&include), "{source}: {query}");
+        let sql = fs::read_to_string(format!("sql/queries/{query}.sql")).unwrap();
+        let mut head = sql.lines().take_while(|line| line.starts_with("--"));
+        for part in ["-- Locks:", "-- Index:", "-- Parameters:", "-- Returns:"] {
+            assert!(head.any(|line| line.starts_with(part)), "{query}: {part}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::process::Stdio;
 
+use promptpal_relay::outbox::migrations::MIGRATIONS;
+
 use crate::support::{Database, as_user, connect, outcome, program};
 
 #[tokio::test]
@@ -9,7 +11,7 @@ async fn migrate_can_be_repeated() {
     let database = Database::new().await;
     let (code, _, stderr) = outcome(database.command(&["migrate"]));
     assert_eq!(code, 0, "{stderr}");
-    assert_eq!(database.number("SELECT count(*) FROM relay.migrations").await, 1);
+    assert_eq!(database.number("SELECT count(*) FROM relay.migrations").await, MIGRATIONS.len() as i64);
 }
 
 #[tokio::test]
@@ -21,7 +23,34 @@ async fn two_migrates_at_once_make_one_schema() {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    assert_eq!(database.number("SELECT count(*) FROM relay.migrations").await, 1);
+    assert_eq!(database.number("SELECT count(*) FROM relay.migrations").await, MIGRATIONS.len() as i64);
+}
+
+#[tokio::test]
+async fn an_interrupted_migrate_goes_on_where_it_stopped_and_leaves_no_function_to_everybody() {
+    let database = Database::empty().await;
+    let planted = "CREATE SCHEMA relay;
+                   CREATE FUNCTION relay.wake() RETURNS integer LANGUAGE sql AS 'SELECT 1'";
+    database.client.batch_execute(planted).await.unwrap();
+    let (code, _, stderr) = outcome(database.command(&["migrate"]));
+    assert_ne!(code, 0, "{stderr}");
+    let failed = MIGRATIONS.iter().find(|migration| migration.sql.contains("relay.wake()")).unwrap();
+    assert!(stderr.contains(&format!("applying migration {} (wake_up)", failed.version)), "{stderr}");
+    let applied = "SELECT count(*) FROM relay.migrations";
+    assert_eq!(database.number(applied).await, i64::from(failed.version) - 1);
+    let everybodys =
+        "SELECT count(*) FROM pg_proc WHERE pronamespace = 'relay'::regnamespace AND proname <> 'wake'
+                      AND has_function_privilege('public', oid, 'EXECUTE')";
+    assert_eq!(database.number(everybodys).await, 0);
+    let (code, _, stderr) = outcome(database.command(&["run"]));
+    assert_eq!(code, 78, "{stderr}");
+    assert!(stderr.contains(&format!("migration {} is missing", failed.version)), "{stderr}");
+
+    database.client.batch_execute("DROP FUNCTION relay.wake()").await.unwrap();
+    let (code, _, stderr) = outcome(database.command(&["migrate"]));
+    assert_eq!(code, 0, "{stderr}");
+    let (code, _, stderr) = outcome(database.command(&["check"]));
+    assert_eq!(code, 0, "{stderr}");
 }
 
 #[tokio::test]
@@ -83,9 +112,9 @@ async fn the_printed_sql_refuses_a_schema_that_is_not_its_own() {
     let database = Database::new().await;
     let (_, script, _) = outcome(database.command(&["migrate", "--print"]));
     for (change, says) in [
-        ("INSERT INTO relay.migrations VALUES (2, 'future', '')", "newer"),
+        ("INSERT INTO relay.migrations VALUES (999, 'future', '')", "newer"),
         (
-            "DELETE FROM relay.migrations WHERE version = 2; UPDATE relay.migrations SET checksum = 'x'",
+            "DELETE FROM relay.migrations WHERE version = 999; UPDATE relay.migrations SET checksum = 'x'",
             "checksum",
         ),
     ] {
@@ -109,7 +138,7 @@ async fn migrate_tells_what_it_waits_for() {
     other.batch_execute("ROLLBACK").await.unwrap();
     let output = child.wait_with_output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("applying migration 1 (schema): not done after "), "{told}");
+    assert!(told.contains("applying migration 1 (outbox): not done after "), "{told}");
     assert!(output.status.success(), "{told}");
 }
 

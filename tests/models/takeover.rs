@@ -3,8 +3,8 @@
 //!
 //! The steps are those of `src/daemon/membership.rs` and `sql/queries`: an instance registers (`draw_lock.sql`, `register.sql`: its
 //! liveness locks, then the listing; here one), adopts what it has in hand (`adopt.sql`) and ends its older epochs
-//! (`retire.sql`); it looks at the others' locks and buries (`bury.sql`), claims with the list of the dead that it read
-//! then (`claim.sql`), posts, and finishes with its guard (`finish.sql`). A session can be lost at any moment, and its
+//! (`retire.sql`); it looks at the others' locks and declares them dead (`declare_dead.sql`), claims with the list of the
+//! dead that it read then (`claim.sql`), posts, and finishes with its guard (`finish.sql`). A session can be lost at any moment, and its
 //! lock with it; a process can die. A frozen one is one that does nothing for a while. A call that is in flight when its
 //! row is found to be lost goes on, and its result comes at some time, perhaps when the process has claimed the row anew.
 //! A finish that was on its way when its session was lost may still run, and nobody gets its answer.

@@ -1,0 +1,128 @@
+-- The outbox: the table that the application writes.
+--
+-- The application inserts a row in the transaction in which it records the execution. It writes nothing else here. The
+-- daemon writes the columns claimed_by, done_at and parked, and deletes rows some time after they are done. No table of
+-- this schema has a foreign key to another one. A call log outlives its webhook and its outbox row, and a view over other
+-- tables may stand in the place of relay.webhooks.
+--
+-- Two indexes carry the queue: the pending rows in order of id, and the parked rows by project. A row leaves both indexes
+-- when it is done, so neither grows with the history. claimed_by is in no index, so that a claim is a heap-only update;
+-- fillfactor leaves room for it in the row's page. Both indexes have the expression id + 0, which the primary key does not
+-- have. So the planner cannot take the primary key for a claim. The primary key has the same order, but it also has the
+-- whole history, and the statistics may be an hour old.
+
+CREATE TABLE relay.outbox (
+    id                      bigint GENERATED ALWAYS AS IDENTITY,
+    created_at              timestamptz NOT NULL DEFAULT now(),
+    event                   text        NOT NULL DEFAULT 'onPromptFinished',
+    trace_id                text        NOT NULL DEFAULT replace(gen_random_uuid()::text, '-', ''),
+    project_id              bigint      NOT NULL,
+    prompt_id               bigint      NOT NULL,
+    user_id                 text        NOT NULL,
+    result                  smallint    NOT NULL,
+    finished_at             timestamptz NOT NULL DEFAULT now(),
+    duration_ms             bigint      NOT NULL,
+    prompt_tokens           integer     NOT NULL,
+    completion_tokens       integer     NOT NULL,
+    total_tokens            integer,
+    cached                  boolean     NOT NULL DEFAULT false,
+    ip                      text        NOT NULL DEFAULT '',
+    user_agent              text        NOT NULL DEFAULT '',
+    provider_id             bigint,
+    provider_default_model  text,
+    webhook_id              bigint,
+    replay_of               bigint,
+    claimed_by              bigint,
+    done_at                 timestamptz,
+    parked                  boolean     NOT NULL DEFAULT false,
+    CONSTRAINT outbox_pkey PRIMARY KEY (id),
+    CONSTRAINT outbox_event_known CHECK (event = 'onPromptFinished'),
+    CONSTRAINT outbox_result_known CHECK (result IN (0, 1)),
+    CONSTRAINT outbox_duration_not_negative CHECK (duration_ms >= 0),
+    CONSTRAINT outbox_prompt_tokens_not_negative CHECK (prompt_tokens >= 0),
+    CONSTRAINT outbox_completion_tokens_not_negative CHECK (completion_tokens >= 0),
+    CONSTRAINT outbox_total_tokens_not_negative CHECK (total_tokens >= 0),
+    -- Ages are computed from it, and of infinity there is none.
+    CONSTRAINT outbox_created_at_has_four_digit_year CHECK (
+        created_at >= '1970-01-01 00:00:00+00' AND created_at < '10000-01-01 00:00:00+00'),
+    -- What the payload's timestamp (YYYY-MM-DDThh:mm:ssZ) can say; keeps out infinity, too.
+    CONSTRAINT outbox_finished_at_has_four_digit_year CHECK (
+        finished_at >= '1970-01-01 00:00:00+00' AND finished_at < '10000-01-01 00:00:00+00'),
+    CONSTRAINT outbox_webhook_id_positive CHECK (webhook_id > 0)
+) WITH (
+    fillfactor = 45,
+    -- Each row is updated twice and soon deleted: vacuum by count, not by share of the table, and without pauses.
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 20000,
+    autovacuum_vacuum_insert_threshold = -1,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 100000,
+    autovacuum_vacuum_cost_delay = 0
+);
+
+CREATE INDEX outbox_pending ON relay.outbox ((id + 0)) WHERE done_at IS NULL AND NOT parked;
+CREATE INDEX outbox_parked ON relay.outbox (project_id, (id + 0)) WHERE done_at IS NULL AND parked;
+
+COMMENT ON TABLE relay.outbox IS
+    'Events to deliver. The application inserts in its own transaction; promptpal-relay delivers what is committed and sets done_at.';
+COMMENT ON COLUMN relay.outbox.id IS 'Drawn before commit: a lower id can become visible later than a higher one. Never written by the application.';
+COMMENT ON COLUMN relay.outbox.created_at IS 'Start of the inserting transaction.';
+COMMENT ON COLUMN relay.outbox.event IS 'The event''s name; onPromptFinished is the only one so far.';
+COMMENT ON COLUMN relay.outbox.trace_id IS 'Ties the calls of one execution together; random unless given.';
+COMMENT ON COLUMN relay.outbox.project_id IS 'Every enabled webhook of this project gets one POST. Payload key projectId.';
+COMMENT ON COLUMN relay.outbox.prompt_id IS 'Payload key promptId.';
+COMMENT ON COLUMN relay.outbox.user_id IS 'Payload key userId.';
+COMMENT ON COLUMN relay.outbox.result IS '0 success, 1 failure. Payload key result.';
+COMMENT ON COLUMN relay.outbox.finished_at IS 'When the execution finished. Payload key timestamp, in UTC with whole seconds.';
+COMMENT ON COLUMN relay.outbox.duration_ms IS 'Milliseconds that the execution took. Payload key duration.';
+COMMENT ON COLUMN relay.outbox.prompt_tokens IS 'Payload key tokens.prompt.';
+COMMENT ON COLUMN relay.outbox.completion_tokens IS 'Payload key tokens.completion.';
+COMMENT ON COLUMN relay.outbox.total_tokens IS 'Payload key tokens.total; null is the sum of the two.';
+COMMENT ON COLUMN relay.outbox.cached IS 'Payload key cached.';
+COMMENT ON COLUMN relay.outbox.ip IS 'Of the client that ran the prompt; free text, never parsed. Payload key ip.';
+COMMENT ON COLUMN relay.outbox.user_agent IS 'Of the client that ran the prompt; free text, never parsed. Payload key userAgent.';
+COMMENT ON COLUMN relay.outbox.provider_id IS 'Payload key providerId, left out when null.';
+COMMENT ON COLUMN relay.outbox.provider_default_model IS 'Payload key providerDefaultModel, left out when null.';
+COMMENT ON COLUMN relay.outbox.webhook_id IS 'When set, only this webhook of the project is called (replay, test).';
+COMMENT ON COLUMN relay.outbox.replay_of IS 'The relay.webhook_calls.id that this row repeats.';
+COMMENT ON COLUMN relay.outbox.claimed_by IS 'Epoch of the instance that has the row in hand; 0: none, but a dead one had. Written by the daemon only.';
+COMMENT ON COLUMN relay.outbox.done_at IS 'When the row''s calls were recorded; null: not done. Written by the daemon only.';
+COMMENT ON COLUMN relay.outbox.parked IS 'The row waits for a place at a slow webhook of its project, out of the way of the others. Written by the daemon only.';
+
+-- The daemon takes the application's texts as they are, because an insert must not fail for them. It delivers and logs the
+-- first 8 KiB of each. For a short text cut_text is one comparison: Postgres inlines the function, and knows the length
+-- without reading the text. A long text goes to a function of its own, which reads only the beginning. Inlined, that work
+-- would make each claim and each finish start later. cut_text has no SET clause, because a function with one is never
+-- inlined. Its body is parsed when the function is created, so no search_path changes what it means.
+CREATE FUNCTION relay.cut_long_text(value text) RETURNS text
+    LANGUAGE plpgsql
+    STABLE
+    PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+AS $$
+DECLARE
+    bytes bytea   := convert_to(left(value, 8192), 'UTF8');
+    most  integer := 8192;
+BEGIN
+    -- Back to the beginning of a character, whose later bytes are 10xxxxxx.
+    WHILE most < length(bytes) AND get_byte(bytes, most) & 192 = 128 LOOP
+        most := most - 1;
+    END LOOP;
+    RETURN convert_from(substr(bytes, 1, most), 'UTF8');
+END
+$$;
+
+COMMENT ON FUNCTION relay.cut_long_text(text) IS 'The first 8 KiB of a text that is longer; see relay.cut_text.';
+
+CREATE FUNCTION relay.cut_text(value text) RETURNS text
+    LANGUAGE sql
+    STABLE
+    PARALLEL SAFE
+RETURN CASE WHEN octet_length(value) > 8192 THEN relay.cut_long_text(value) ELSE value END;
+
+COMMENT ON FUNCTION relay.cut_text(text) IS
+    'The first 8 KiB of a text, cut between two characters: what is delivered and logged of the texts in relay.outbox.';
+
+REVOKE ALL ON FUNCTION relay.cut_long_text(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.cut_text(text) FROM PUBLIC;

@@ -1,0 +1,59 @@
+-- Report how it goes: which instances run, what waits, which webhooks fail. The cost is bounded: the statement reads
+-- the first 100,000 pending rows, the first 100,000 parked rows, and the newest 100,000 calls of the last five minutes.
+--
+-- The locks that sessions hold tell which instances live, not what relay.instances says. A standby has none of these
+-- locks. There the statement returns the instances that were not found dead, and says that it is a standby.
+--
+-- Locks:      none.
+-- Index:      outbox_pending, outbox_parked, webhook_calls_place. Postgres plans it for the value (plan_cache_mode =
+--             force_custom_plan), so that it locks only partitions of the span.
+-- Parameters: $1 timestamptz  calls that started after it
+-- Returns:    one JSON object.
+WITH held AS MATERIALIZED (
+    SELECT h.class << 32 | h.object AS key
+      FROM relay.daemon_locks() AS h
+     WHERE h.keys = 1
+), instances AS (
+    SELECT i.epoch, i.host, i.pid, i.version, i.started_at,
+           (SELECT count(*) FROM relay.in_flight f WHERE f.epoch = i.epoch) AS in_flight
+      FROM relay.instances i
+     WHERE pg_is_in_recovery() AND i.dead_at IS NULL
+        OR EXISTS (SELECT FROM held h WHERE h.key = ANY (i.locks))
+     ORDER BY i.epoch
+), backlog AS (
+    SELECT b.project_id, b.pending, b.parked, extract(epoch FROM b.oldest_age)::double precision AS oldest_age_s
+      FROM relay.backlog b
+), calls AS (
+    SELECT c.webhook_id, c.succeeded, c.is_timeout, c.error_kind, c.error_message, c.start_time,
+           -- A clock that was put back during a call makes no negative time.
+           greatest(extract(epoch FROM c.end_time - c.start_time) * 1000, 0) AS ms
+      FROM relay.webhook_calls c
+     WHERE c.start_time > $1
+       -- The newest ones: ids grow with time, and the log's first index has them.
+       AND c.id > coalesce(pg_sequence_last_value('relay.webhook_calls_id_seq'), 0) - 100000
+), webhooks AS (
+    SELECT c.webhook_id,
+           count(*) AS calls,
+           count(*) FILTER (WHERE NOT c.succeeded) AS failures,
+           count(*) FILTER (WHERE c.is_timeout) AS timeouts,
+           round((percentile_cont(0.5) WITHIN GROUP (ORDER BY c.ms))::numeric, 1) AS p50_ms,
+           round((percentile_cont(0.95) WITHIN GROUP (ORDER BY c.ms))::numeric, 1) AS p95_ms,
+           (array_agg(c.error_kind || ': ' || coalesce(c.error_message, '') ORDER BY c.start_time DESC)
+               FILTER (WHERE NOT c.succeeded))[1] AS last_error
+      FROM calls c
+     GROUP BY c.webhook_id
+     ORDER BY failures DESC, calls DESC, c.webhook_id
+     LIMIT 20
+)
+SELECT jsonb_build_object(
+           'standby', pg_is_in_recovery(),
+           'pending', (SELECT coalesce(sum(pending), 0) FROM backlog),
+           'parked', (SELECT coalesce(sum(parked), 0) FROM backlog),
+           'oldest_age_s', (SELECT coalesce(max(oldest_age_s), 0) FROM backlog),
+           'in_flight', (SELECT coalesce(sum(in_flight), 0) FROM instances),
+           'calls_5min', (SELECT count(*) FROM calls),
+           'failures_5min', (SELECT count(*) FROM calls WHERE NOT succeeded),
+           'instances', (SELECT coalesce(jsonb_agg(i), '[]') FROM instances i),
+           'backlog', (SELECT coalesce(jsonb_agg(b), '[]')
+                         FROM (SELECT * FROM backlog ORDER BY pending DESC, project_id LIMIT 20) AS b),
+           'webhooks', (SELECT coalesce(jsonb_agg(w), '[]') FROM webhooks w))::text

@@ -1,0 +1,60 @@
+-- Claim parked rows: the oldest ones of each given project, as many as the project has capacity for. What claim.sql
+-- says of id + 0, the array of ids, the casts and the bytes of text is true here, too.
+--
+-- Locks:      the rows, FOR UPDATE SKIP LOCKED. It is meant for synchronous_commit = off, as claim.sql is.
+-- Index:      outbox_parked, one range for each project; outbox_pkey for the update; webhooks_project.
+-- Parameters: $1 bigint[]  projects
+--             $2 bigint[]  most rows of each, in the same order
+--             $3 bigint[]  epochs of dead instances, whose rows are taken over
+--             $4 bigint    our epoch
+--             $5 bigint    bytes of text after which no more rows are claimed
+-- Returns:    as claim.sql does; no row is parked any more.
+WITH next AS MATERIALIZED (
+    SELECT n.id, n.claimed_by, n.bytes
+      FROM unnest($1::bigint[], $2::bigint[]) AS wanted (project_id, capacity)
+     CROSS JOIN LATERAL (
+            SELECT o.id,
+                   o.claimed_by,
+                   least(octet_length(o.user_id), 8192) + least(octet_length(o.ip), 8192)
+                   + least(octet_length(o.user_agent), 8192)
+                   + least(coalesce(octet_length(o.provider_default_model), 0), 8192) AS bytes
+              FROM relay.outbox o
+             WHERE o.done_at IS NULL
+               AND o.parked
+               AND o.project_id = wanted.project_id
+               AND (o.claimed_by IS NULL OR o.claimed_by = 0 OR o.claimed_by = ANY ($3))
+             ORDER BY o.id + 0
+             LIMIT wanted.capacity
+               FOR UPDATE SKIP LOCKED
+           ) AS n
+), claimed AS (
+    UPDATE relay.outbox o
+       SET claimed_by = $4
+     WHERE o.id = ANY (ARRAY(
+               SELECT w.id
+                 FROM (SELECT n.id, sum(n.bytes) OVER (ROWS UNBOUNDED PRECEDING) - n.bytes AS bytes_before
+                         FROM next n) AS w
+                WHERE w.bytes_before <= $5))
+    RETURNING o.id, o.event, o.project_id, o.prompt_id, left(o.user_id, 8193) AS user_id, o.result, o.finished_at,
+              o.duration_ms, o.prompt_tokens, o.completion_tokens, o.total_tokens, o.cached, left(o.ip, 8193) AS ip,
+              left(o.user_agent, 8193) AS user_agent, o.provider_id,
+              left(o.provider_default_model, 8193) AS provider_default_model, o.webhook_id,
+              octet_length(o.trace_id) > 8192 AS cut
+)
+SELECT 'row' AS kind, c.id, false AS parked, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at,
+       c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent, c.provider_id,
+       c.provider_default_model, c.webhook_id AS only_webhook_id, c.cut, NULL::bigint AS claimed_by, NULL::text AS url,
+       NULL::text AS signing_secret
+  FROM claimed c
+ UNION ALL
+SELECT 'before', n.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, n.claimed_by, NULL, NULL
+  FROM next n
+ WHERE n.claimed_by IS NOT NULL
+ UNION ALL
+SELECT 'webhook', w.id::bigint, NULL, w.event::text, w.project_id::bigint, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, left(w.url::text, 8200), left(w.signing_secret::text, 8200)
+  FROM relay.webhooks w
+ WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c))
+   AND w.enabled
+   AND w.event IS NOT NULL

@@ -1,8 +1,0 @@
--- Drop a daily partition of the call log that is older than the retention, and note that.
---
--- Locks:      ACCESS EXCLUSIVE on relay.webhook_calls for a moment; set a lock_timeout.
--- Index:      none.
--- Parameters: $1 text         its name
---             $2 timestamptz  what is kept begins then
--- Returns:    whether it was dropped.
-SELECT relay.drop_call_partition($1, $2)

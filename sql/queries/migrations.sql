@@ -1,6 +1,0 @@
--- What migrate has applied.
---
--- Locks: none. Index: migrations_pkey. Parameters: none. Returns: version, name, checksum.
-SELECT m.version, m.name, m.checksum
-  FROM relay.migrations m
- ORDER BY m.version

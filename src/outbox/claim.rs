@@ -1,0 +1,182 @@
+//! Rows in hand: claims them, gives them back, takes them over. Never decides which rows to claim, nor when: the
+//! caller names the cursor, the projects to park and the dead.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio_postgres::Row;
+
+use crate::error::Result;
+use crate::model::event::{Event, Secret, Webhook};
+use crate::model::row::Claimed;
+use crate::model::snapshot::Snapshot;
+use crate::outbox::Store;
+
+/// What is delivered and logged of each text of an event, as documented for users. `claim.sql` fetches one character
+/// more, so that a longer text is seen, and `relay.cut_text` cuts at the same length what is logged.
+const EVENT_TEXT_BYTES_MAX: usize = 8192;
+
+/// What a claim returned.
+#[derive(Debug, Default)]
+pub struct Claim {
+    /// In order of id.
+    pub rows: Vec<Claimed>,
+    /// There may be more: the texts of these rows were as much as one claim takes.
+    pub more: bool,
+}
+
+impl Store {
+    /// Claims up to `limit` rows with ids above `cursor`, in order of id. The texts of the rows have at most
+    /// `text_bytes_max` bytes, but for one row that alone has more. Rows of the projects in `park` are parked
+    /// instead, and rows of the `dead` epochs are taken over. See `claim.sql`.
+    pub async fn claim(
+        &self,
+        cursor: i64,
+        dead: &[i64],
+        limit: usize,
+        epoch: i64,
+        park: &[i64],
+        text_bytes_max: i64,
+    ) -> Result<Claim> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let sql = include_str!("../../sql/queries/claim/claim.sql");
+        let rows = self
+            .rows("claiming rows", sql, &[&cursor, &dead, &limit, &epoch, &park, &text_bytes_max])
+            .await?;
+        Ok(gather(&rows, epoch, text_bytes_max))
+    }
+
+    /// Claims the oldest parked rows of each project, at most as many as the project's number in `capacities`. The
+    /// bound of the texts is that of [`Store::claim`]. See `claim_parked.sql`.
+    pub async fn claim_parked(
+        &self,
+        projects: &[i64],
+        capacities: &[i64],
+        dead: &[i64],
+        epoch: i64,
+        text_bytes_max: i64,
+    ) -> Result<Claim> {
+        let sql = include_str!("../../sql/queries/claim/claim_parked.sql");
+        let rows = self
+            .rows("claiming parked rows", sql, &[&projects, &capacities, &dead, &epoch, &text_bytes_max])
+            .await?;
+        Ok(gather(&rows, epoch, text_bytes_max))
+    }
+
+    /// Projects that have parked rows, at most `limit`, in order.
+    pub async fn parked_projects(&self, limit: i64) -> Result<Vec<i64>> {
+        let sql = include_str!("../../sql/queries/claim/parked_projects.sql");
+        let rows = self.rows("looking for parked rows", sql, &[&limit]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Gives back claimed rows whose calls have not begun, and wakes a sleeping peer. A dead instance had the
+    /// `repeated` ones in hand before; with `park` the rows are parked. Returns how many were still ours.
+    pub async fn give_back(&self, epoch: i64, ids: &[i64], repeated: &[i64], park: bool) -> Result<i64> {
+        let sql = include_str!("../../sql/queries/claim/give_back.sql");
+        Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated, &park]).await?.get(0))
+    }
+
+    /// Takes rows in hand over from our `older` epochs to `new`. `claims` are their ids, each with its previous owner
+    /// before our claim. Returns the ids of the rows that are still ours.
+    pub async fn adopt(&self, claims: &[(i64, Option<i64>)], older: &[i64], new: i64) -> Result<Vec<i64>> {
+        let sql = include_str!("../../sql/queries/claim/adopt.sql");
+        let (ids, previous_owners): (Vec<i64>, Vec<Option<i64>>) = claims.iter().copied().unzip();
+        let rows =
+            self.rows("taking over our own rows", sql, &[&ids, &previous_owners, &older, &new]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Which transactions are running.
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        let row =
+            self.one("taking a snapshot", include_str!("../../sql/queries/claim/snapshot.sql"), &[]).await?;
+        Ok(Snapshot { xmin: row.get("xmin"), xmax: row.get("xmax") })
+    }
+}
+
+/// Makes one value of each outbox row that a claim returned. Rows of a project share its webhooks. Takes columns by
+/// position, as `claim.sql` and `claim_parked.sql` have them, because finding them by name takes longer than reading
+/// them.
+fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
+    let mut previous_owners: HashMap<i64, i64> = HashMap::new();
+    let mut webhooks: HashMap<(i64, &str), Vec<Arc<Webhook>>> = HashMap::new();
+    for row in rows {
+        match row.get(0) {
+            "before" => _ = previous_owners.insert(row.get(1), row.get(20)),
+            // A view over other tables may have nulls: a webhook without an id is no webhook.
+            "webhook" => {
+                if let Some(id) = row.get::<_, Option<i64>>(1) {
+                    let event = (row.get(4), row.get(3));
+                    webhooks.entry(event).or_default().push(Arc::new(webhook(id, row, 21)));
+                }
+            }
+            _ => {}
+        }
+    }
+    let none: Arc<[Arc<Webhook>]> = Arc::new([]);
+    let webhooks: HashMap<(i64, &str), Arc<[Arc<Webhook>]>> = webhooks
+        .into_iter()
+        .map(|(event, mut webhooks)| {
+            webhooks.sort_unstable_by_key(|webhook| webhook.id);
+            (event, webhooks.into())
+        })
+        .collect();
+    let of = |row: &Row| {
+        let all = webhooks.get(&(row.get(4), row.get(3))).unwrap_or(&none);
+        match row.get::<_, Option<i64>>(18) {
+            None => all.clone(),
+            Some(only) => all.iter().filter(|webhook| webhook.id == only).cloned().collect(),
+        }
+    };
+    let mut text_bytes = 0;
+    let mut claimed: Vec<Claimed> = Vec::with_capacity(rows.len());
+    for row in rows.iter().filter(|row| row.get::<_, &str>(0) == "row") {
+        let (id, parked) = (row.get(1), row.get(2));
+        let mut event = event(row);
+        let (is_longer, bytes) = event.cut_texts(EVENT_TEXT_BYTES_MAX);
+        text_bytes += bytes;
+        claimed.push(Claimed {
+            id,
+            epoch,
+            parked,
+            previous: previous_owners.get(&id).copied(),
+            event,
+            cut: is_longer || row.get(19),
+            webhooks: if parked { none.clone() } else { of(row) },
+        });
+    }
+    claimed.sort_unstable_by_key(|row| row.id);
+    Claim { rows: claimed, more: i64::try_from(text_bytes).unwrap_or(i64::MAX) > text_bytes_max }
+}
+
+fn event(row: &Row) -> Event {
+    Event {
+        event: row.get(3),
+        project_id: row.get(4),
+        prompt_id: row.get(5),
+        user_id: row.get(6),
+        result: row.get(7),
+        finished_at: row.get::<_, SystemTime>(8),
+        duration_ms: row.get(9),
+        prompt_tokens: row.get(10),
+        completion_tokens: row.get(11),
+        total_tokens: row.get(12),
+        cached: row.get(13),
+        ip: row.get(14),
+        user_agent: row.get(15),
+        provider_id: row.get(16),
+        provider_default_model: row.get(17),
+    }
+}
+
+/// A webhook from a row with its URL in the column `url` and its secret in the next.
+pub(super) fn webhook(id: i64, row: &Row, url: usize) -> Webhook {
+    Webhook {
+        id,
+        // A view over other tables may have nulls here; an empty URL becomes a logged bad_url.
+        url: row.get::<_, Option<String>>(url).unwrap_or_default(),
+        signing_secret: row.get::<_, Option<String>>(url + 1).map(Secret),
+    }
+}
