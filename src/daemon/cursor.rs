@@ -154,7 +154,7 @@ impl<'a> Look<'a> {
         let (owes_whole, whole_at) = (self.owes_whole, self.whole_at.max(rescan_at));
         async move {
             tokio::select! {
-                () = pool.freed() => {}
+                () = pool.capacity_freed() => {}
                 () = takeover.notified() => {}
                 () = tokio::time::sleep_until(rescan_at.into()), if wanted => {}
                 () = tokio::time::sleep_until(whole_at.into()), if owes_whole => {}

@@ -28,7 +28,7 @@ use crate::daemon::systemd;
 use crate::daemon::wakeup::{Cause, Wake};
 use crate::delivery::client::Caller;
 use crate::dispatch::pool::Pool;
-use crate::dispatch::scheduler::Offer;
+use crate::dispatch::scheduler::ClaimBudget;
 use crate::error::{Error, Result, one_line};
 use crate::model::call::{Call, ErrorKind};
 use crate::model::memory::Memory;
@@ -279,7 +279,7 @@ impl Relay<'_> {
             if matches!(error, Error::Pooled { .. }) {
                 return Err(error);
             }
-            self.pool.may_start_until(Instant::now());
+            self.pool.lease_until(Instant::now());
             if self.commits.take() {
                 self.lost_commits.set(self.lost_commits.get() + 1);
             }
@@ -342,18 +342,18 @@ impl Relay<'_> {
                     () = self.stop.wait() => break,
                 }
             }
-            let Some(offer) = self.pool.try_offer() else {
+            let Some(budget) = self.pool.claim_budget() else {
                 // Nobody shall notify us while we could not act upon it; those who slept because we did hear of it.
                 wake.rouse().await?;
                 if self.owes_peers(&wake) {
                     self.call_peers(&link.claim, Duration::ZERO).await?;
                 }
                 tokio::select! {
-                    () = self.pool.room() => continue,
+                    () = self.pool.wait_for_capacity() => continue,
                     () = self.stop.wait() => break,
                 }
             };
-            let found = match self.look(&mut look, &offer).await {
+            let found = match self.look(&mut look, &budget).await {
                 Ok(found) => found,
                 Err(error) if link.claim.is_closed() => return Err(error),
                 Err(error) => {
@@ -421,8 +421,8 @@ impl Relay<'_> {
     }
 
     /// Claims from both lanes, and hands out what is found.
-    async fn look(&self, look: &mut Look<'_>, offer: &Offer) -> Result<Looked> {
-        let pending = look.pending(offer.limit, &offer.park).await?;
+    async fn look(&self, look: &mut Look<'_>, budget: &ClaimBudget) -> Result<Looked> {
+        let pending = look.pending(budget.limit, &budget.park).await?;
         let any = !pending.rows.is_empty();
         self.hand_out(pending.rows);
         let parked = look.parked().await?;
@@ -669,13 +669,13 @@ impl Relay<'_> {
         let mut status = Status { told: looked, calls: self.metrics.calls(), text: String::new() };
         loop {
             let next_look = looked + self.watch_pause(&self.peers.borrow());
-            self.pool.may_start_until(next_look + LATE);
+            self.pool.lease_until(next_look + LATE);
             tokio::select! {
                 error = link.lost() => return Err(error),
                 _ = watchdog.tick() => self.tell_watchdog(&stall),
                 () = self.stirred.notified() => {}
                 () = tokio::time::sleep_until(next_look.into()) => {
-                    self.pool.nudge();
+                    self.pool.tick();
                     self.caller.close_resting();
                     self.failures.borrow_mut().flush();
                     self.tell_status(&mut status);

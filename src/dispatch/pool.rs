@@ -18,11 +18,11 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dispatch::admission::Admission;
-use crate::dispatch::scheduler::{Limits, Offer, Places, Ticket};
+use crate::dispatch::scheduler::{ClaimBudget, Limits, Scheduler, Ticket};
 use crate::model::call::Outcome;
 use crate::model::call::{Call, ErrorKind};
 use crate::model::event::Webhook;
-use crate::model::load::FULLEST;
+use crate::model::load::BUSIEST;
 use crate::model::load::Load;
 use crate::model::memory::{Held, Memory, Room, Share};
 use crate::model::row::Claimed;
@@ -145,12 +145,12 @@ struct Shared {
     /// Bytes of an answer's body that are kept at most.
     answer_bytes_max: usize,
     state: Mutex<State>,
-    // For whoever waits in Pool::room or Pool::freed.
-    freed: Notify,
+    // For whoever waits in Pool::wait_for_capacity or Pool::capacity_freed.
+    capacity_freed: Notify,
 }
 
 struct State {
-    places: Places<Job>,
+    scheduler: Scheduler<Job>,
     admission: Admission<Arc<Row>>,
     // Rows of which some calls have ended and others have not, by id and epoch.
     half_done: HashMap<(i64, i64), Arc<Row>>,
@@ -163,10 +163,10 @@ struct State {
     paused_until: Option<Instant>,
     shortages: u64,
     // No call starts later than this.
-    start_until: Option<Instant>,
-    // Notify `freed` when no more than this many calls are in hand.
+    lease_until: Option<Instant>,
+    // Notify `capacity_freed` when no more than this many calls are in hand.
     notify_at: Option<usize>,
-    // Notify `freed` when rows are committed, or admitted.
+    // Notify `capacity_freed` when rows are committed, or admitted.
     notify_released: bool,
     // When to look again without being notified.
     look_again: Duration,
@@ -186,7 +186,7 @@ impl Pool {
         results: UnboundedSender<Finished>,
     ) -> Pool {
         let state = State {
-            places: Places::new(limits),
+            scheduler: Scheduler::new(limits),
             admission: Admission::default(),
             half_done: HashMap::new(),
             threads: 0,
@@ -195,7 +195,7 @@ impl Pool {
             progress: 0,
             paused_until: None,
             shortages: 0,
-            start_until: None,
+            lease_until: None,
             notify_at: None,
             notify_released: false,
             look_again: RELIEVE_AGAIN,
@@ -208,37 +208,41 @@ impl Pool {
                 memory,
                 answer_bytes_max,
                 state: Mutex::new(state),
-                freed: Notify::new(),
+                capacity_freed: Notify::new(),
             }),
         }
     }
 
     /// What may be claimed now, if a claim is worth its round trip.
-    pub fn try_offer(&self) -> Option<Offer> {
+    pub fn claim_budget(&self) -> Option<ClaimBudget> {
         let now = Instant::now();
         let mut state = self.shared.lock();
-        let mut offer = state.places.offer(now);
+        let mut budget = state.scheduler.claim_budget(now);
         let tight = state.relieve(&self.shared.memory, now);
         let held = tight || state.ended >= ENDED_MAX;
-        offer.park.extend(state.admission.full(&self.shared.memory));
+        budget.park.extend(state.admission.full(&self.shared.memory));
         let paused = state.paused_until.filter(|until| *until > now);
         // Those that wait for memory have no place yet.
-        offer.limit = offer.limit.saturating_sub(state.admission.waiting_count());
-        let taken = offer.limit >= offer.worth && !held && paused.is_none();
+        budget.limit = budget.limit.saturating_sub(state.admission.waiting_count());
+        let taken = budget.limit >= budget.batch_min && !held && paused.is_none();
         // What rows will need is not known before they are claimed: mostly what one webhook's answer needs.
-        let sure =
-            Share::of_row(1, self.shared.answer_bytes_max, self.shared.memory.max(), state.places.workers())
-                .sure;
-        offer.limit = offer.limit.min((self.shared.memory.free() / (CALL_BYTES + sure)).max(1));
-        state.notify_at = (!taken).then(|| state.places.in_hand().saturating_sub(offer.worth));
+        let sure = Share::of_row(
+            1,
+            self.shared.answer_bytes_max,
+            self.shared.memory.max(),
+            state.scheduler.workers(),
+        )
+        .sure;
+        budget.limit = budget.limit.min((self.shared.memory.free() / (CALL_BYTES + sure)).max(1));
+        state.notify_at = (!taken).then(|| state.scheduler.in_hand().saturating_sub(budget.batch_min));
         state.notify_released = !taken;
         state.look_again = match paused {
             Some(until) => until - now,
             None if tight => RELIEVE_AGAIN,
-            None => offer.again,
+            None => budget.again,
         };
         self.shared.wake_one(state);
-        taken.then_some(offer)
+        taken.then_some(budget)
     }
 
     /// Bytes of text that may be claimed now.
@@ -249,10 +253,10 @@ impl Pool {
 
     /// Starts what may start by now without anything having ended: a webhook's class changes with time, a thread
     /// that was refused to us may be had, and a row may have become old. To be called every second or so.
-    pub fn nudge(&self) {
+    pub fn tick(&self) {
         let now = Instant::now();
         let mut state = self.shared.lock();
-        state.places.grow_old(now);
+        state.scheduler.grow_old(now);
         if state.admission.waiting_count() > 0 {
             state.relieve(&self.shared.memory, now);
             self.shared.admit(&mut state, now);
@@ -260,18 +264,18 @@ impl Pool {
         self.shared.wake_one(state);
     }
 
-    /// Waits until [`Pool::try_offer`] may have something. Cancel-safe.
-    pub async fn room(&self) {
+    /// Waits until [`Pool::claim_budget`] may have something. Cancel-safe.
+    pub async fn wait_for_capacity(&self) {
         let look_again = self.shared.lock().look_again;
         tokio::select! {
-            () = self.shared.freed.notified() => {}
+            () = self.shared.capacity_freed.notified() => {}
             () = tokio::time::sleep(look_again) => {}
         }
     }
 
     /// Waits until a call of a project with parked rows has ended.
-    pub async fn freed(&self) {
-        self.shared.freed.notified().await;
+    pub async fn capacity_freed(&self) {
+        self.shared.capacity_freed.notified().await;
     }
 
     /// Starts the calls of rows, as memory and places become free. A row without webhooks is finished at once.
@@ -343,19 +347,19 @@ impl Pool {
             drop(state);
         }
         if notify {
-            self.shared.freed.notify_one();
+            self.shared.capacity_freed.notify_one();
         }
     }
 
     /// Says which projects have parked rows.
     pub fn set_parked(&self, projects: HashSet<i64>) {
-        self.shared.lock().places.set_parked(projects);
+        self.shared.lock().scheduler.set_parked(projects);
     }
 
     /// Parked projects that have room, each with how many rows.
     pub fn parked_room(&self, most: usize) -> Vec<(i64, i64)> {
         let mut state = self.shared.lock();
-        let mut rooms = state.places.parked_room(most, Instant::now());
+        let mut rooms = state.scheduler.parked_room(most, Instant::now());
         rooms.retain_mut(|(project_id, rows)| {
             let room = state.admission.room(*project_id, &self.shared.memory);
             *rows = (*rows).min(i64::try_from(room).unwrap_or(i64::MAX));
@@ -383,9 +387,9 @@ impl Pool {
         let mut unstarted: HashMap<i64, bool> =
             state.admission.waiting().map(|row| (row.id, row.repeated)).collect();
         state.admission.retain(|_| false);
-        for job in state.places.take_waiting() {
+        for job in state.scheduler.take_waiting() {
             if job.row.started.load(Ordering::Relaxed) > 0 {
-                state.places.push(job.webhook.id, job.row.project_id, job, now);
+                state.scheduler.push(job.webhook.id, job.row.project_id, job, now);
             } else {
                 unstarted.insert(job.row.id, job.row.repeated);
             }
@@ -397,9 +401,9 @@ impl Pool {
     /// Says until when calls may start; from then on they wait for the next word. A process that was frozen, or cut
     /// off from Postgres, must not begin calls of rows that a peer may have taken over. Before the first word there
     /// is no limit.
-    pub fn may_start_until(&self, until: Instant) {
+    pub fn lease_until(&self, until: Instant) {
         let mut state = self.shared.lock();
-        state.start_until = Some(until);
+        state.lease_until = Some(until);
         self.shared.wake_one(state);
     }
 
@@ -412,7 +416,7 @@ impl Pool {
         let mut abandoned: HashSet<i64> = waiting.collect();
         state.admission.retain(|row| !ids.contains(&row.id));
         let mut admitted = 0;
-        state.places.retain_waiting(|job| {
+        state.scheduler.retain_waiting(|job| {
             let keep = !ids.contains(&job.row.id);
             if !keep && !job.row.abandoned.swap(true, Ordering::Relaxed) {
                 abandoned.insert(job.row.id);
@@ -431,29 +435,29 @@ impl Pool {
 
     /// How long the call has been running that runs for longest.
     pub fn longest_running(&self) -> Duration {
-        self.shared.lock().places.longest_running(Instant::now())
+        self.shared.lock().scheduler.longest_running(Instant::now())
     }
 
     /// What the threads are doing now.
     pub fn load(&self) -> Load {
         let state = self.shared.lock();
         Load {
-            running: state.places.running(),
-            longest_running: state.places.longest_running(Instant::now()),
-            waiting: state.places.in_hand() - state.places.running()
+            running: state.scheduler.running(),
+            longest_running: state.scheduler.longest_running(Instant::now()),
+            waiting: state.scheduler.in_hand() - state.scheduler.running()
                 + state.admission.waiting().map(|row| row.webhooks.len()).sum::<usize>(),
             ended: state.ended,
             progress: state.progress,
             threads: state.threads,
             memory_bytes: self.shared.memory.used(),
             shortages: state.shortages,
-            fullest: state.places.fullest(FULLEST),
+            busiest: state.scheduler.busiest(BUSIEST),
         }
     }
 
     /// Calls running now.
     pub fn running(&self) -> usize {
-        self.shared.lock().places.running()
+        self.shared.lock().scheduler.running()
     }
 }
 
@@ -463,14 +467,14 @@ impl State {
     }
 
     /// A call was not made: its turn comes again.
-    fn put_back(&mut self, ticket: Ticket, job: Job) {
+    fn requeue(&mut self, ticket: Ticket, job: Job) {
         job.row.started.fetch_sub(1, Ordering::Relaxed);
         // It was none.
         self.progress -= 1;
         if job.row.abandoned.load(Ordering::Relaxed) {
-            self.places.finish(ticket, Instant::now());
+            self.scheduler.finish(ticket, Instant::now());
         } else {
-            self.places.put_back(ticket, job, Instant::now());
+            self.scheduler.requeue(ticket, job, Instant::now());
         }
     }
 
@@ -501,7 +505,7 @@ impl State {
 
     /// Whether a call may start, as far as it is not for the places to say.
     fn may_start(&self) -> bool {
-        self.start_until.is_none_or(|until| Instant::now() < until) && !self.paused()
+        self.lease_until.is_none_or(|until| Instant::now() < until) && !self.paused()
     }
 
     /// Whether most of the memory is taken, so that no more is claimed. Then, and while a row waits for memory that rows of
@@ -511,7 +515,7 @@ impl State {
         let lately = self.relieved.is_some_and(|at| now.saturating_duration_since(at) < RELIEVE_AGAIN);
         if !lately && (tight() || self.admission.lacks_memory(memory)) {
             self.relieved = Some(now);
-            self.places.for_each_waiting(|job| {
+            self.scheduler.for_each_waiting(|job| {
                 if job.row.is_old(now) {
                     job.room.shrink(OLD_ANSWER_BYTES);
                 }
@@ -538,7 +542,7 @@ impl Shared {
     }
 
     fn share(&self, state: &State, row: &Row) -> Share {
-        Share::of_row(row.webhooks.len(), self.answer_bytes_max, self.memory.max(), state.places.workers())
+        Share::of_row(row.webhooks.len(), self.answer_bytes_max, self.memory.max(), state.scheduler.workers())
     }
 
     /// Gives the calls of rows whose share of the memory is free to the places, and sends those out that are skipped.
@@ -561,7 +565,7 @@ impl Shared {
             for webhook in row.webhooks.iter() {
                 let room = Room::new(held.split(share.sure), share.most);
                 let job = Job { row: row.clone(), webhook: webhook.clone(), room };
-                state.places.push(webhook.id, row.project_id, job, now);
+                state.scheduler.push(webhook.id, row.project_id, job, now);
             }
             let mut ended = row.ended();
             (ended.since, ended.admitted_bytes) = (Some(now), bytes);
@@ -574,13 +578,13 @@ impl Shared {
     /// awake as calls that can run, and short calls need few. Takes the lock's guard: waking is a system call, which
     /// the others need not wait for.
     fn wake_one(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        if !state.may_start() || !state.places.may_start() {
+        if !state.may_start() || !state.scheduler.may_start() {
             return;
         }
         if let Some(thread) = state.idle.pop() {
             drop(state);
             thread.unpark();
-        } else if state.threads < state.places.running_max() {
+        } else if state.threads < state.scheduler.running_max() {
             let shared = self.clone();
             let thread = thread::Builder::new().name("call".into()).stack_size(STACK_BYTES);
             match thread.spawn(move || shared.work()) {
@@ -607,7 +611,7 @@ impl Shared {
                 Outcome::Called(call) => ended = Some((ticket, job, call)),
                 Outcome::Shortage(reason) => self.pause(ticket, job, &reason),
                 // It has waited already, and the others are not concerned: no pause.
-                Outcome::Crowded => self.lock().put_back(ticket, job),
+                Outcome::Crowded => self.lock().requeue(ticket, job),
             }
         }
     }
@@ -620,8 +624,8 @@ impl Shared {
         let mut finished = None;
         if let Some((ticket, job, call)) = ended {
             finished = state.record(job, call);
-            freed = state.places.finish(ticket, Instant::now());
-            if state.notify_at.is_some_and(|at| state.places.in_hand() <= at) {
+            freed = state.scheduler.finish(ticket, Instant::now());
+            if state.notify_at.is_some_and(|at| state.scheduler.in_hand() <= at) {
                 state.notify_at = None;
                 freed = true;
             }
@@ -629,13 +633,13 @@ impl Shared {
         let mut tell = || {
             finished.take().into_iter().for_each(|finished| self.send(finished));
             if std::mem::take(&mut freed) {
-                self.freed.notify_one();
+                self.capacity_freed.notify_one();
             }
         };
         let me = thread::current();
         loop {
             let may = state.may_start();
-            if let Some((ticket, job)) = may.then(|| state.places.start(Instant::now())).flatten() {
+            if let Some((ticket, job)) = may.then(|| state.scheduler.start(Instant::now())).flatten() {
                 job.row.started.fetch_add(1, Ordering::Relaxed);
                 state.progress += 1;
                 self.wake_one(state);
@@ -678,10 +682,10 @@ impl Shared {
         let mut state = self.lock();
         if !state.paused() {
             state.shortages += 1;
-            tracing::warn!(reason, running = state.places.running(), "short of resources, calls wait");
+            tracing::warn!(reason, running = state.scheduler.running(), "short of resources, calls wait");
         }
         state.paused_until = Some(Instant::now() + SHORTAGE_PAUSE);
-        state.put_back(ticket, job);
+        state.requeue(ticket, job);
     }
 }
 
@@ -865,12 +869,12 @@ mod tests {
     async fn no_call_starts_after_its_time_until_the_next_word() {
         let (results, mut out) = unbounded_channel();
         let pool = new(LIMITS, Box::new(|w, _, body, _| success(w, body)), results);
-        pool.may_start_until(Instant::now());
+        pool.lease_until(Instant::now());
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
-        pool.nudge();
+        pool.tick();
         assert!(out.try_recv().is_err() && pool.running() == 0);
         assert_eq!(pool.abandon(&HashSet::from([1, 7])), HashSet::from([1]));
-        pool.may_start_until(Instant::now() + IDLE);
+        pool.lease_until(Instant::now() + IDLE);
         assert_eq!(out.recv().await.expect("a row").id, 2);
         assert!(out.try_recv().is_err());
     }
@@ -930,7 +934,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let other = memory.hold(MIB);
-        assert!(pool.try_offer().is_none());
+        assert!(pool.claim_budget().is_none());
         // As if it had begun long ago.
         pool.shared.lock().half_done[&(1, 1)].ended().since = Instant::now().checked_sub(2 * OLD);
         let before = memory.used();
@@ -982,16 +986,16 @@ mod tests {
         let pool = new(Limits { workers: 1, per_webhook: 1 }, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10])]);
         // At first it may be quick, and it is looked often.
-        while pool.try_offer().is_some() || pool.shared.lock().look_again < Duration::from_millis(100) {
+        while pool.claim_budget().is_some() || pool.shared.lock().look_again < Duration::from_millis(100) {
             tokio::task::yield_now().await;
         }
-        let looks = tokio::time::timeout(Duration::from_millis(50), pool.room()).await;
+        let looks = tokio::time::timeout(Duration::from_millis(50), pool.wait_for_capacity()).await;
         assert!(looks.is_err(), "it was every 5 ms");
         open.send(()).expect("the thread waits");
-        pool.room().await;
+        pool.wait_for_capacity().await;
         drop(out.recv().await.expect("a row"));
         pool.released(1);
-        assert!(pool.try_offer().is_some());
+        assert!(pool.claim_budget().is_some());
     }
 
     #[tokio::test]
@@ -1003,12 +1007,12 @@ mod tests {
         let other = memory.hold(MIB);
         pool.hand_in(vec![claimed(1, &[10])]);
         let row = out.recv().await.expect("it is alone, and begins");
-        assert!(pool.try_offer().is_none());
+        assert!(pool.claim_budget().is_none());
         pool.shared.lock().look_again = IDLE;
         drop((other, row));
         pool.released(1);
-        tokio::time::timeout(IDLE / 2, pool.room()).await.expect("it is told, not polled");
-        assert!(pool.try_offer().is_some());
+        tokio::time::timeout(IDLE / 2, pool.wait_for_capacity()).await.expect("it is told, not polled");
+        assert!(pool.claim_budget().is_some());
     }
 
     proptest::proptest! {
@@ -1053,7 +1057,7 @@ mod tests {
                     assert_eq!(row.calls.len(), plans[usize::try_from(row.id).expect("small")].len());
                     drop(row);
                     pool.released(1);
-                    pool.nudge();
+                    pool.tick();
                 }
             });
             proptest::prop_assert_eq!(memory.used(), 0);

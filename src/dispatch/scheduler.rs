@@ -24,7 +24,7 @@ const QUICK: Duration = Duration::from_millis(5);
 const AGAIN_MIN: Duration = Duration::from_millis(5);
 /// Webhooks turn out to be slow with time, too; this often is often enough.
 const AGAIN: Duration = Duration::from_millis(100);
-/// And when none can, only what ends changes the offer. It is asked for all the same, now and then.
+/// And when none can, only what ends changes the budget. It is asked for all the same, now and then.
 const AGAIN_MAX: Duration = Duration::from_secs(1);
 /// Parked rows that are claimed at once of a project of whose webhooks nothing is known.
 const UNKNOWN: usize = 8;
@@ -79,14 +79,14 @@ pub struct Ticket {
 
 /// What may be claimed now.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Offer {
+pub struct ClaimBudget {
     /// Rows that can start soon.
     pub limit: usize,
     /// Below this limit a claim is not worth its round trip.
-    pub worth: usize,
+    pub batch_min: usize,
     /// Projects with a full webhook: their rows are parked, not claimed.
     pub park: Vec<i64>,
-    /// After this time the offer may be another one although no call has ended.
+    /// After this time the budget may be another one although no call has ended.
     pub again: Duration,
 }
 
@@ -145,7 +145,7 @@ impl<J> Endpoint<J> {
 }
 
 /// Waiting and running calls by webhook. `J` is a job: whatever makes one call.
-pub struct Places<J> {
+pub struct Scheduler<J> {
     limits: Limits,
     endpoints: HashMap<i64, Endpoint<J>>,
     // By class, webhooks with a waiting call and a free place of their own, in turn. Each stands in one queue at
@@ -167,10 +167,10 @@ pub struct Places<J> {
     last_unparked: i64,
 }
 
-impl<J> Places<J> {
+impl<J> Scheduler<J> {
     /// No calls.
     pub fn new(limits: Limits) -> Self {
-        Places {
+        Scheduler {
             limits,
             endpoints: HashMap::new(),
             queues: Default::default(),
@@ -206,7 +206,7 @@ impl<J> Places<J> {
     }
 
     /// The webhooks with most calls running, at most so many, each with how many.
-    pub fn fullest(&self, most: usize) -> Vec<(i64, usize)> {
+    pub fn busiest(&self, most: usize) -> Vec<(i64, usize)> {
         let busy = self.endpoints.iter().filter(|(_, endpoint)| !endpoint.running.is_empty());
         let mut busy: Vec<(i64, usize)> = busy.map(|(id, endpoint)| (*id, endpoint.running.len())).collect();
         busy.sort_unstable_by_key(|(id, running)| (std::cmp::Reverse(*running), *id));
@@ -233,12 +233,12 @@ impl<J> Places<J> {
     fn queue(&mut self, webhook_id: i64, now: Instant) {
         let Some(endpoint) = self.endpoints.get_mut(&webhook_id) else { return };
         let class = endpoint.class(now);
-        let places = match class {
+        let slots = match class {
             _ if self.unlimited => usize::MAX,
             Class::Unproven => 1,
             Class::Fast | Class::Slow => self.limits.per_webhook,
         };
-        if endpoint.queued || endpoint.waiting.is_empty() || endpoint.running.len() >= places {
+        if endpoint.queued || endpoint.waiting.is_empty() || endpoint.running.len() >= slots {
             return;
         }
         endpoint.queued = true;
@@ -246,7 +246,7 @@ impl<J> Places<J> {
     }
 
     /// Whether a call of this class may start.
-    fn has_place(&self, class: Class) -> bool {
+    fn has_slot(&self, class: Class) -> bool {
         let [_, unproven, slow] = self.running;
         let share = match class {
             Class::Fast => true,
@@ -263,16 +263,16 @@ impl<J> Places<J> {
 
     /// Whether newcomers have no place, and none in a moment: the slow have them all, or none of those who are being
     /// tried is quick.
-    fn newcomers_wait(&self, now: Instant) -> bool {
+    fn unproven_wait(&self, now: Instant) -> bool {
         let is_long = |call: &&Running| call.class == Class::Unproven && now - call.started > QUICK;
         let long = self.endpoints.values().flat_map(|endpoint| &endpoint.running).filter(is_long).count();
         let slow = self.running[Class::Slow as usize];
         long >= self.limits.unproven() || long + slow >= self.limits.not_fast()
     }
 
-    /// Whether [`Places::start`] would start a call.
+    /// Whether [`Scheduler::start`] would start a call.
     pub fn may_start(&self) -> bool {
-        CLASSES.into_iter().any(|class| self.has_place(class) && !self.queues[class as usize].is_empty())
+        CLASSES.into_iter().any(|class| self.has_slot(class) && !self.queues[class as usize].is_empty())
     }
 
     /// Takes the next call that may start: the classes take turns, and the webhooks of a class.
@@ -280,7 +280,7 @@ impl<J> Places<J> {
         self.grow_old(now);
         let first = usize::try_from(self.started % 3).expect("below 3");
         for class in CLASSES.into_iter().cycle().skip(first).take(3) {
-            while self.has_place(class) {
+            while self.has_slot(class) {
                 let Some(webhook_id) = self.queues[class as usize].pop_front() else { break };
                 if let Some(started) = self.start_one(webhook_id, class, now) {
                     return Some(started);
@@ -343,7 +343,7 @@ impl<J> Places<J> {
     }
 
     /// Frees the place of a call that could not be made for a shortage of ours, and puts it first again.
-    pub fn put_back(&mut self, ticket: Ticket, job: J, now: Instant) {
+    pub fn requeue(&mut self, ticket: Ticket, job: J, now: Instant) {
         self.waiting += 1;
         self.free(&ticket, now, |endpoint| endpoint.waiting.push_front(job));
     }
@@ -366,10 +366,10 @@ impl<J> Places<J> {
     }
 
     /// How much may be claimed now, and whose rows are to be parked.
-    pub fn offer(&mut self, now: Instant) -> Offer {
+    pub fn claim_budget(&mut self, now: Instant) -> ClaimBudget {
         self.grow_old(now);
         self.endpoints.retain(|_, e| e.in_hand() > 0 || now - e.last_used < FORGET);
-        let newcomers_wait = self.newcomers_wait(now);
+        let unproven_wait = self.unproven_wait(now);
         let (mut ahead_all, mut waiting_soon) = (0, 0);
         let mut wait = false;
         let mut park = Vec::new();
@@ -381,7 +381,7 @@ impl<J> Places<J> {
             }
             if self.is_full(endpoint, now) {
                 // Nothing of its own is running: what it waits for are the calls of others, and those take long.
-                let held_up = endpoint.running.is_empty() && newcomers_wait;
+                let held_up = endpoint.running.is_empty() && unproven_wait;
                 if endpoint.estimate(now) <= QUICK && !held_up {
                     wait = true;
                 } else {
@@ -392,7 +392,7 @@ impl<J> Places<J> {
         let ahead_all = ahead_all.min(AHEAD_MAX);
         let limit = (self.limits.workers + ahead_all).saturating_sub(self.running() + waiting_soon);
         // Many small claims cost more than few large ones, but only where much is going on.
-        let worth = (self.limits.workers / 4).min(ahead_all).max(1);
+        let batch_min = (self.limits.workers / 4).min(ahead_all).max(1);
         park.sort_unstable();
         park.dedup();
         let again = match self.young.front() {
@@ -400,16 +400,16 @@ impl<J> Places<J> {
             Some((started, ..)) => (*started + SLOW).saturating_duration_since(now).max(AGAIN),
             None => AGAIN_MAX,
         };
-        Offer { limit: if wait { 0 } else { limit }, worth, park, again }
+        ClaimBudget { limit: if wait { 0 } else { limit }, batch_min, park, again }
     }
 
     fn is_full(&self, endpoint: &Endpoint<J>, now: Instant) -> bool {
         let class = endpoint.class(now);
         endpoint.in_hand() >= self.limits.per_webhook + endpoint.ahead(&self.limits, now)
-            || (class != Class::Fast && !self.has_place(class) && !endpoint.waiting.is_empty())
+            || (class != Class::Fast && !self.has_slot(class) && !endpoint.waiting.is_empty())
     }
 
-    /// Says which projects have parked rows, so that [`Places::finish`] tells when to look for them.
+    /// Says which projects have parked rows, so that [`Scheduler::finish`] tells when to look for them.
     pub fn set_parked(&mut self, projects: HashSet<i64>) {
         self.parked = projects;
     }
@@ -424,18 +424,18 @@ impl<J> Places<J> {
             let class = endpoint.class(now);
             waiting[class as usize] += endpoint.waiting.len();
             let Some((worst, room)) = rooms.get_mut(&endpoint.project_id) else { continue };
-            let places = match class {
+            let slots = match class {
                 _ if self.is_full(endpoint, now) => 0,
                 Class::Fast => self.limits.per_webhook + endpoint.ahead(&self.limits, now),
                 Class::Unproven => 1,
                 Class::Slow => self.limits.per_webhook,
             };
-            *room = (*room).min(places.saturating_sub(endpoint.in_hand()));
+            *room = (*room).min(slots.saturating_sub(endpoint.in_hand()));
             *worst = (*worst).max(class);
         }
         let left = |class: Class, share: usize| {
             let taken = self.running[class as usize] + waiting[class as usize];
-            if self.has_place(class) { share.saturating_sub(taken) } else { 0 }
+            if self.has_slot(class) { share.saturating_sub(taken) } else { 0 }
         };
         let mut left = [
             usize::MAX,
@@ -507,248 +507,248 @@ mod tests {
     }
 
     /// Webhook `n` belongs to project `n * 10`.
-    fn push(places: &mut Places<u32>, webhook_id: i64, calls: u32, now: Instant) {
+    fn push(scheduler: &mut Scheduler<u32>, webhook_id: i64, calls: u32, now: Instant) {
         for job in 0..calls {
-            places.push(webhook_id, webhook_id * 10, job, now);
+            scheduler.push(webhook_id, webhook_id * 10, job, now);
         }
     }
 
-    fn start_all(places: &mut Places<u32>, now: Instant) -> Vec<Ticket> {
-        std::iter::from_fn(|| places.start(now).map(|(ticket, _)| ticket)).collect()
+    fn start_all(scheduler: &mut Scheduler<u32>, now: Instant) -> Vec<Ticket> {
+        std::iter::from_fn(|| scheduler.start(now).map(|(ticket, _)| ticket)).collect()
     }
 
     /// A webhook that is known to answer within `took`.
-    fn prove(places: &mut Places<u32>, webhook_id: i64, took: Duration, now: Instant) -> Instant {
-        push(places, webhook_id, 1, now);
-        let (ticket, _) = places.start(now).expect("a place");
-        places.finish(ticket, now + took);
+    fn prove(scheduler: &mut Scheduler<u32>, webhook_id: i64, took: Duration, now: Instant) -> Instant {
+        push(scheduler, webhook_id, 1, now);
+        let (ticket, _) = scheduler.start(now).expect("a place");
+        scheduler.finish(ticket, now + took);
         now + took
     }
 
     #[test]
     fn a_webhook_has_no_more_than_its_places() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
-        let now = prove(&mut places, 1, ms(1), now);
-        push(&mut places, 1, 10, now);
-        let mut tickets = start_all(&mut places, now);
+        let mut scheduler = Scheduler::new(LIMITS);
+        let now = prove(&mut scheduler, 1, ms(1), now);
+        push(&mut scheduler, 1, 10, now);
+        let mut tickets = start_all(&mut scheduler, now);
         assert_eq!(tickets.len(), 3);
-        places.finish(tickets.remove(0), now);
-        assert_eq!(start_all(&mut places, now).len(), 1);
+        scheduler.finish(tickets.remove(0), now);
+        assert_eq!(start_all(&mut scheduler, now).len(), 1);
     }
 
     #[test]
     fn of_an_unknown_webhook_one_call_finds_out() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
-        push(&mut places, 1, 10, now);
-        let mut tickets = start_all(&mut places, now);
+        let mut scheduler = Scheduler::new(LIMITS);
+        push(&mut scheduler, 1, 10, now);
+        let mut tickets = start_all(&mut scheduler, now);
         assert_eq!(tickets.len(), 1);
-        places.finish(tickets.remove(0), now + ms(1));
-        assert_eq!(start_all(&mut places, now + ms(1)).len(), 3, "now it has all of its places");
+        scheduler.finish(tickets.remove(0), now + ms(1));
+        assert_eq!(start_all(&mut scheduler, now + ms(1)).len(), 3, "now it has all of its places");
     }
 
     #[test]
     fn the_slow_have_half_of_the_threads_and_newcomers_still_get_one() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
+        let mut scheduler = Scheduler::new(LIMITS);
         for webhook_id in 1..=2 {
-            push(&mut places, webhook_id, 10, now);
+            push(&mut scheduler, webhook_id, 10, now);
         }
-        assert_eq!(start_all(&mut places, now).len(), 2, "a quarter of 8 for the unproven");
+        assert_eq!(start_all(&mut scheduler, now).len(), 2, "a quarter of 8 for the unproven");
         // They hang; after a while they are slow, and others get to try.
         let mut later = now;
         for _ in 0..5 {
             later += SLOW + ms(1);
-            start_all(&mut places, later);
+            start_all(&mut scheduler, later);
         }
-        assert_eq!(places.running, [0, 0, 4], "half of 8 for the slow");
+        assert_eq!(scheduler.running, [0, 0, 4], "half of 8 for the slow");
         for webhook_id in 5..=7 {
-            push(&mut places, webhook_id, 10, later);
+            push(&mut scheduler, webhook_id, 10, later);
         }
-        assert_eq!(start_all(&mut places, later).len(), 2, "two newcomers");
+        assert_eq!(start_all(&mut scheduler, later).len(), 2, "two newcomers");
         // They hang, too, and are slow beyond the half: seven eighths are taken then, and nobody unknown starts, but
         // the fast do.
         later += SLOW + ms(1);
-        assert_eq!(start_all(&mut places, later).len(), 1);
-        assert_eq!(places.running, [0, 1, 6]);
+        assert_eq!(start_all(&mut scheduler, later).len(), 1);
+        assert_eq!(scheduler.running, [0, 1, 6]);
         later += SLOW + ms(1);
-        push(&mut places, 8, 10, later);
-        assert_eq!(start_all(&mut places, later).len(), 0);
-        let mut places = Places::new(LIMITS);
-        let later = prove(&mut places, 9, ms(1), now);
+        push(&mut scheduler, 8, 10, later);
+        assert_eq!(start_all(&mut scheduler, later).len(), 0);
+        let mut scheduler = Scheduler::new(LIMITS);
+        let later = prove(&mut scheduler, 9, ms(1), now);
         for webhook_id in 1..=4 {
-            push(&mut places, webhook_id, 10, later);
+            push(&mut scheduler, webhook_id, 10, later);
         }
-        start_all(&mut places, later);
-        push(&mut places, 9, 3, later);
-        assert_eq!(start_all(&mut places, later).iter().filter(|t| t.webhook_id == 9).count(), 3);
+        start_all(&mut scheduler, later);
+        push(&mut scheduler, 9, 3, later);
+        assert_eq!(start_all(&mut scheduler, later).iter().filter(|t| t.webhook_id == 9).count(), 3);
     }
 
     #[test]
     fn a_fast_webhook_that_hangs_becomes_slow() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
-        let now = prove(&mut places, 1, ms(1), now);
-        push(&mut places, 1, 10, now);
-        let running = start_all(&mut places, now);
-        assert_eq!(places.running, [3, 0, 0]);
+        let mut scheduler = Scheduler::new(LIMITS);
+        let now = prove(&mut scheduler, 1, ms(1), now);
+        push(&mut scheduler, 1, 10, now);
+        let running = start_all(&mut scheduler, now);
+        assert_eq!(scheduler.running, [3, 0, 0]);
         let later = now + SLOW + ms(1);
-        places.grow_old(later);
-        assert_eq!(places.running, [0, 0, 3]);
+        scheduler.grow_old(later);
+        assert_eq!(scheduler.running, [0, 0, 3]);
         for ticket in running {
-            places.finish(ticket, later);
+            scheduler.finish(ticket, later);
         }
-        assert_eq!(places.running, [0, 0, 0]);
+        assert_eq!(scheduler.running, [0, 0, 0]);
     }
 
     #[test]
     fn webhooks_take_turns() {
         let now = Instant::now();
-        let mut places = Places::new(Limits { workers: 4, per_webhook: 4 });
-        let now = prove(&mut places, 1, ms(1), now);
-        let now = prove(&mut places, 2, ms(1), now);
-        push(&mut places, 1, 10, now);
-        push(&mut places, 2, 10, now);
-        let started = start_all(&mut places, now);
+        let mut scheduler = Scheduler::new(Limits { workers: 4, per_webhook: 4 });
+        let now = prove(&mut scheduler, 1, ms(1), now);
+        let now = prove(&mut scheduler, 2, ms(1), now);
+        push(&mut scheduler, 1, 10, now);
+        push(&mut scheduler, 2, 10, now);
+        let started = start_all(&mut scheduler, now);
         assert_eq!(started.iter().map(|t| t.webhook_id).collect::<Vec<_>>(), [1, 2, 1, 2]);
     }
 
     #[test]
     fn a_full_slow_webhook_has_its_rows_parked_and_unparked_as_places_become_free() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
-        push(&mut places, 1, 3, now);
-        let mut tickets = start_all(&mut places, now);
-        let offer = places.offer(now);
-        assert_eq!((offer.limit, offer.again), (0, AGAIN_MIN), "it may be quick: wait a moment");
+        let mut scheduler = Scheduler::new(LIMITS);
+        push(&mut scheduler, 1, 3, now);
+        let mut tickets = start_all(&mut scheduler, now);
+        let budget = scheduler.claim_budget(now);
+        assert_eq!((budget.limit, budget.again), (0, AGAIN_MIN), "it may be quick: wait a moment");
         let later = now + ms(50);
-        let offer = places.offer(later);
-        assert_eq!((offer.park, offer.again), (vec![10], SLOW - ms(50)), "then it is slow");
-        assert_eq!(offer.limit, 7);
-        places.set_parked(HashSet::from([10]));
-        assert_eq!(places.parked_room(100, later), []);
-        assert!(places.finish(tickets.remove(0), now + ms(2000)), "somebody must look");
-        assert_eq!(places.parked_room(100, now + ms(2000)), [(10, 1)]);
+        let budget = scheduler.claim_budget(later);
+        assert_eq!((budget.park, budget.again), (vec![10], SLOW - ms(50)), "then it is slow");
+        assert_eq!(budget.limit, 7);
+        scheduler.set_parked(HashSet::from([10]));
+        assert_eq!(scheduler.parked_room(100, later), []);
+        assert!(scheduler.finish(tickets.remove(0), now + ms(2000)), "somebody must look");
+        assert_eq!(scheduler.parked_room(100, now + ms(2000)), [(10, 1)]);
     }
 
     #[test]
     fn when_all_that_runs_is_slow_only_what_ends_changes_the_offer() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
-        push(&mut places, 1, 3, now);
-        start_all(&mut places, now);
-        assert_eq!(places.offer(now + SLOW + ms(1)).again, AGAIN_MAX);
+        let mut scheduler = Scheduler::new(LIMITS);
+        push(&mut scheduler, 1, 3, now);
+        start_all(&mut scheduler, now);
+        assert_eq!(scheduler.claim_budget(now + SLOW + ms(1)).again, AGAIN_MAX);
     }
 
     #[test]
     fn parked_projects_take_turns_and_get_what_the_shares_have_places_for() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
-        places.set_parked((1..=5).map(|n| n * 10).collect());
-        assert_eq!(places.parked_room(100, now), [(10, 3), (20, 3)], "a quarter of 8 for the unproven");
-        assert_eq!(places.parked_room(100, now), [(30, 3), (40, 3)]);
-        assert_eq!(places.parked_room(4, now), [(50, 3), (10, 1)], "no more than asked for");
+        let mut scheduler = Scheduler::new(LIMITS);
+        scheduler.set_parked((1..=5).map(|n| n * 10).collect());
+        assert_eq!(scheduler.parked_room(100, now), [(10, 3), (20, 3)], "a quarter of 8 for the unproven");
+        assert_eq!(scheduler.parked_room(100, now), [(30, 3), (40, 3)]);
+        assert_eq!(scheduler.parked_room(4, now), [(50, 3), (10, 1)], "no more than asked for");
         // Known to be slow, they have half of 8 together; in hand or running makes no difference.
         let mut later = now;
         for webhook_id in 1..=3 {
-            later = prove(&mut places, webhook_id, SLOW + ms(1), later);
+            later = prove(&mut scheduler, webhook_id, SLOW + ms(1), later);
         }
-        places.set_parked(HashSet::from([10, 20, 30]));
-        assert_eq!(places.parked_room(100, later), [(20, 3), (30, 1)]);
-        push(&mut places, 1, 2, later);
-        push(&mut places, 2, 1, later);
-        start_all(&mut places, later);
-        assert_eq!(places.parked_room(100, later), [(10, 1)]);
+        scheduler.set_parked(HashSet::from([10, 20, 30]));
+        assert_eq!(scheduler.parked_room(100, later), [(20, 3), (30, 1)]);
+        push(&mut scheduler, 1, 2, later);
+        push(&mut scheduler, 2, 1, later);
+        start_all(&mut scheduler, later);
+        assert_eq!(scheduler.parked_room(100, later), [(10, 1)]);
         // A fast one needs no share.
-        let later = prove(&mut places, 4, ms(1), later);
-        places.set_parked(HashSet::from([40]));
-        assert_eq!(places.parked_room(100, later), [(40, 3 + 60)]);
+        let later = prove(&mut scheduler, 4, ms(1), later);
+        scheduler.set_parked(HashSet::from([40]));
+        assert_eq!(scheduler.parked_room(100, later), [(40, 3 + 60)]);
     }
 
     #[test]
     fn a_place_in_a_share_is_everybodys() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
-        push(&mut places, 1, 1, now);
-        let (hanging, _) = places.start(now).expect("a place");
-        places.set_parked(HashSet::from([20]));
+        let mut scheduler = Scheduler::new(LIMITS);
+        push(&mut scheduler, 1, 1, now);
+        let (hanging, _) = scheduler.start(now).expect("a place");
+        scheduler.set_parked(HashSet::from([20]));
         let later = now + SLOW + ms(1);
-        places.grow_old(later);
-        assert!(places.finish(hanging, later), "it was slow: another one may have waited for its place");
-        let later = prove(&mut places, 3, ms(1), later);
-        push(&mut places, 3, 1, later);
-        let (quick, _) = places.start(later).expect("a place");
-        assert!(!places.finish(quick, later + ms(1)));
+        scheduler.grow_old(later);
+        assert!(scheduler.finish(hanging, later), "it was slow: another one may have waited for its place");
+        let later = prove(&mut scheduler, 3, ms(1), later);
+        push(&mut scheduler, 3, 1, later);
+        let (quick, _) = scheduler.start(later).expect("a place");
+        assert!(!scheduler.finish(quick, later + ms(1)));
     }
 
     #[test]
     fn newcomers_that_the_slow_leave_no_place_do_not_hold_up_the_others() {
         let mut later = Instant::now();
-        let mut places = Places::new(LIMITS);
+        let mut scheduler = Scheduler::new(LIMITS);
         for webhook_id in 1..=5 {
-            push(&mut places, webhook_id, 2, later);
-            start_all(&mut places, later);
+            push(&mut scheduler, webhook_id, 2, later);
+            start_all(&mut scheduler, later);
             later += SLOW + ms(1);
         }
         later -= SLOW;
-        push(&mut places, 6, 1, later);
-        start_all(&mut places, later);
-        assert_eq!(places.running, [0, 1, 6], "half of 8 for the slow, and what was tried besides");
-        assert_eq!(places.offer(later).limit, 0, "the one that is tried may be quick");
+        push(&mut scheduler, 6, 1, later);
+        start_all(&mut scheduler, later);
+        assert_eq!(scheduler.running, [0, 1, 6], "half of 8 for the slow, and what was tried besides");
+        assert_eq!(scheduler.claim_budget(later).limit, 0, "the one that is tried may be quick");
         later += ms(6);
-        let offer = places.offer(later);
-        assert_eq!((offer.limit, offer.park), (1, vec![30, 40, 50, 60]), "it hangs, too");
+        let budget = scheduler.claim_budget(later);
+        assert_eq!((budget.limit, budget.park), (1, vec![30, 40, 50, 60]), "it hangs, too");
         later += SLOW;
-        let offer = places.offer(later);
+        let budget = scheduler.claim_budget(later);
         assert_eq!(
-            (offer.limit, offer.park),
+            (budget.limit, budget.park),
             (1, vec![30, 40, 50, 60]),
             "it may take hours until they have a place"
         );
         // Nor while those who are tried before them turn out to hang.
-        let (now, mut places) = (Instant::now(), Places::new(LIMITS));
+        let (now, mut scheduler) = (Instant::now(), Scheduler::new(LIMITS));
         for webhook_id in 1..=3 {
-            push(&mut places, webhook_id, 3, now);
+            push(&mut scheduler, webhook_id, 3, now);
         }
-        assert_eq!(start_all(&mut places, now).len(), 2);
-        assert_eq!(places.offer(now).limit, 0, "they may be quick");
-        assert_eq!(places.offer(now + ms(6)).limit, 6);
+        assert_eq!(start_all(&mut scheduler, now).len(), 2);
+        assert_eq!(scheduler.claim_budget(now).limit, 0, "they may be quick");
+        assert_eq!(scheduler.claim_budget(now + ms(6)).limit, 6);
     }
 
     #[test]
     fn a_fast_webhook_is_claimed_ahead() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
-        let now = prove(&mut places, 1, ms(1), now);
-        push(&mut places, 1, 3, now);
-        start_all(&mut places, now);
+        let mut scheduler = Scheduler::new(LIMITS);
+        let now = prove(&mut scheduler, 1, ms(1), now);
+        push(&mut scheduler, 1, 3, now);
+        start_all(&mut scheduler, now);
         // 3 places, 1 ms a call, 20 ms ahead: 60 rows.
-        let offer = places.offer(now);
-        assert_eq!((offer.limit, offer.worth, offer.park), (8 + 60 - 3, 2, vec![]));
+        let budget = scheduler.claim_budget(now);
+        assert_eq!((budget.limit, budget.batch_min, budget.park), (8 + 60 - 3, 2, vec![]));
     }
 
     #[test]
     fn a_call_that_was_put_back_comes_first_again() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
-        push(&mut places, 1, 3, now);
-        let (ticket, job) = places.start(now).expect("a place");
+        let mut scheduler = Scheduler::new(LIMITS);
+        push(&mut scheduler, 1, 3, now);
+        let (ticket, job) = scheduler.start(now).expect("a place");
         assert_eq!(job, 0);
-        places.put_back(ticket, job, now);
-        assert_eq!(places.in_hand(), 3);
-        assert_eq!(places.start(now).map(|(_, job)| job), Some(0));
+        scheduler.requeue(ticket, job, now);
+        assert_eq!(scheduler.in_hand(), 3);
+        assert_eq!(scheduler.start(now).map(|(_, job)| job), Some(0));
     }
 
     #[test]
     fn stopping_gives_out_what_waits_and_lifts_the_limits() {
         let now = Instant::now();
-        let mut places = Places::new(LIMITS);
-        push(&mut places, 1, 10, now);
-        let running = start_all(&mut places, now);
-        assert_eq!((running.len(), places.take_waiting().len()), (1, 9));
-        assert_eq!(places.in_hand(), 1);
-        push(&mut places, 1, 5, now);
-        assert_eq!(start_all(&mut places, now).len(), 5);
+        let mut scheduler = Scheduler::new(LIMITS);
+        push(&mut scheduler, 1, 10, now);
+        let running = start_all(&mut scheduler, now);
+        assert_eq!((running.len(), scheduler.take_waiting().len()), (1, 9));
+        assert_eq!(scheduler.in_hand(), 1);
+        push(&mut scheduler, 1, 5, now);
+        assert_eq!(start_all(&mut scheduler, now).len(), 5);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Webhooks that are named in a [`Load`].
-pub const FULLEST: usize = 20;
+pub const BUSIEST: usize = 20;
 
 /// What the threads are doing.
 #[derive(Clone, Debug)]
@@ -24,6 +24,6 @@ pub struct Load {
     pub memory_bytes: usize,
     /// Pauses for a shortage of ours, since the start.
     pub shortages: u64,
-    /// The webhooks with most calls running, at most [`FULLEST`], each with how many.
-    pub fullest: Vec<(i64, usize)>,
+    /// The webhooks with most calls running, at most [`BUSIEST`], each with how many.
+    pub busiest: Vec<(i64, usize)>,
 }
