@@ -4,5 +4,6 @@
 //! [`admission`] which row begins.
 
 pub mod admission;
+pub mod limits;
 pub mod pool;
 pub mod scheduler;

@@ -18,7 +18,8 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dispatch::admission::Admission;
-use crate::dispatch::scheduler::{ClaimBudget, Limits, Scheduler, Ticket};
+use crate::dispatch::limits::Limits;
+use crate::dispatch::scheduler::{ClaimBudget, Scheduler, Ticket};
 use crate::model::call::Outcome;
 use crate::model::call::{Call, ErrorKind};
 use crate::model::event::Webhook;

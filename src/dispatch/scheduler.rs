@@ -1,75 +1,32 @@
-//! Who may be called next: places per webhook, the share of the slow, and how much to claim.
+//! Which call is next: the calls that wait, by webhook; and how much to claim so that none waits for long.
 //!
-//! Pure rules over plain state, no threads, no clock of its own: every function that needs the time is given it.
-//! Threads are the scarce thing. A webhook has at most `per_webhook` calls running. It is
-//! *fast* when its calls have lately ended within [`SLOW`], *slow* when not, and *unproven* when it was not called
-//! lately: then one call finds out. A call that has been running for [`SLOW`] counts as slow whatever its
-//! webhook was. The slow have together at most half of the threads, the unproven a quarter, and where some of these turn
-//! out to be slow, both at most seven eighths; so a hundred dead endpoints leave room for the rest, and for newcomers.
+//! Pure rules over plain state. The scheduler has no clock: each function that needs the time gets it. It has no thread
+//! either: a job is whatever makes one call, and the caller runs it. [`limits`](crate::dispatch::limits) says how many
+//! calls may run.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// A webhook whose calls take longer is slow.
-pub const SLOW: Duration = Duration::from_secs(1);
-/// Rows are claimed ahead of free threads for as much work as a fast webhook does in this time: longer than a claim
-/// takes, short enough that little is in hand when we are killed.
-const AHEAD: Duration = Duration::from_millis(20);
-/// Most rows claimed ahead.
-const AHEAD_MAX: usize = 1000;
-/// A full webhook whose calls take no longer than this has room again in a moment: claiming waits for it. A slower
-/// one has its rows parked.
+use crate::dispatch::limits::{AHEAD_MAX, Class, Limits, Pace, SLOW, Slots};
+
+/// A full webhook whose calls take no longer than this has a free slot again in a moment: claiming waits for it. The
+/// rows of a slower one are parked.
 const QUICK: Duration = Duration::from_millis(5);
-/// When claiming waits for a quick webhook, it is worth asking again after this time: it may turn out not to be quick.
+/// While claiming waits for a quick webhook, the budget is worth another question after this time: the webhook may turn
+/// out not to be quick.
 const AGAIN_MIN: Duration = Duration::from_millis(5);
 /// Webhooks turn out to be slow with time, too; this often is often enough.
 const AGAIN: Duration = Duration::from_millis(100);
-/// And when none can, only what ends changes the budget. It is asked for all the same, now and then.
+/// When no webhook can turn out to be slow, only calls that end change the budget. The daemon asks all the same, now and
+/// then.
 const AGAIN_MAX: Duration = Duration::from_secs(1);
-/// Parked rows that are claimed at once of a project of whose webhooks nothing is known.
+/// Parked rows that are claimed at once of a project of whose webhooks nothing is known: enough for a few webhooks, and few
+/// to take back when they hang.
 const UNKNOWN: usize = 8;
-/// Most calls running while we are stopping, whatever the limit is otherwise.
-const STOPPING_MAX: usize = 1024;
-/// What is known about a webhook is forgotten after this time without a call.
+/// The scheduler forgets what it knows about a webhook after this time without a call.
 const FORGET: Duration = Duration::from_secs(60);
 
-/// The limits, as the operator set them.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Most calls running, in all.
-    pub workers: usize,
-    /// Most calls running to one webhook.
-    pub per_webhook: usize,
-}
-
-impl Limits {
-    /// Most calls running to slow webhooks.
-    fn slow(&self) -> usize {
-        (self.workers / 2).max(1)
-    }
-
-    /// Most calls running to unproven webhooks.
-    fn unproven(&self) -> usize {
-        (self.workers / 4).max(1)
-    }
-
-    /// Most calls running to both: of the unproven some turn out to be slow, and the others shall still have a place.
-    fn not_fast(&self) -> usize {
-        self.workers - self.workers / 8
-    }
-}
-
-/// What is known of a webhook, or of a running call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Class {
-    Fast,
-    Unproven,
-    Slow,
-}
-
-const CLASSES: [Class; 3] = [Class::Fast, Class::Unproven, Class::Slow];
-
-/// A call that was started; handed back when it ended.
+/// A call that was started. The caller hands it back when the call has ended.
 #[derive(Debug)]
 pub struct Ticket {
     webhook_id: i64,
@@ -82,7 +39,7 @@ pub struct Ticket {
 pub struct ClaimBudget {
     /// Rows that can start soon.
     pub limit: usize,
-    /// Below this limit a claim is not worth its round trip.
+    /// Minimum batch: with a lower limit a claim is not worth its round trip.
     pub batch_min: usize,
     /// Projects with a full webhook: their rows are parked, not claimed.
     pub park: Vec<i64>,
@@ -100,8 +57,7 @@ struct Endpoint<J> {
     project_id: i64,
     waiting: VecDeque<J>,
     running: Vec<Running>,
-    /// Moving average of the calls' duration; none before the first has ended.
-    duration: Option<Duration>,
+    pace: Pace,
     /// Whether it stands in one of the queues.
     queued: bool,
     last_used: Instant,
@@ -112,58 +68,37 @@ impl<J> Endpoint<J> {
         self.waiting.len() + self.running.len()
     }
 
-    /// How long a call takes, as far as is known: the average, or the age of the oldest call that still runs.
-    fn estimate(&self, now: Instant) -> Duration {
-        let age = self.running.iter().map(|call| now - call.started).max();
-        self.duration.unwrap_or_default().max(age.unwrap_or_default())
+    /// The age of the oldest call that runs.
+    fn oldest(&self, now: Instant) -> Option<Duration> {
+        self.running.iter().map(|call| now - call.started).max()
     }
 
     fn class(&self, now: Instant) -> Class {
-        if self.estimate(now) > SLOW {
-            Class::Slow
-        } else if self.duration.is_some() {
-            Class::Fast
-        } else {
-            Class::Unproven
-        }
-    }
-
-    fn is_fast(&self, now: Instant) -> bool {
-        self.class(now) == Class::Fast
+        self.pace.class(self.oldest(now))
     }
 
     /// Rows to claim ahead for it.
     fn ahead(&self, limits: &Limits, now: Instant) -> usize {
-        let estimate = self.estimate(now).as_micros().max(1);
-        if self.is_fast(now) {
-            let ahead = limits.per_webhook as u128 * AHEAD.as_micros() / estimate;
-            usize::try_from(ahead).unwrap_or(AHEAD_MAX).min(AHEAD_MAX)
-        } else {
-            0
-        }
+        self.pace.ahead(self.oldest(now), limits)
     }
 }
 
 /// Waiting and running calls by webhook. `J` is a job: whatever makes one call.
 pub struct Scheduler<J> {
     limits: Limits,
+    slots: Slots,
     endpoints: HashMap<i64, Endpoint<J>>,
-    // By class, webhooks with a waiting call and a free place of their own, in turn. Each stands in one queue at
-    // most; the class is looked at again when it is taken.
+    // By class, webhooks with a waiting call and a free slot of their own, in turn. Each stands in one queue at most.
+    // When its turn comes, the scheduler looks at its class again.
     queues: [VecDeque<i64>; 3],
     // Calls that were started within the last SLOW, in order; ended ones stay until then.
     young: VecDeque<(Instant, i64, u64)>,
-    // Running calls, by class.
-    running: [usize; 3],
     waiting: usize,
-    /// Counts the calls; also says which queue is asked first, so that they take turns.
+    /// Counts the calls. It also says which queue is asked first, so that the classes take turns.
     started: u64,
-    /// The limits no longer count: we are stopping, and what is left of the rows that have begun shall start, so that
-    /// the last call begins now.
-    unlimited: bool,
-    /// Projects that have parked rows.
+    /// Projects that have parked rows, as far as the daemon knows.
     parked: HashSet<i64>,
-    /// The project that was last given room for parked rows.
+    /// The project that was last given capacity for parked rows.
     last_unparked: i64,
 }
 
@@ -172,13 +107,12 @@ impl<J> Scheduler<J> {
     pub fn new(limits: Limits) -> Self {
         Scheduler {
             limits,
+            slots: Slots::new(limits),
             endpoints: HashMap::new(),
             queues: Default::default(),
             young: VecDeque::new(),
-            running: [0; 3],
             waiting: 0,
             started: 0,
-            unlimited: false,
             parked: HashSet::new(),
             last_unparked: i64::MAX,
         }
@@ -189,9 +123,14 @@ impl<J> Scheduler<J> {
         self.limits.workers
     }
 
+    /// Most calls running, in all.
+    pub fn running_max(&self) -> usize {
+        self.slots.running_max()
+    }
+
     /// Calls running.
     pub fn running(&self) -> usize {
-        self.running.iter().sum()
+        self.slots.running()
     }
 
     /// Calls waiting and running.
@@ -199,7 +138,7 @@ impl<J> Scheduler<J> {
         self.running() + self.waiting
     }
 
-    /// How long the call has been running that runs for longest.
+    /// How long the oldest call has been running.
     pub fn longest_running(&self, now: Instant) -> Duration {
         let started = self.endpoints.values().flat_map(|endpoint| &endpoint.running).map(|call| call.started);
         started.min().map_or(Duration::ZERO, |started| now.saturating_duration_since(started))
@@ -214,13 +153,13 @@ impl<J> Scheduler<J> {
         busy
     }
 
-    /// Adds a call that waits for a place.
+    /// Adds a call that waits for a slot.
     pub fn push(&mut self, webhook_id: i64, project_id: i64, job: J, now: Instant) {
         let endpoint = self.endpoints.entry(webhook_id).or_insert_with(|| Endpoint {
             project_id,
             waiting: VecDeque::new(),
             running: Vec::new(),
-            duration: None,
+            pace: Pace::default(),
             queued: false,
             last_used: now,
         });
@@ -229,15 +168,11 @@ impl<J> Scheduler<J> {
         self.queue(webhook_id, now);
     }
 
-    /// Puts a webhook into the queue of its class when it can start a call as far as it is concerned.
+    /// Puts a webhook into the queue of its class when it can start a call as far as its own slots go.
     fn queue(&mut self, webhook_id: i64, now: Instant) {
         let Some(endpoint) = self.endpoints.get_mut(&webhook_id) else { return };
         let class = endpoint.class(now);
-        let slots = match class {
-            _ if self.unlimited => usize::MAX,
-            Class::Unproven => 1,
-            Class::Fast | Class::Slow => self.limits.per_webhook,
-        };
+        let slots = self.slots.of_webhook(class);
         if endpoint.queued || endpoint.waiting.is_empty() || endpoint.running.len() >= slots {
             return;
         }
@@ -245,42 +180,18 @@ impl<J> Scheduler<J> {
         self.queues[class as usize].push_back(webhook_id);
     }
 
-    /// Whether a call of this class may start.
-    fn has_slot(&self, class: Class) -> bool {
-        let [_, unproven, slow] = self.running;
-        let share = match class {
-            Class::Fast => true,
-            Class::Unproven => unproven < self.limits.unproven() && unproven + slow < self.limits.not_fast(),
-            Class::Slow => slow < self.limits.slow(),
-        };
-        self.running() < self.running_max() && (share || self.unlimited)
-    }
-
-    /// Most calls running, in all.
-    pub fn running_max(&self) -> usize {
-        if self.unlimited { self.limits.workers.max(STOPPING_MAX) } else { self.limits.workers }
-    }
-
-    /// Whether newcomers have no place, and none in a moment: the slow have them all, or none of those who are being
-    /// tried is quick.
-    fn unproven_wait(&self, now: Instant) -> bool {
-        let is_long = |call: &&Running| call.class == Class::Unproven && now - call.started > QUICK;
-        let long = self.endpoints.values().flat_map(|endpoint| &endpoint.running).filter(is_long).count();
-        let slow = self.running[Class::Slow as usize];
-        long >= self.limits.unproven() || long + slow >= self.limits.not_fast()
-    }
-
     /// Whether [`Scheduler::start`] would start a call.
     pub fn may_start(&self) -> bool {
-        CLASSES.into_iter().any(|class| self.has_slot(class) && !self.queues[class as usize].is_empty())
+        let may = |class: Class| self.slots.has_free(class) && !self.queues[class as usize].is_empty();
+        Class::ALL.into_iter().any(may)
     }
 
     /// Takes the next call that may start: the classes take turns, and the webhooks of a class.
     pub fn start(&mut self, now: Instant) -> Option<(Ticket, J)> {
         self.grow_old(now);
         let first = usize::try_from(self.started % 3).expect("below 3");
-        for class in CLASSES.into_iter().cycle().skip(first).take(3) {
-            while self.has_slot(class) {
+        for class in Class::ALL.into_iter().cycle().skip(first).take(3) {
+            while self.slots.has_free(class) {
                 let Some(webhook_id) = self.queues[class as usize].pop_front() else { break };
                 if let Some(started) = self.start_one(webhook_id, class, now) {
                     return Some(started);
@@ -292,7 +203,7 @@ impl<J> Scheduler<J> {
 
     /// Starts a call of the webhook, unless its class is another one by now; then it goes to that queue.
     fn start_one(&mut self, webhook_id: i64, class: Class, now: Instant) -> Option<(Ticket, J)> {
-        // Its waiting calls may be gone since it was queued, and it with them.
+        // The webhook may have been forgotten since it was queued, or its waiting calls dropped.
         let endpoint = self.endpoints.get_mut(&webhook_id)?;
         endpoint.queued = false;
         if endpoint.class(now) != class {
@@ -305,13 +216,13 @@ impl<J> Scheduler<J> {
         endpoint.running.push(Running { number, started: now, class });
         endpoint.last_used = now;
         self.waiting -= 1;
-        self.running[class as usize] += 1;
+        self.slots.take(class);
         self.young.push_back((now, webhook_id, number));
         self.queue(webhook_id, now);
         Some((Ticket { webhook_id, number, started: now }, job))
     }
 
-    /// Calls that have been running for longer than [`SLOW`] are slow from then on.
+    /// Counts calls that have been running for longer than [`SLOW`] as slow from then on.
     pub fn grow_old(&mut self, now: Instant) {
         while let Some((started, webhook_id, number)) = self.young.front().copied() {
             if now - started <= SLOW {
@@ -320,29 +231,26 @@ impl<J> Scheduler<J> {
             self.young.pop_front();
             let Some(endpoint) = self.endpoints.get_mut(&webhook_id) else { continue };
             if let Some(call) = endpoint.running.iter_mut().find(|call| call.number == number) {
-                self.running[call.class as usize] -= 1;
+                self.slots.free(call.class);
                 call.class = Class::Slow;
-                self.running[Class::Slow as usize] += 1;
-                // Proven to be slow, it has its full places.
+                self.slots.take(Class::Slow);
+                // A webhook that is known to be slow has more slots than an unproven one.
                 self.queue(webhook_id, now);
             }
         }
     }
 
-    /// Frees the place of a call that has ended. True when somebody should look again: its project has parked rows, or
-    /// another one that may have waited for a place in its share.
+    /// Frees the slot of a call that has ended. True when the daemon should look for parked rows: the call's project has
+    /// some, or another project that has some may have waited for a slot in the call's share.
     pub fn finish(&mut self, ticket: Ticket, now: Instant) -> bool {
         let took = now - ticket.started;
-        let freed = self.free(&ticket, now, |endpoint| {
-            // Three quarters old, one quarter new: a few calls change the class, one does not.
-            endpoint.duration = Some(endpoint.duration.map_or(took, |old| (old * 3 + took) / 4));
-        });
+        let freed = self.free(&ticket, now, |endpoint| endpoint.pace.learn(took));
         freed.is_some_and(|(project_id, class)| {
             self.parked.contains(&project_id) || (class != Class::Fast && !self.parked.is_empty())
         })
     }
 
-    /// Frees the place of a call that could not be made for a shortage of ours, and puts it first again.
+    /// Frees the slot of a call that was not made, and puts the call first again.
     pub fn requeue(&mut self, ticket: Ticket, job: J, now: Instant) {
         self.waiting += 1;
         self.free(&ticket, now, |endpoint| endpoint.waiting.push_front(job));
@@ -357,7 +265,7 @@ impl<J> Scheduler<J> {
         let endpoint = self.endpoints.get_mut(&ticket.webhook_id)?;
         let at = endpoint.running.iter().position(|call| call.number == ticket.number)?;
         let class = endpoint.running.swap_remove(at).class;
-        self.running[class as usize] -= 1;
+        self.slots.free(class);
         endpoint.last_used = now;
         change(endpoint);
         let project_id = endpoint.project_id;
@@ -374,15 +282,14 @@ impl<J> Scheduler<J> {
         let mut wait = false;
         let mut park = Vec::new();
         for endpoint in self.endpoints.values().filter(|e| e.in_hand() > 0) {
-            let ahead = endpoint.ahead(&self.limits, now);
-            ahead_all += ahead;
-            if endpoint.is_fast(now) {
+            ahead_all += endpoint.ahead(&self.limits, now);
+            if endpoint.class(now) == Class::Fast {
                 waiting_soon += endpoint.waiting.len();
             }
             if self.is_full(endpoint, now) {
-                // Nothing of its own is running: what it waits for are the calls of others, and those take long.
+                // No call of its own runs: it waits for the calls of other webhooks, and those take long.
                 let held_up = endpoint.running.is_empty() && unproven_wait;
-                if endpoint.estimate(now) <= QUICK && !held_up {
+                if endpoint.pace.estimate(endpoint.oldest(now)) <= QUICK && !held_up {
                     wait = true;
                 } else {
                     park.push(endpoint.project_id);
@@ -403,10 +310,17 @@ impl<J> Scheduler<J> {
         ClaimBudget { limit: if wait { 0 } else { limit }, batch_min, park, again }
     }
 
+    /// Whether unproven webhooks have no slot, and get none in a moment.
+    fn unproven_wait(&self, now: Instant) -> bool {
+        let is_long = |call: &&Running| call.class == Class::Unproven && now - call.started > QUICK;
+        let running = self.endpoints.values().flat_map(|endpoint| &endpoint.running);
+        self.slots.unproven_wait(running.filter(is_long).count())
+    }
+
     fn is_full(&self, endpoint: &Endpoint<J>, now: Instant) -> bool {
         let class = endpoint.class(now);
         endpoint.in_hand() >= self.limits.per_webhook + endpoint.ahead(&self.limits, now)
-            || (class != Class::Fast && !self.has_slot(class) && !endpoint.waiting.is_empty())
+            || (class != Class::Fast && !self.slots.has_free(class) && !endpoint.waiting.is_empty())
     }
 
     /// Says which projects have parked rows, so that [`Scheduler::finish`] tells when to look for them.
@@ -414,8 +328,8 @@ impl<J> Scheduler<J> {
         self.parked = projects;
     }
 
-    /// Parked projects that have room, each with how many rows, at most so many in all: what a fast webhook can have in
-    /// hand, and of the others what the shares of the slow and of the unproven have places for. The projects take turns.
+    /// Parked projects that have capacity, each with how many rows, at most so many in all. A fast webhook has capacity for
+    /// what it can have in hand; the others have what their shares have slots for. The projects take turns.
     pub fn parked_room(&mut self, most: usize, now: Instant) -> Vec<(i64, i64)> {
         let mut rooms: HashMap<i64, (Class, usize)> =
             self.parked.iter().map(|project| (*project, (Class::Fast, usize::MAX))).collect();
@@ -426,22 +340,12 @@ impl<J> Scheduler<J> {
             let Some((worst, room)) = rooms.get_mut(&endpoint.project_id) else { continue };
             let slots = match class {
                 _ if self.is_full(endpoint, now) => 0,
-                Class::Fast => self.limits.per_webhook + endpoint.ahead(&self.limits, now),
-                Class::Unproven => 1,
-                Class::Slow => self.limits.per_webhook,
+                class => self.limits.of_webhook(class) + endpoint.ahead(&self.limits, now),
             };
             *room = (*room).min(slots.saturating_sub(endpoint.in_hand()));
             *worst = (*worst).max(class);
         }
-        let left = |class: Class, share: usize| {
-            let taken = self.running[class as usize] + waiting[class as usize];
-            if self.has_slot(class) { share.saturating_sub(taken) } else { 0 }
-        };
-        let mut left = [
-            usize::MAX,
-            left(Class::Unproven, self.limits.unproven()),
-            left(Class::Slow, self.limits.slow()),
-        ];
+        let mut left = Class::ALL.map(|class| self.slots.left(class, waiting[class as usize]));
         let mut in_turn: Vec<i64> = rooms.keys().copied().collect();
         in_turn.sort_unstable();
         let next = in_turn.partition_point(|project| *project <= self.last_unparked);
@@ -449,8 +353,8 @@ impl<J> Scheduler<J> {
         let (mut most, mut given) = (most, Vec::new());
         for project in in_turn {
             let (class, room, calls) = match rooms[&project] {
-                // No webhook of it was called lately: one call finds out. It may also have none any more, and then
-                // its rows shall be gone soon.
+                // None of its webhooks was called lately: one call finds out. The project may also have no webhook any
+                // more, and then its rows shall be gone soon.
                 (_, usize::MAX) => (Class::Unproven, UNKNOWN.min(self.limits.per_webhook), 1),
                 (class, room) => (class, room.min(left[class as usize]), room),
             };
@@ -467,12 +371,12 @@ impl<J> Scheduler<J> {
         given
     }
 
-    /// Each call that waits for a place.
+    /// Changes each call that waits for a slot.
     pub fn for_each_waiting(&mut self, change: impl FnMut(&mut J)) {
         self.endpoints.values_mut().flat_map(|endpoint| &mut endpoint.waiting).for_each(change);
     }
 
-    /// Waiting calls that are not to be kept are dropped.
+    /// Drops the waiting calls that are not to be kept.
     pub fn retain_waiting(&mut self, mut keep: impl FnMut(&J) -> bool) {
         for endpoint in self.endpoints.values_mut() {
             let before = endpoint.waiting.len();
@@ -481,9 +385,9 @@ impl<J> Scheduler<J> {
         }
     }
 
-    /// Takes all waiting calls out, for stopping; what is pushed again starts without regard to the limits.
+    /// Takes all waiting calls out, for stopping; calls that are pushed later start without regard to the limits.
     pub fn take_waiting(&mut self) -> Vec<J> {
-        self.unlimited = true;
+        self.slots.lift();
         self.waiting = 0;
         self.queues.iter_mut().for_each(VecDeque::clear);
         self.endpoints
@@ -562,7 +466,7 @@ mod tests {
             later += SLOW + ms(1);
             start_all(&mut scheduler, later);
         }
-        assert_eq!(scheduler.running, [0, 0, 4], "half of 8 for the slow");
+        assert_eq!(scheduler.slots.by_class(), [0, 0, 4], "half of 8 for the slow");
         for webhook_id in 5..=7 {
             push(&mut scheduler, webhook_id, 10, later);
         }
@@ -571,7 +475,7 @@ mod tests {
         // the fast do.
         later += SLOW + ms(1);
         assert_eq!(start_all(&mut scheduler, later).len(), 1);
-        assert_eq!(scheduler.running, [0, 1, 6]);
+        assert_eq!(scheduler.slots.by_class(), [0, 1, 6]);
         later += SLOW + ms(1);
         push(&mut scheduler, 8, 10, later);
         assert_eq!(start_all(&mut scheduler, later).len(), 0);
@@ -592,14 +496,14 @@ mod tests {
         let now = prove(&mut scheduler, 1, ms(1), now);
         push(&mut scheduler, 1, 10, now);
         let running = start_all(&mut scheduler, now);
-        assert_eq!(scheduler.running, [3, 0, 0]);
+        assert_eq!(scheduler.slots.by_class(), [3, 0, 0]);
         let later = now + SLOW + ms(1);
         scheduler.grow_old(later);
-        assert_eq!(scheduler.running, [0, 0, 3]);
+        assert_eq!(scheduler.slots.by_class(), [0, 0, 3]);
         for ticket in running {
             scheduler.finish(ticket, later);
         }
-        assert_eq!(scheduler.running, [0, 0, 0]);
+        assert_eq!(scheduler.slots.by_class(), [0, 0, 0]);
     }
 
     #[test]
@@ -694,7 +598,11 @@ mod tests {
         later -= SLOW;
         push(&mut scheduler, 6, 1, later);
         start_all(&mut scheduler, later);
-        assert_eq!(scheduler.running, [0, 1, 6], "half of 8 for the slow, and what was tried besides");
+        assert_eq!(
+            scheduler.slots.by_class(),
+            [0, 1, 6],
+            "half of 8 for the slow, and what was tried besides"
+        );
         assert_eq!(scheduler.claim_budget(later).limit, 0, "the one that is tried may be quick");
         later += ms(6);
         let budget = scheduler.claim_budget(later);
