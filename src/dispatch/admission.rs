@@ -102,9 +102,9 @@ impl<R> Admission<R> {
         self.waiting.iter().any(|waiting| !self.waits_for_its_own(waiting, memory))
     }
 
-    /// A row that needs no calls is in hand, too.
-    pub fn count(&mut self) {
-        self.admitted += 1;
+    /// Counts rows that need no calls: they are in hand, too.
+    pub fn count(&mut self, rows: usize) {
+        self.admitted += rows;
     }
 
     /// The calls of a row have ended that was admitted with so many bytes, those included that it had already.
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn rows_that_are_in_hand_without_calls_count() {
         let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
-        admission.count();
+        admission.count(1);
         admission.push('a', project('a'), 101, 0, now);
         assert!(admission.admit(&memory, now).is_none());
         admission.ended(1);
