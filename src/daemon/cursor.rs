@@ -6,7 +6,7 @@
 //! look is not decided here.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -84,9 +84,7 @@ pub struct Look<'a> {
     owes_whole: bool,
     /// But the next look is above the cursor.
     above_first: bool,
-    /// Projects with parked rows.
-    parked: HashSet<i64>,
-    /// Not before this we learn anew which those are.
+    /// Not before this we learn anew which projects have parked rows.
     learn_parked_at: Instant,
     /// Epochs whose rows may be taken over, at the last look.
     dead: Vec<i64>,
@@ -122,7 +120,6 @@ impl<'a> Look<'a> {
             whole_at: Instant::now(),
             owes_whole: false,
             above_first: false,
-            parked: HashSet::new(),
             learn_parked_at: Instant::now(),
             dead: Vec::new(),
             peers_alive: 0,
@@ -193,8 +190,7 @@ impl<'a> Look<'a> {
         let (parked, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.parked);
         self.metrics.parked.inc_by(parked.len() as u64);
         if !parked.is_empty() {
-            self.parked.extend(parked.iter().map(|row| row.event.project_id));
-            self.pool.set_parked(self.parked.clone());
+            self.note_parked(parked.iter().map(|row| row.event.project_id));
         }
         Ok(Found { rows, more })
     }
@@ -237,8 +233,7 @@ impl<'a> Look<'a> {
 
     /// Rows of these projects were parked.
     pub fn note_parked(&mut self, projects: impl Iterator<Item = i64>) {
-        self.parked.extend(projects);
-        self.pool.set_parked(self.parked.clone());
+        self.pool.note_parked(&projects.collect::<Vec<_>>());
     }
 
     /// Claims parked rows of projects that have room.
@@ -262,21 +257,19 @@ impl<'a> Look<'a> {
         let mut more = too_much;
         for (project, room) in projects.iter().zip(places) {
             if got.get(project).copied().unwrap_or_default() < room && !too_much {
-                self.parked.remove(project);
+                self.pool.forget_parked(*project);
             } else {
                 more = true;
             }
         }
-        self.pool.set_parked(self.parked.clone());
         Ok(Found { rows, more })
     }
 
     /// Learns which projects have parked rows: after a start, and those that a peer parked.
     async fn learn_parked(&mut self) -> Result<()> {
         let start = Instant::now();
-        self.parked.extend(self.claim.parked_projects(PARKED_PROJECTS_MAX).await?);
+        self.pool.note_parked(&self.claim.parked_projects(PARKED_PROJECTS_MAX).await?);
         self.learn_parked_at = Instant::now() + LEARN_PARKED.max(start.elapsed() * RESCAN_SHARE);
-        self.pool.set_parked(self.parked.clone());
         Ok(())
     }
 }

@@ -25,6 +25,9 @@ use crate::model::load::Load;
 use crate::model::memory::{Memory, Room};
 use crate::model::row::{Claimed, Finished};
 
+/// Parked projects that are noted under one lock: a few microseconds, also where the daemon has read ten thousand of them.
+const PARKED_CHUNK: usize = 100;
+
 /// Makes one call, blocking. The answer keeps no more than the room allows.
 pub type Post = dyn Fn(&Webhook, i64, &Arc<str>, &mut Room) -> Outcome + Send + Sync;
 
@@ -142,9 +145,16 @@ impl Pool {
         }
     }
 
-    /// Says which projects have parked rows.
-    pub fn set_parked(&self, projects: HashSet<i64>) {
-        self.shared.lock().scheduler.set_parked(projects);
+    /// Notes projects that have parked rows, until [`Pool::forget_parked`]. The scheduler's set of them is the only one.
+    pub fn note_parked(&self, projects: &[i64]) {
+        for some in projects.chunks(PARKED_CHUNK) {
+            self.shared.lock().scheduler.note_parked(some);
+        }
+    }
+
+    /// Forgets a project that has no parked rows any more.
+    pub fn forget_parked(&self, project: i64) {
+        self.shared.lock().scheduler.forget_parked(project);
     }
 
     /// Parked projects that have capacity, each with how many rows; at most so many rows in all.
@@ -372,7 +382,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_row_whose_only_call_was_put_back_has_not_begun() {
+    async fn a_row_whose_only_call_was_requeued_has_not_begun() {
         let (results, _out) = unbounded_channel();
         let pool = new(LIMITS, Box::new(|_, _, _, _| Outcome::Shortage("none".into())), results);
         pool.hand_in(vec![claimed(1, &[10])]);
@@ -404,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_call_starts_after_its_time_until_the_next_word() {
+    async fn no_call_starts_after_the_lease_until_the_next_one() {
         let (results, mut out) = unbounded_channel();
         let pool = new(LIMITS, Box::new(|w, _, body, _| success(w, body)), results);
         pool.lease_until(Instant::now());
@@ -514,7 +524,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn while_all_places_hang_nobody_looks_for_room_again_and_again() {
+    async fn while_all_slots_hang_the_daemon_does_not_ask_again_and_again() {
         let (results, mut out) = unbounded_channel();
         let (open, wait) = gate();
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
@@ -523,7 +533,7 @@ mod tests {
         };
         let pool = new(Limits { workers: 1, per_webhook: 1 }, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10])]);
-        // At first it may be quick, and it is looked often.
+        // At first the call may be quick, and the daemon asks often.
         while pool.claim_budget().is_some() || pool.shared.lock().ask_again < Duration::from_millis(100) {
             tokio::task::yield_now().await;
         }
@@ -537,7 +547,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn memory_that_becomes_free_is_told_to_who_waits_for_it() {
+    async fn a_daemon_that_waits_for_memory_is_told_when_some_is_free() {
         let (results, mut out) = unbounded_channel();
         let memory = Memory::new(MIB);
         let pool =

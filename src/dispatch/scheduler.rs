@@ -323,9 +323,14 @@ impl<J> Scheduler<J> {
             || (class != Class::Fast && !self.slots.has_free(class) && !endpoint.waiting.is_empty())
     }
 
-    /// Says which projects have parked rows, so that [`Scheduler::finish`] tells when to look for them.
-    pub fn set_parked(&mut self, projects: HashSet<i64>) {
-        self.parked = projects;
+    /// Notes projects that have parked rows, so that [`Scheduler::finish`] tells when to look for them.
+    pub fn note_parked(&mut self, projects: &[i64]) {
+        self.parked.extend(projects);
+    }
+
+    /// Forgets a project that has no parked rows any more.
+    pub fn forget_parked(&mut self, project: i64) {
+        self.parked.remove(&project);
     }
 
     /// Parked projects that have capacity, each with how many rows, at most so many in all. A fast webhook has capacity for
@@ -424,13 +429,13 @@ mod tests {
     /// A webhook that is known to answer within `took`.
     fn prove(scheduler: &mut Scheduler<u32>, webhook_id: i64, took: Duration, now: Instant) -> Instant {
         push(scheduler, webhook_id, 1, now);
-        let (ticket, _) = scheduler.start(now).expect("a place");
+        let (ticket, _) = scheduler.start(now).expect("a slot");
         scheduler.finish(ticket, now + took);
         now + took
     }
 
     #[test]
-    fn a_webhook_has_no_more_than_its_places() {
+    fn a_webhook_has_no_more_than_its_slots() {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(LIMITS);
         let now = prove(&mut scheduler, 1, ms(1), now);
@@ -449,11 +454,11 @@ mod tests {
         let mut tickets = start_all(&mut scheduler, now);
         assert_eq!(tickets.len(), 1);
         scheduler.finish(tickets.remove(0), now + ms(1));
-        assert_eq!(start_all(&mut scheduler, now + ms(1)).len(), 3, "now it has all of its places");
+        assert_eq!(start_all(&mut scheduler, now + ms(1)).len(), 3, "now it has all of its slots");
     }
 
     #[test]
-    fn the_slow_have_half_of_the_threads_and_newcomers_still_get_one() {
+    fn the_slow_have_half_of_the_threads_and_unproven_ones_still_get_one() {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(LIMITS);
         for webhook_id in 1..=2 {
@@ -470,9 +475,9 @@ mod tests {
         for webhook_id in 5..=7 {
             push(&mut scheduler, webhook_id, 10, later);
         }
-        assert_eq!(start_all(&mut scheduler, later).len(), 2, "two newcomers");
-        // They hang, too, and are slow beyond the half: seven eighths are taken then, and nobody unknown starts, but
-        // the fast do.
+        assert_eq!(start_all(&mut scheduler, later).len(), 2, "two unproven ones");
+        // They hang, too, and are slow beyond the half. Then seven eighths are taken: no call of an unproven webhook starts,
+        // but calls of fast ones do.
         later += SLOW + ms(1);
         assert_eq!(start_all(&mut scheduler, later).len(), 1);
         assert_eq!(scheduler.slots.by_class(), [0, 1, 6]);
@@ -519,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_slow_webhook_has_its_rows_parked_and_unparked_as_places_become_free() {
+    fn a_full_slow_webhook_has_its_rows_parked_and_unparked_as_slots_become_free() {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(LIMITS);
         push(&mut scheduler, 1, 3, now);
@@ -530,14 +535,14 @@ mod tests {
         let budget = scheduler.claim_budget(later);
         assert_eq!((budget.park, budget.again), (vec![10], SLOW - ms(50)), "then it is slow");
         assert_eq!(budget.limit, 7);
-        scheduler.set_parked(HashSet::from([10]));
+        scheduler.note_parked(&[10]);
         assert_eq!(scheduler.parked_room(100, later), []);
         assert!(scheduler.finish(tickets.remove(0), now + ms(2000)), "somebody must look");
         assert_eq!(scheduler.parked_room(100, now + ms(2000)), [(10, 1)]);
     }
 
     #[test]
-    fn when_all_that_runs_is_slow_only_what_ends_changes_the_offer() {
+    fn when_all_that_runs_is_slow_only_calls_that_end_change_the_budget() {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(LIMITS);
         push(&mut scheduler, 1, 3, now);
@@ -546,10 +551,10 @@ mod tests {
     }
 
     #[test]
-    fn parked_projects_take_turns_and_get_what_the_shares_have_places_for() {
+    fn parked_projects_take_turns_and_get_what_the_shares_have_slots_for() {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(LIMITS);
-        scheduler.set_parked((1..=5).map(|n| n * 10).collect());
+        scheduler.note_parked(&[10, 20, 30, 40, 50]);
         assert_eq!(scheduler.parked_room(100, now), [(10, 3), (20, 3)], "a quarter of 8 for the unproven");
         assert_eq!(scheduler.parked_room(100, now), [(30, 3), (40, 3)]);
         assert_eq!(scheduler.parked_room(4, now), [(50, 3), (10, 1)], "no more than asked for");
@@ -558,7 +563,8 @@ mod tests {
         for webhook_id in 1..=3 {
             later = prove(&mut scheduler, webhook_id, SLOW + ms(1), later);
         }
-        scheduler.set_parked(HashSet::from([10, 20, 30]));
+        scheduler.forget_parked(40);
+        scheduler.forget_parked(50);
         assert_eq!(scheduler.parked_room(100, later), [(20, 3), (30, 1)]);
         push(&mut scheduler, 1, 2, later);
         push(&mut scheduler, 2, 1, later);
@@ -566,28 +572,29 @@ mod tests {
         assert_eq!(scheduler.parked_room(100, later), [(10, 1)]);
         // A fast one needs no share.
         let later = prove(&mut scheduler, 4, ms(1), later);
-        scheduler.set_parked(HashSet::from([40]));
+        [10, 20, 30].into_iter().for_each(|project| scheduler.forget_parked(project));
+        scheduler.note_parked(&[40]);
         assert_eq!(scheduler.parked_room(100, later), [(40, 3 + 60)]);
     }
 
     #[test]
-    fn a_place_in_a_share_is_everybodys() {
+    fn a_slot_in_a_share_is_for_any_webhook_of_the_class() {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(LIMITS);
         push(&mut scheduler, 1, 1, now);
-        let (hanging, _) = scheduler.start(now).expect("a place");
-        scheduler.set_parked(HashSet::from([20]));
+        let (hanging, _) = scheduler.start(now).expect("a slot");
+        scheduler.note_parked(&[20]);
         let later = now + SLOW + ms(1);
         scheduler.grow_old(later);
-        assert!(scheduler.finish(hanging, later), "it was slow: another one may have waited for its place");
+        assert!(scheduler.finish(hanging, later), "it was slow: another one may have waited for its slot");
         let later = prove(&mut scheduler, 3, ms(1), later);
         push(&mut scheduler, 3, 1, later);
-        let (quick, _) = scheduler.start(later).expect("a place");
+        let (quick, _) = scheduler.start(later).expect("a slot");
         assert!(!scheduler.finish(quick, later + ms(1)));
     }
 
     #[test]
-    fn newcomers_that_the_slow_leave_no_place_do_not_hold_up_the_others() {
+    fn unproven_webhooks_that_the_slow_leave_no_slot_do_not_hold_up_the_others() {
         let mut later = Instant::now();
         let mut scheduler = Scheduler::new(LIMITS);
         for webhook_id in 1..=5 {
@@ -612,9 +619,9 @@ mod tests {
         assert_eq!(
             (budget.limit, budget.park),
             (1, vec![30, 40, 50, 60]),
-            "it may take hours until they have a place"
+            "it may take hours until they have a slot"
         );
-        // Nor while those who are tried before them turn out to hang.
+        // The budget does not wait either while the ones that are tried first turn out to hang.
         let (now, mut scheduler) = (Instant::now(), Scheduler::new(LIMITS));
         for webhook_id in 1..=3 {
             push(&mut scheduler, webhook_id, 3, now);
@@ -631,17 +638,17 @@ mod tests {
         let now = prove(&mut scheduler, 1, ms(1), now);
         push(&mut scheduler, 1, 3, now);
         start_all(&mut scheduler, now);
-        // 3 places, 1 ms a call, 20 ms ahead: 60 rows.
+        // 3 slots, 1 ms a call, 20 ms ahead: 60 rows.
         let budget = scheduler.claim_budget(now);
         assert_eq!((budget.limit, budget.batch_min, budget.park), (8 + 60 - 3, 2, vec![]));
     }
 
     #[test]
-    fn a_call_that_was_put_back_comes_first_again() {
+    fn a_call_that_was_requeued_comes_first_again() {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(LIMITS);
         push(&mut scheduler, 1, 3, now);
-        let (ticket, job) = scheduler.start(now).expect("a place");
+        let (ticket, job) = scheduler.start(now).expect("a slot");
         assert_eq!(job, 0);
         scheduler.requeue(ticket, job, now);
         assert_eq!(scheduler.in_hand(), 3);
