@@ -237,45 +237,13 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
     use std::thread;
-    use std::time::SystemTime;
 
     use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
-    use crate::dispatch::row::OLD;
+    use crate::dispatch::row::{OLD, claimed};
     use crate::dispatch::worker::IDLE;
     use crate::model::call::Call;
-    use crate::model::event::Event;
-
-    fn claimed(id: i64, webhooks: &[i64]) -> Claimed {
-        let event = Event {
-            event: "onPromptFinished".into(),
-            project_id: 1,
-            prompt_id: 1,
-            user_id: "u".into(),
-            result: 0,
-            finished_at: SystemTime::now(),
-            duration_ms: 1,
-            prompt_tokens: 1,
-            completion_tokens: 1,
-            total_tokens: None,
-            cached: false,
-            ip: String::new(),
-            user_agent: String::new(),
-            provider_id: None,
-            provider_default_model: None,
-        };
-        let webhook = |id: &i64| Arc::new(Webhook { id: *id, url: "http://a/".into(), signing_secret: None });
-        Claimed {
-            id,
-            epoch: 1,
-            parked: false,
-            previous: None,
-            event,
-            cut: false,
-            webhooks: webhooks.iter().map(webhook).collect(),
-        }
-    }
 
     fn success(webhook: &Webhook, body: &Arc<str>) -> Outcome {
         let mut call = Call::unanswered(webhook, body, ErrorKind::Internal, "");

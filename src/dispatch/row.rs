@@ -155,3 +155,35 @@ pub(super) struct Job {
     pub(super) webhook: Arc<Webhook>,
     pub(super) room: Room,
 }
+
+/// A row of project 1 as a claim returns it, for tests.
+#[cfg(test)]
+pub(super) fn claimed(id: i64, webhooks: &[i64]) -> Claimed {
+    let event = crate::model::event::Event {
+        event: "onPromptFinished".into(),
+        project_id: 1,
+        prompt_id: 1,
+        user_id: "u".into(),
+        result: 0,
+        finished_at: std::time::SystemTime::now(),
+        duration_ms: 1,
+        prompt_tokens: 1,
+        completion_tokens: 1,
+        total_tokens: None,
+        cached: false,
+        ip: String::new(),
+        user_agent: String::new(),
+        provider_id: None,
+        provider_default_model: None,
+    };
+    let webhook = |id: &i64| Arc::new(Webhook { id: *id, url: "http://a/".into(), signing_secret: None });
+    Claimed {
+        id,
+        epoch: 1,
+        parked: false,
+        previous: None,
+        event,
+        cut: false,
+        webhooks: webhooks.iter().map(webhook).collect(),
+    }
+}

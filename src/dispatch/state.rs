@@ -338,3 +338,116 @@ impl State {
 pub(super) fn text_bytes(free: usize) -> i64 {
     i64::try_from((free / 8).clamp(TEXT_BYTES_MIN, TEXT_BYTES_MAX)).expect("it is clamped to a few MiB")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::row::claimed;
+    use crate::model::call::ErrorKind;
+
+    const LIMITS: Limits = Limits { workers: 4, per_webhook: 2 };
+    const MIB: usize = 1024 * 1024;
+
+    /// With so many rows handed in; row `n` has one webhook, `n`.
+    fn state(rows: i64, memory: &Arc<Memory>, now: Instant) -> State {
+        let mut state = State::new(LIMITS, memory.clone(), 1024);
+        let row = |id: i64| Row::new(claimed(id, &[id]), None, memory);
+        state.push((1..=rows).map(row).collect(), now);
+        assert_eq!(state.admit(now).len(), 0);
+        state
+    }
+
+    fn call(job: &Job) -> Call {
+        Call::unanswered(&job.webhook, &job.row.body, ErrorKind::Connect, "refused")
+    }
+
+    #[test]
+    fn nothing_is_claimed_while_memory_is_short_rows_wait_to_be_committed_or_calls_pause() {
+        let (now, memory) = (Instant::now(), Memory::new(MIB));
+        let mut state = state(0, &memory, now);
+        assert_eq!(state.claim_budget(now).map(|budget| budget.limit), Some(LIMITS.workers));
+        let held = memory.hold(MIB / 4 * 3 + 1);
+        assert_eq!((state.claim_budget(now), state.ask_again), (None, RELIEVE_AGAIN));
+        drop(held);
+        state.count_out(ENDED_MAX);
+        assert_eq!(state.claim_budget(now), None);
+        assert!(state.release(1, 1), "the daemon waits for it");
+        assert!(!state.release(0, 0), "it was told");
+        assert!(state.claim_budget(now).is_some());
+        state.gate.pause(now);
+        assert_eq!(state.claim_budget(now), None);
+        assert!(state.claim_budget(now + state.ask_again).is_some());
+    }
+
+    #[test]
+    fn rows_that_wait_for_memory_take_from_the_budget() {
+        let (now, memory) = (Instant::now(), Memory::new(MIB));
+        let mut state = state(0, &memory, now);
+        let held = memory.hold(MIB / 4 * 3);
+        let large: Vec<i64> = (1..500).collect();
+        state.push((1..=3).map(|id| Row::new(claimed(id, &large), None, &memory)).collect(), now);
+        state.count_out(1);
+        assert_eq!(state.admit(now).len(), 0);
+        assert_eq!(state.load(now).waiting, 3 * large.len(), "beside another row none of them fits");
+        drop(held);
+        assert_eq!(state.claim_budget(now).map(|budget| budget.limit), Some(LIMITS.workers - 3));
+    }
+
+    #[test]
+    fn a_call_that_starts_is_progress_and_one_that_is_requeued_is_none() {
+        let (now, memory) = (Instant::now(), Memory::new(MIB));
+        let mut state = state(1, &memory, now);
+        state.gate.lease_until(now);
+        assert!(!state.may_start(now) && state.start(now).is_none());
+        state.gate.lease_until(now + RELIEVE_AGAIN);
+        let (ticket, job) = state.start(now).expect("a call");
+        assert!(job.row.has_begun() && state.load(now).progress == 1);
+        state.requeue(ticket, job, now);
+        assert_eq!(state.load(now).progress, 0);
+        assert_eq!(state.stop(now), HashMap::from([(1, false)]), "it has not begun");
+    }
+
+    #[test]
+    fn with_its_last_call_a_row_goes_out_unless_it_was_given_up() {
+        let (now, memory) = (Instant::now(), Memory::new(MIB));
+        let mut state = state(0, &memory, now);
+        state.push((1..=2).map(|id| Row::new(claimed(id, &[10, 11]), None, &memory)).collect(), now);
+        assert_eq!(state.admit(now).len(), 0);
+        let finish = |state: &mut State| {
+            let (ticket, job) = state.start(now).expect("a call");
+            let call = call(&job);
+            state.finish(ticket, job, call, now).0.map(|row| (row.id, row.calls.len()))
+        };
+        assert_eq!(finish(&mut state), None);
+        assert_eq!(state.half_done.len(), 1);
+        // Of the other row one call waits, and one runs.
+        assert_eq!(finish(&mut state), Some((1, 2)));
+        assert_eq!((state.half_done.len(), state.load(now).ended), (0, 1));
+        let (ticket, job) = state.start(now).expect("a call");
+        assert_eq!(state.abandon(&HashSet::from([2, 3])), (HashSet::from([2]), 1));
+        let call = call(&job);
+        assert!(state.finish(ticket, job, call, now).0.is_none());
+        assert!(state.start(now).is_none());
+        assert_eq!((state.load(now).waiting, state.load(now).ended), (0, 1));
+    }
+
+    #[test]
+    fn a_row_whose_calls_are_not_made_is_returned_with_its_memory() {
+        let (now, memory) = (Instant::now(), Memory::new(MIB));
+        let mut state = state(0, &memory, now);
+        let skipped = Some((ErrorKind::Interrupted, "died"));
+        state.push(vec![Row::new(claimed(1, &[10, 11]), skipped, &memory)], now);
+        let outgoing = state.admit(now);
+        assert!(!state.may_start(now) && state.load(now).ended == 1);
+        let row = outgoing[0].finished_without_calls();
+        assert!(row.calls.iter().all(|call| call.error_kind == Some(ErrorKind::Interrupted)));
+        assert_eq!((row.calls.len(), row.held.bytes()), (2, memory.used()));
+    }
+
+    #[test]
+    fn text_is_claimed_by_the_free_memory_within_bounds() {
+        assert_eq!(text_bytes(0), 64 * 1024);
+        assert_eq!(text_bytes(8 * MIB), 1024 * 1024);
+        assert_eq!(text_bytes(usize::MAX), 4 * 1024 * 1024);
+    }
+}

@@ -35,7 +35,7 @@ impl Threads {
         self.count
     }
 
-    /// Takes a thread off the list of the idle. True: it was on it, so nobody has woken it.
+    /// Takes a thread off the list of the idle. True: it was on the list, so no other thread has woken it.
     fn take_off(&mut self, thread: &Thread) -> bool {
         let at = self.idle.iter().position(|idle| idle.id() == thread.id());
         at.map(|at| self.idle.remove(at)).is_some()
@@ -114,7 +114,7 @@ impl Shared {
             let is_pause = self.wait_for_work();
             state = self.lock();
             now = Instant::now();
-            // Whoever wakes this thread takes it off the list.
+            // A thread that wakes this one takes it off the list.
             if state.threads.take_off(&me) && now - since >= IDLE && !is_pause {
                 state.threads.count -= 1;
                 return None;

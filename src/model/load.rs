@@ -12,7 +12,7 @@ pub struct Load {
     pub running: usize,
     /// How long the call has been running that runs for longest.
     pub longest_running: Duration,
-    /// Calls that wait for a place, or for memory.
+    /// Calls that wait for a slot, or for memory.
     pub waiting: usize,
     /// Rows that have gone out and are not committed yet.
     pub ended: usize,
