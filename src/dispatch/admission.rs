@@ -2,7 +2,7 @@
 //!
 //! A pure rule over plain state: it has no thread and no clock. The count of the memory is a value that the caller gives.
 //!
-//! A row is admitted as a whole. Once it is admitted, nothing that waits for its end holds up its calls: a call asks for
+//! A row is admitted as a whole. Once it is admitted, nothing that waits for its end holds up its calls. A call asks for
 //! memory only for a longer answer, and when there is none, keeps a shorter one. So the admitted rows end, however much
 //! they need, and what they held is free for the rows that wait. A row that needs more memory than there is begins when it
 //! is alone.

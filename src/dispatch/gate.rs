@@ -5,8 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-/// No call starts for this time after one that could not be made for a shortage of ours: long enough for calls in flight
-/// to end and to free what is short.
+/// No call starts for this time after one that could not be made for a shortage of ours. Meanwhile calls in flight end, and
+/// free what is short.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(200);
 
 /// When calls may start.

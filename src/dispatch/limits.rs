@@ -13,8 +13,8 @@ use std::time::Duration;
 
 /// A webhook whose calls take longer is slow.
 pub const SLOW: Duration = Duration::from_secs(1);
-/// The daemon claims rows ahead of free threads for as much work as a fast webhook does in this time: longer than a claim
-/// takes, short enough that little is in hand when the daemon is killed.
+/// The daemon claims rows ahead of free threads for as much work as a fast webhook does in this time. A claim takes less,
+/// and little is in hand when the daemon is killed.
 const AHEAD: Duration = Duration::from_millis(20);
 /// Most rows claimed ahead: two claims of the largest size.
 pub(super) const AHEAD_MAX: usize = 1000;
@@ -165,8 +165,8 @@ impl Slots {
         if self.has_free(class) { share.saturating_sub(taken) } else { 0 }
     }
 
-    /// Whether unproven webhooks have no slot, and get none in a moment, when so many of their calls have been running for
-    /// longer than a quick call takes: the slow webhooks have all slots, or none of those that are tried is quick.
+    /// Whether unproven webhooks have no slot, and get none in a moment. So it is when the slow webhooks have all slots, or
+    /// when none of those that are tried is quick: `long` of their calls have been running for longer than a quick one takes.
     pub(super) fn unproven_wait(&self, long: usize) -> bool {
         let slow = self.running[Class::Slow as usize];
         long >= self.limits.unproven() || long + slow >= self.limits.not_fast()

@@ -1,9 +1,9 @@
 //! The handle to the worker threads: asynchronous meets blocking here, and nowhere else.
 //!
-//! The daemon hands rows in; a row begins when its share of the memory is free ([`admission`](crate::dispatch::admission));
-//! threads make the calls, one blocking POST each (`worker`); a row whose last call has ended
-//! goes out through a channel. The handle decides nothing: under the lock it asks `state`.
-//! Threads are started when needed and leave when idle. Knows no Postgres.
+//! The daemon hands rows in. A row begins when its share of the memory is free ([`admission`](crate::dispatch::admission)).
+//! Threads make the calls, one blocking POST each (`worker`); they are started when needed and leave when idle. A row whose
+//! last call has ended goes out through a channel. The handle decides nothing: under the lock it asks `state`. It knows no
+//! Postgres.
 //!
 //! Once a row has begun, none of its calls waits for memory. While others need memory, an old row keeps less of its
 //! answers.
@@ -77,8 +77,8 @@ impl Pool {
         state::text_bytes(self.shared.memory.free())
     }
 
-    /// Starts what may start by now without anything having ended: a webhook's class changes with time, a thread that the
-    /// system refused may be had, and a row may have become old. The daemon calls it every second or so.
+    /// Starts what may start by now although no call has ended. A webhook's class changes with time, the system may now give
+    /// a thread that it refused, and a row may have become old. The daemon calls it at least once a second.
     pub fn tick(&self) {
         let now = Instant::now();
         let mut state = self.shared.lock();
@@ -162,8 +162,8 @@ impl Pool {
         self.shared.lock().parked_room(most, Instant::now())
     }
 
-    /// Takes out rows that have not begun and have waited for long for others of their own project, to be given back and
-    /// parked: id, project, and whether it is a repeated one.
+    /// Takes out rows that have not begun and have waited for long for others of their own project. The daemon gives them back
+    /// and parks them. Returns of each its id, its project, and whether it is a repeated one.
     pub fn take_late(&self) -> Vec<(i64, i64, bool)> {
         let late = self.shared.lock().take_late(Instant::now());
         late.iter().map(|row| (row.id, row.project_id, row.repeated)).collect()

@@ -1,7 +1,7 @@
 //! A row in hand, and its calls as jobs.
 //!
-//! What a row has is written under the pool's lock, with one exception: the records of calls that are not made are made
-//! without it, when nothing else can reach the row any more.
+//! While a row waits or has calls to make, it changes under the pool's lock only. The locks and atomics here let the jobs
+//! share it. Records of calls that are not made are made without the pool's lock: nothing else reaches their row any more.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -302,8 +302,9 @@ impl State {
         }
     }
 
-    /// Whether most of the memory is taken, so that no more is claimed. Then old rows keep less of their answers, and also
-    /// while a row waits for memory that rows of other projects have: no slow endpoint holds for long what others need.
+    /// Whether most of the memory is taken, so that no more is claimed. In that case old rows keep less of their answers. They
+    /// also do so while a row waits for memory that rows of other projects have. So no slow endpoint holds for long what
+    /// others need.
     pub(super) fn relieve(&mut self, now: Instant) -> bool {
         let is_tight = |memory: &Memory| memory.used() > memory.max() / 4 * 3;
         let lately = self.relieved.is_some_and(|at| now.saturating_duration_since(at) < RELIEVE_AGAIN);

@@ -1,15 +1,15 @@
 //! Each row has one record, whatever dies, freezes, crashes or loses its sessions, and only a row whose instance lost it
 //! is posted again.
 //!
-//! The model has one row, two instances, and a server that may crash. The model asks the product for what Rust decides:
-//! [`Peers`] says of which epochs an instance is sure that they are dead, whose rows it may take over, and whether the
+//! The model has one row, two instances, and a server that may crash. The model asks the product's [`Peers`] for what
+//! Rust decides: of which epochs an instance is sure that they are dead, whose rows it may take over, and whether the
 //! recovery barrier holds its claims up. Only [`Knowledge`] calls it. The model restates what SQL decides, each time with
 //! the name of the file under `sql/queries`:
 //!
 //! - An instance opens three sessions, each with a liveness lock of its own, and is listed (`draw_lock.sql`,
-//!   `register.sql`). It adopts the row that it has in hand (`adopt.sql`), ends its older epochs and their sessions
-//!   (`retire.sql`, `end_sessions.sql`), looks at the others (`bury.sql`), and then claims (`claim.sql`), posts and
-//!   finishes (`finish.sql`). A row that has not begun may be given back (`give_back.sql`).
+//!   `register.sql`). It adopts the row that it has in hand (`adopt.sql`), and ends its older epochs and their
+//!   sessions (`retire.sql`, `end_sessions.sql`). It looks at the others (`bury.sql`), and then claims (`claim.sql`), posts
+//!   and finishes (`finish.sql`). A row that has not begun may be given back (`give_back.sql`).
 //! - Sessions are lost one at a time or all at once, each with the statement that runs on it: that statement may take
 //!   effect, and its answer is lost. The instance notices at some time, and does until then what the sessions that are
 //!   left allow.
@@ -17,14 +17,17 @@
 //!   the last flush may be lost; each of the other writes is flushed, and flushes all that was written before it.
 //! - A call that is in flight when its row turns out to be lost goes on. Its result comes at some time, perhaps when the
 //!   instance has claimed the row again.
+//! - Before each look no time passes, or [`SURE`], or more than [`SURE_AFTER_LOSS`]. A frozen instance is one that does
+//!   nothing for a while. An instance is *late* when a peer declares its epoch dead while it lives.
 //!
-//! Before each look one of three times passes: none; as long as makes an instance sure of a peer that lost its sessions;
-//! or longer than any instance is given to come back. A frozen instance is one that does nothing for a while. An
-//! instance is *late* when a peer declares its epoch dead while it lives.
+//! The model leaves these things out:
 //!
-//! Left out: more than one row, for rows do not depend on each other; the time until which calls may start, so that the
-//! promise about records holds without it; parked rows, which are claimed by the same rule; the clearing of dead epochs,
-//! which happens when no row has them; and sessions that are let go because the server has no room for both.
+//! - More than one row: rows do not depend on each other.
+//! - The time until which calls may start: the promise about records holds without it.
+//! - Parked rows: they are claimed by the same rule.
+//! - The clearing of dead epochs: it happens when no row has them.
+//! - Sessions that an instance lets go because the server has no room for the new ones beside them.
+//! - Instances that are far from the server, which are given more time.
 
 use std::time::{Duration, Instant, SystemTime};
 
