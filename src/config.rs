@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::cli::{AfterCrash, Global, Run};
 use crate::delivery::client;
-use crate::dispatch::scheduler::Limits;
+use crate::dispatch::limits::Limits;
 use crate::error::{Error, Result};
 use crate::postgres;
 

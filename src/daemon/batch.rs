@@ -3,7 +3,7 @@
 //! The rules of [`cursor`](super::cursor) on the session that claims. Does not hand out what it claims, and does not decide
 //! when to claim.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::daemon::cursor::{Claimed, Cursor};
@@ -40,8 +40,6 @@ pub struct Batches<'a> {
     membership: &'a Membership,
     metrics: &'a Metrics,
     cursor: Cursor,
-    /// Projects with parked rows.
-    parked: HashSet<i64>,
     /// The daemon does not learn before this which those are.
     learn_parked_at: Instant,
     /// Epochs whose rows may be taken over, at the last claim.
@@ -67,7 +65,6 @@ impl<'a> Batches<'a> {
             membership,
             metrics,
             cursor: Cursor::new(now),
-            parked: HashSet::new(),
             learn_parked_at: now,
             dead: Vec::new(),
             peers_alive: 0,
@@ -96,7 +93,7 @@ impl<'a> Batches<'a> {
                 }
             };
             tokio::select! {
-                () = pool.freed() => {}
+                () = pool.capacity_freed() => {}
                 () = membership.changed() => {}
                 () = due => {}
             }
@@ -129,7 +126,8 @@ impl<'a> Batches<'a> {
         let (parked, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.parked);
         self.metrics.parked.inc_by(parked.len() as u64);
         if !parked.is_empty() {
-            self.note_parked(parked.iter().map(|row| row.event.project_id));
+            let projects: Vec<i64> = parked.iter().map(|row| row.event.project_id).collect();
+            self.pool.note_parked(&projects);
         }
         Ok(Batch { rows, more })
     }
@@ -143,12 +141,6 @@ impl<'a> Batches<'a> {
             self.cursor.want_whole_rescan();
             self.learn_parked_at = Instant::now();
         }
-    }
-
-    /// Rows of these projects were parked.
-    pub fn note_parked(&mut self, projects: impl Iterator<Item = i64>) {
-        self.parked.extend(projects);
-        self.pool.set_parked(self.parked.clone());
     }
 
     /// Claims parked rows of projects that have room.
@@ -176,12 +168,11 @@ impl<'a> Batches<'a> {
         let mut more = too_much;
         for (project, room) in projects.iter().zip(places) {
             if got.get(project).copied().unwrap_or_default() < room && !too_much {
-                self.parked.remove(project);
+                self.pool.forget_parked(*project);
             } else {
                 more = true;
             }
         }
-        self.pool.set_parked(self.parked.clone());
         Ok(Batch { rows, more })
     }
 
@@ -190,7 +181,7 @@ impl<'a> Batches<'a> {
         let start = Instant::now();
         let projects = self.claim.parked_projects(PARKED_PROJECTS_MAX).await?;
         self.learn_parked_at = Instant::now() + LEARN_PARKED.max(start.elapsed() * LEARN_PARKED_SHARE);
-        self.note_parked(projects.into_iter());
+        self.pool.note_parked(&projects);
         Ok(())
     }
 }

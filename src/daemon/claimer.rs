@@ -17,7 +17,7 @@ use crate::daemon::signals::Stop;
 use crate::daemon::sleeper::Sleeper;
 use crate::daemon::wakeup::Cause;
 use crate::dispatch::pool::Pool;
-use crate::dispatch::scheduler::Offer;
+use crate::dispatch::scheduler::ClaimBudget;
 use crate::error::Result;
 use crate::model::call::ErrorKind;
 use crate::model::row::Claimed;
@@ -60,7 +60,7 @@ impl Claimer<'_> {
         let mut batches = Batches::new(claim, instance.epoch(), self.pool, self.membership, self.metrics);
         let mut backoff = Backoff::new(self.config.database.user());
         while !self.stop.asked() {
-            self.park_late(sessions, &mut batches).await?;
+            self.park_late(sessions).await?;
             if self.membership.is_recovering() {
                 // After a crash of the server a claim may be lost that a peer still acts upon (claims are not
                 // flushed). The peer takes its rows over when it comes back; until then no instance claims.
@@ -69,14 +69,14 @@ impl Claimer<'_> {
                     () = self.stop.wait() => break,
                 }
             }
-            let Some(budget) = self.pool.try_offer() else {
+            let Some(budget) = self.pool.claim_budget() else {
                 // A notification would be for nothing now. Peers that slept because this instance slept have to be told.
                 sleeper.release().await?;
                 if self.membership.owes_wake(sleeper.released()) {
                     self.membership.wake_peers(claim, Duration::ZERO).await?;
                 }
                 tokio::select! {
-                    () = self.pool.room() => continue,
+                    () = self.pool.wait_for_capacity() => continue,
                     () = self.stop.wait() => break,
                 }
             };
@@ -127,7 +127,7 @@ impl Claimer<'_> {
     }
 
     /// Claims from both lanes, and hands out what is found.
-    async fn claim(&self, batches: &mut Batches<'_>, budget: &Offer) -> Result<Found> {
+    async fn claim(&self, batches: &mut Batches<'_>, budget: &ClaimBudget) -> Result<Found> {
         let pending = batches.pending(budget.limit, &budget.park).await?;
         let any = !pending.rows.is_empty();
         self.hand_out(pending.rows);
@@ -157,13 +157,14 @@ impl Claimer<'_> {
     }
 
     /// Gives rows back that wait for others of their own project, and parks them: there they cost nothing.
-    async fn park_late(&self, sessions: &SessionSet, batches: &mut Batches<'_>) -> Result<()> {
+    async fn park_late(&self, sessions: &SessionSet) -> Result<()> {
         let late = self.pool.take_late();
         self.in_hand.give_back(late.iter().map(|(id, _, repeated)| (*id, *repeated)));
         let parked = self.give_back(sessions, true).await?;
         if parked > 0 {
             self.metrics.parked.inc_by(parked as u64);
-            batches.note_parked(late.iter().map(|(_, project_id, _)| *project_id));
+            let projects: Vec<i64> = late.iter().map(|(_, project_id, _)| *project_id).collect();
+            self.pool.note_parked(&projects);
         }
         Ok(())
     }

@@ -196,7 +196,7 @@ impl Daemon<'_> {
 
     /// A session is lost: no call starts, and what was wrong with the old sessions is not known of the new ones.
     fn note_lost(&self, error: &Error) {
-        self.pool.may_start_until(Instant::now());
+        self.pool.lease_until(Instant::now());
         self.commits.session_lost();
         self.metrics.trouble(Source::Claim, None);
         self.metrics.trouble(Source::Finish, None);

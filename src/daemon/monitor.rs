@@ -66,13 +66,13 @@ impl Monitor<'_> {
         let mut status = StatusLine::new(self.metrics.calls(), looked);
         loop {
             let next_look = looked + self.pause(Instant::now());
-            self.pool.may_start_until(next_look + LEASE_GRACE);
+            self.pool.lease_until(next_look + LEASE_GRACE);
             tokio::select! {
                 error = sessions.lost() => return Err(error),
                 _ = watchdog.tick() => self.watchdog.tell(&stall),
                 () = self.activity.stirred() => {}
                 () = tokio::time::sleep_until(next_look.into()) => {
-                    self.pool.nudge();
+                    self.pool.tick();
                     self.caller.close_resting();
                     self.failures.flush();
                     self.tell_status(&mut status);

@@ -60,7 +60,7 @@ mod tests {
             threads: 0,
             memory_bytes: 0,
             shortages: 0,
-            fullest: Vec::new(),
+            busiest: Vec::new(),
         }
     }
 

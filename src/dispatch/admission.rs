@@ -1,11 +1,14 @@
 //! Which row begins next: the one whose share of the memory is free.
 //!
-//! A pure rule over plain state, no threads, no clock of its own. A row is admitted as a whole, and once it is, nothing
-//! that waits for its end holds up its calls: they ask for no more than room for a longer answer, and get none rather
-//! than wait. So whatever the rows need, those that are admitted end, and what they held is free for those that wait.
-//! One that needs more than there is begins when it is alone. While half of the memory is taken, the rows of one project
-//! have at most a quarter of it, unless it is a single one: its endpoints may hang, and then they hold up none but their
-//! own.
+//! A pure rule over plain state: it has no thread and no clock. The count of the memory is a value that the caller gives.
+//!
+//! A row is admitted as a whole. Once it is admitted, nothing that waits for its end holds up its calls. A call asks for
+//! memory only for a longer answer, and when there is none, keeps a shorter one. So the admitted rows end, however much
+//! they need, and what they held is free for the rows that wait. A row that needs more memory than there is begins when it
+//! is alone.
+//!
+//! While half of the memory is taken, the rows of one project have at most a quarter of it, unless a single row needs more.
+//! The project's endpoints may hang, and then they hold up only rows of their own project.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,16 +16,16 @@ use std::time::{Duration, Instant};
 
 use crate::model::memory::{Held, Memory};
 
-/// How long smaller rows may overtake one that does not fit.
+/// How long smaller rows may overtake one that does not fit. Most rows in hand end within a second, and make room for it.
 const OVERTAKE: Duration = Duration::from_secs(1);
-/// The part of the memory that the rows of one project may have.
+/// The rows of one project may have this part of the memory, so that one project whose endpoints hang leaves most of it.
 const PROJECT_SHARE: usize = 4;
 
 struct Waiting<R> {
     row: R,
     project_id: i64,
     bytes: usize,
-    // With what it has already.
+    // What it needs, and what it has already.
     project_bytes: usize,
     since: Instant,
 }
@@ -32,12 +35,12 @@ struct Waiting<R> {
 struct Has {
     rows: usize,
     bytes: usize,
-    // Rows of its have waited for others of its for long. Until all of those have ended.
+    // Rows of this project have waited for long for others of it. True until all of those others have ended.
     late: bool,
 }
 
 impl Has {
-    /// How many more rows like those it has may begin.
+    /// How many more rows may begin, if they need as much as those that have begun.
     fn room(self, memory: &Memory) -> usize {
         let left = (memory.max() / PROJECT_SHARE).saturating_sub(self.bytes);
         left * self.rows / self.bytes.max(1)
@@ -59,14 +62,14 @@ impl<R> Default for Admission<R> {
 }
 
 impl<R> Admission<R> {
-    /// Adds a row of a project that needs so many bytes, besides those that it has already.
+    /// Adds a row of a project. It needs so many bytes, besides those that it `has` already.
     pub fn push(&mut self, row: R, project_id: i64, bytes: usize, has: usize, now: Instant) {
         let project_bytes = bytes + has;
         self.waiting.push_back(Waiting { row, project_id, bytes, project_bytes, since: now });
     }
 
-    /// Takes the next row that may begin, with what it needs. To be called until there is none: when a row is added,
-    /// and when memory has become free.
+    /// Takes the next row that may begin, with the memory that it needs. When a row was added, or memory has become free, the
+    /// caller asks until there is none.
     pub fn admit(&mut self, memory: &Arc<Memory>, now: Instant) -> Option<(R, Held)> {
         for at in 0..self.waiting.len() {
             if self.waits_for_its_own(&self.waiting[at], memory) {
@@ -102,12 +105,12 @@ impl<R> Admission<R> {
         self.waiting.iter().any(|waiting| !self.waits_for_its_own(waiting, memory))
     }
 
-    /// A row that needs no calls is in hand, too.
-    pub fn count(&mut self) {
-        self.admitted += 1;
+    /// Counts rows that need no calls: they are in hand, too.
+    pub fn count(&mut self, rows: usize) {
+        self.admitted += rows;
     }
 
-    /// The calls of a row have ended that was admitted with so many bytes, those included that it had already.
+    /// All calls of a row have ended. It was admitted with so many bytes, including those that it had already.
     pub fn calls_ended(&mut self, project_id: i64, bytes: usize) {
         if let Some(has) = self.projects.get_mut(&project_id) {
             has.rows = has.rows.saturating_sub(1);
@@ -118,23 +121,23 @@ impl<R> Admission<R> {
         }
     }
 
-    /// So many rows that were admitted are not in hand any more.
+    /// Notes that so many admitted rows are not in hand any more.
     pub fn ended(&mut self, rows: usize) {
         self.admitted = self.admitted.saturating_sub(rows);
     }
 
-    /// How many more rows of a project may begin, where rows of its have waited for long.
+    /// How many more rows of a project may begin. Only a project whose rows have waited for long has a limit.
     pub fn room(&self, project_id: i64, memory: &Memory) -> usize {
         self.projects.get(&project_id).filter(|has| has.late).map_or(usize::MAX, |has| has.room(memory))
     }
 
-    /// Projects of which no more rows may begin, where rows of theirs have waited for long.
+    /// Projects whose rows have waited for long and of which no more may begin.
     pub fn full(&self, memory: &Memory) -> impl Iterator<Item = i64> {
         let full = |has: &Has| has.late && has.room(memory) == 0;
         self.projects.iter().filter(move |(_, has)| full(has)).map(|(project_id, _)| *project_id)
     }
 
-    /// Rows that wait.
+    /// The rows that wait.
     pub fn waiting(&self) -> impl Iterator<Item = &R> {
         self.waiting.iter().map(|waiting| &waiting.row)
     }
@@ -144,7 +147,7 @@ impl<R> Admission<R> {
         self.waiting.len()
     }
 
-    /// Takes those out that have waited for others of their own project for long.
+    /// Takes out the rows that have waited for long for others of their own project.
     pub fn take_late(&mut self, memory: &Memory, now: Instant) -> Vec<R> {
         let is_late = |waiting: &Waiting<R>| now.saturating_duration_since(waiting.since) > OVERTAKE;
         if !self.waiting.iter().any(is_late) {
@@ -162,7 +165,7 @@ impl<R> Admission<R> {
         late.into_iter().map(|waiting| waiting.row).collect()
     }
 
-    /// Takes those out that wait and are not to be kept.
+    /// Takes out the waiting rows that are not to be kept.
     pub fn retain(&mut self, mut keep: impl FnMut(&R) -> bool) {
         self.waiting.retain(|waiting| keep(&waiting.row));
     }
@@ -222,13 +225,14 @@ mod tests {
     #[test]
     fn rows_that_are_in_hand_without_calls_count() {
         let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());
-        admission.count();
+        admission.count(1);
         admission.push('a', project('a'), 101, 0, now);
         assert!(admission.admit(&memory, now).is_none());
         admission.ended(1);
         assert!(admission.admit(&memory, now).is_some());
         assert_eq!(admission.waiting().count(), 0);
     }
+
     #[test]
     fn a_project_has_a_quarter_or_a_single_row_and_its_rows_hold_up_no_others() {
         let (now, memory, mut admission) = (Instant::now(), Memory::new(100), Admission::default());

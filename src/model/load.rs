@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Webhooks that are named in a [`Load`].
-pub const FULLEST: usize = 20;
+pub const BUSIEST: usize = 20;
 
 /// What the threads are doing.
 #[derive(Clone, Debug)]
@@ -12,7 +12,7 @@ pub struct Load {
     pub running: usize,
     /// How long the call has been running that runs for longest.
     pub longest_running: Duration,
-    /// Calls that wait for a place, or for memory.
+    /// Calls that wait for a slot, or for memory.
     pub waiting: usize,
     /// Rows that have gone out and are not committed yet.
     pub ended: usize,
@@ -24,6 +24,6 @@ pub struct Load {
     pub memory_bytes: usize,
     /// Pauses for a shortage of ours, since the start.
     pub shortages: u64,
-    /// The webhooks with most calls running, at most [`FULLEST`], each with how many.
-    pub fullest: Vec<(i64, usize)>,
+    /// The webhooks with most calls running, at most [`BUSIEST`], each with how many.
+    pub busiest: Vec<(i64, usize)>,
 }

@@ -1,23 +1,24 @@
 //! How much memory the rows in hand take, and how much they may take (`--memory`).
 //!
-//! A count of bytes, kept by those who hold them: what is [`Held`] is given back when it is dropped. It never waits.
-//! Whoever may be told to wait asks first ([`Memory::try_hold`]); what is there already is counted without asking
-//! ([`Memory::hold`]). Allocates nothing itself, and knows neither rows nor calls.
+//! A count of bytes. A holder has them as [`Held`], and gives them back when it drops that. The count never waits. A caller
+//! that can wait asks first ([`Memory::try_hold`]); bytes that are there already are counted without a question
+//! ([`Memory::hold`]). The count allocates nothing, and knows neither rows nor calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What an answer may keep in any case, headers included.
+/// The limit of an answer is at least so many bytes, headers included: enough to see what an endpoint said.
 const ANSWER_MIN: usize = 1024;
 
-/// So many rows have what is sure at the same time.
+/// So many rows can have their sure bytes at the same time: enough to keep the threads busy while some rows wait for slow
+/// calls.
 const ROWS: usize = 64;
 
 /// The count.
 #[derive(Debug)]
 pub struct Memory {
     max: usize,
-    // Written by all threads. It orders nothing but itself.
+    // Written by all threads. It orders no other memory, so relaxed access is enough.
     used: AtomicUsize,
 }
 
@@ -59,7 +60,7 @@ impl Memory {
     }
 }
 
-/// Bytes that somebody holds.
+/// Bytes that one holder has.
 #[derive(Debug)]
 pub struct Held {
     memory: Arc<Memory>,
@@ -72,7 +73,7 @@ impl Held {
         self.bytes
     }
 
-    /// Holds so many from now on, whether or not there is room for them.
+    /// Holds so many bytes from now on, whether or not there is room for them.
     pub fn set(&mut self, bytes: usize) {
         if bytes > self.bytes {
             self.memory.used.fetch_add(bytes - self.bytes, Ordering::Relaxed);
@@ -82,7 +83,7 @@ impl Held {
         self.bytes = bytes;
     }
 
-    /// Holds so many from now on if there is room for them; holds at least what it held.
+    /// Holds so many bytes from now on if there is room for them. It never holds less than before.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         let granted = more == 0 || self.memory.try_add(more);
@@ -92,19 +93,19 @@ impl Held {
         granted
     }
 
-    /// Takes a part of it away, to be held apart; all of it when it is not so much.
+    /// Splits a part off, to be held apart: all of it when there is less.
     pub fn split(&mut self, bytes: usize) -> Held {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         Held { memory: self.memory.clone(), bytes }
     }
 
-    /// Adds what another holds.
+    /// Adds the bytes of another holder.
     pub fn absorb(&mut self, mut other: Held) {
         self.bytes += std::mem::take(&mut other.bytes);
     }
 
-    /// Takes all of it away.
+    /// Splits all of it off; nothing is left here.
     pub fn take(&mut self) -> Held {
         self.split(usize::MAX)
     }
@@ -126,10 +127,10 @@ pub struct Share {
 }
 
 impl Share {
-    /// Of a row with so many webhooks. An answer keeps at most `answer_max` bytes of its body. Together the answers to one row
-    /// keep at most a quarter of the memory: a record is there up to four times while it is written to Postgres. What
-    /// is sure is such that `workers` calls have it out of half of the memory, and that many rows have it, however many
-    /// webhooks each of them has: they may wait for long.
+    /// The share of a row with so many webhooks. An answer keeps at most `answer_max` bytes of its body. Together the answers
+    /// to one row keep at most a quarter of the memory: a record is there up to four times while it is written to Postgres.
+    /// Half of the memory is enough for the sure bytes of `workers` calls. All of it is enough for those of 64 rows, however
+    /// many webhooks each of them has: rows may wait for long.
     pub fn of_row(webhooks: usize, answer_max: usize, memory: usize, workers: usize) -> Share {
         let webhooks = webhooks.max(1);
         let most = answer_max.min(memory / 4 / webhooks).max(ANSWER_MIN);
@@ -137,7 +138,7 @@ impl Share {
     }
 }
 
-/// The room that one answer has; it grows with it.
+/// The room that one answer has. It grows with the answer.
 #[derive(Debug)]
 pub struct Room {
     held: Held,
@@ -145,34 +146,34 @@ pub struct Room {
 }
 
 impl Room {
-    /// What is held is sure; `most` is the end of it.
+    /// The bytes that are held are sure. The answer never has more than `most`.
     pub fn new(held: Held, most: usize) -> Room {
         Room { held, most }
     }
 
-    /// As much as anybody wants: for a call outside of a daemon.
+    /// Room without a limit, for a call outside of a daemon.
     pub fn without_end() -> Room {
         Room::new(Memory::new(usize::MAX).hold(0), usize::MAX)
     }
 
-    /// How many bytes the answer may have that would like to have so many. Never waits.
+    /// The answer would like to have so many bytes. Returns how many it may have. Never waits.
     pub fn allow(&mut self, bytes: usize) -> usize {
         let bytes = bytes.min(self.most);
         if self.held.try_grow(bytes) { bytes } else { self.held.bytes() }
     }
 
-    /// The most that it may ever be.
+    /// Most bytes that the answer may ever have.
     pub fn most(&self) -> usize {
         self.most
     }
 
-    /// From now on no more is sure than this. For an answer that has not begun.
+    /// Leaves no more than so many bytes sure, for an answer that has not begun.
     pub fn shrink(&mut self, sure: usize) {
         self.held.set(self.held.bytes().min(sure));
         self.most = self.most.min(sure.max(ANSWER_MIN));
     }
 
-    /// The answer has ended, and keeps so many bytes.
+    /// Ends the answer, which keeps so many bytes.
     pub fn ended(mut self, bytes: usize) -> Held {
         self.held.set(bytes);
         self.held

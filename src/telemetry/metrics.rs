@@ -267,7 +267,7 @@ impl Metrics {
         self.healthy.set(i64::from(self.trouble.borrow().is_empty()));
         self.shortages.set(i64::try_from(load.shortages).unwrap_or(i64::MAX));
         self.places.clear();
-        for (webhook_id, calls) in &load.fullest {
+        for (webhook_id, calls) in &load.busiest {
             self.places.get_or_create(&label("webhook", webhook_id)).set(number(*calls));
         }
         let mut text = String::new();

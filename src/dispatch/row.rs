@@ -1,0 +1,189 @@
+//! A row in hand, and its calls as jobs.
+//!
+//! While a row waits or has calls to make, it changes under the pool's lock only. The locks and atomics here let the jobs
+//! share it. Records of calls that are not made are made without the pool's lock: nothing else reaches their row any more.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::model::call::{Call, ErrorKind};
+use crate::model::event::Webhook;
+use crate::model::memory::{Held, Memory, Room, Share};
+use crate::model::row::{Claimed, Finished};
+
+/// Memory of a row in hand, besides its payload: the row itself, what the queues keep of it, and the daemon's entry for it.
+const ROW_BYTES: usize = 512;
+/// Memory of a call, besides its URL and its answer: the job, the record, the request's headers.
+pub(super) const CALL_BYTES: usize = size_of::<Job>() + size_of::<Call>() + 512;
+/// While others need memory, a row that began longer ago keeps less of its answers. Most calls end much sooner.
+pub(super) const OLD: Duration = Duration::from_millis(500);
+
+/// Why the calls of a row are not made.
+pub(super) type Skipped = (ErrorKind, &'static str);
+
+/// A row in hand.
+pub(super) struct Row {
+    pub(super) id: i64,
+    /// The epoch that it was claimed under.
+    pub(super) epoch: i64,
+    pub(super) project_id: i64,
+    pub(super) repeated: bool,
+    /// The event's texts were cut.
+    cut: bool,
+    /// Its calls are not made; their records say this.
+    pub(super) skipped: Option<Skipped>,
+    pub(super) body: Arc<str>,
+    pub(super) webhooks: Arc<[Arc<Webhook>]>,
+    /// Written as the calls end; the last one takes all of it along.
+    ended: Mutex<Ended>,
+    /// Calls that have started and were not requeued.
+    started: AtomicUsize,
+    /// The row is not ours any more: it never goes out.
+    abandoned: AtomicBool,
+}
+
+/// What there is of a row that has not ended.
+pub(super) struct Ended {
+    pub(super) calls: Vec<Call>,
+    /// The row's memory, but for that of calls that have not ended.
+    pub(super) held: Held,
+    /// When it was admitted.
+    pub(super) since: Option<Instant>,
+    /// What it was admitted with.
+    pub(super) admitted_bytes: usize,
+}
+
+impl Row {
+    /// A row that was claimed. Makes the payload, and holds the memory for it.
+    pub(super) fn new(claimed: Claimed, skipped: Option<Skipped>, memory: &Arc<Memory>) -> Row {
+        let body: Arc<str> = claimed.event.payload().into();
+        let held = memory.hold(ROW_BYTES + body.len());
+        Row {
+            id: claimed.id,
+            epoch: claimed.epoch,
+            project_id: claimed.event.project_id,
+            repeated: claimed.repeated(),
+            cut: claimed.cut,
+            skipped,
+            body,
+            webhooks: claimed.webhooks,
+            ended: Mutex::new(Ended { calls: Vec::new(), held, since: None, admitted_bytes: 0 }),
+            started: AtomicUsize::new(0),
+            abandoned: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn ended(&self) -> MutexGuard<'_, Ended> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the calls and the memory out: the row goes out, or is given up.
+    pub(super) fn finished(&self) -> Finished {
+        let mut ended = self.ended();
+        Finished {
+            id: self.id,
+            epoch: self.epoch,
+            repeated: self.repeated,
+            calls: std::mem::take(&mut ended.calls),
+            held: ended.held.take(),
+            aside: false,
+        }
+    }
+
+    /// As [`Row::finished`], where the calls are not made: makes their records.
+    pub(super) fn finished_without_calls(&self) -> Finished {
+        let mut finished = self.finished();
+        if let Some((kind, message)) = self.skipped {
+            let call =
+                |webhook: &Arc<Webhook>| self.logged(Call::unanswered(webhook, &self.body, kind, message));
+            finished.calls = self.webhooks.iter().map(call).collect();
+        }
+        finished
+    }
+
+    /// What its calls need, besides the payload: at most so much, also where it has tens of thousands of them. Other rows
+    /// do not wait for minutes for one that is alone.
+    pub(super) fn need(&self, share: Share, most: usize) -> usize {
+        let urls: usize = self.webhooks.iter().map(|webhook| 2 * webhook.url.len()).sum();
+        let answer = if self.skipped.is_some() { 0 } else { share.sure };
+        (urls + self.webhooks.len() * (CALL_BYTES + answer)).min(most)
+    }
+
+    /// A call as its log has it.
+    pub(super) fn logged(&self, mut call: Call) -> Call {
+        if self.cut {
+            call.note("texts of the event are longer than 8 KiB and were cut");
+        }
+        call
+    }
+
+    /// Whether it was admitted so long ago that it keeps less of its answers when memory is short.
+    pub(super) fn is_old(&self, now: Instant) -> bool {
+        self.ended().since.is_some_and(|since| now.saturating_duration_since(since) > OLD)
+    }
+
+    /// One of its calls starts.
+    pub(super) fn note_start(&self) {
+        self.started.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A call of it that had started was not made.
+    pub(super) fn take_back_start(&self) {
+        self.started.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether one of its calls has started.
+    pub(super) fn has_begun(&self) -> bool {
+        self.started.load(Ordering::Relaxed) > 0
+    }
+
+    /// Gives the row up. False: it was given up before.
+    pub(super) fn abandon(&self) -> bool {
+        !self.abandoned.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether the row was given up.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+}
+
+/// One call of a row.
+pub(super) struct Job {
+    pub(super) row: Arc<Row>,
+    pub(super) webhook: Arc<Webhook>,
+    pub(super) room: Room,
+}
+
+/// A row of project 1 as a claim returns it, for tests.
+#[cfg(test)]
+pub(super) fn claimed(id: i64, webhooks: &[i64]) -> Claimed {
+    let event = crate::model::event::Event {
+        event: "onPromptFinished".into(),
+        project_id: 1,
+        prompt_id: 1,
+        user_id: "u".into(),
+        result: 0,
+        finished_at: std::time::SystemTime::now(),
+        duration_ms: 1,
+        prompt_tokens: 1,
+        completion_tokens: 1,
+        total_tokens: None,
+        cached: false,
+        ip: String::new(),
+        user_agent: String::new(),
+        provider_id: None,
+        provider_default_model: None,
+    };
+    let webhook = |id: &i64| Arc::new(Webhook { id: *id, url: "http://a/".into(), signing_secret: None });
+    Claimed {
+        id,
+        epoch: 1,
+        parked: false,
+        previous: None,
+        event,
+        cut: false,
+        webhooks: webhooks.iter().map(webhook).collect(),
+    }
+}
