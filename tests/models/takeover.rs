@@ -8,7 +8,7 @@
 //!
 //! - An instance opens three sessions, each with a liveness lock of its own, and is listed (`draw_lock.sql`,
 //!   `register.sql`). It adopts the row that it has in hand (`adopt.sql`), and ends its older epochs and their
-//!   sessions (`retire.sql`, `end_sessions.sql`). It looks at the others (`bury.sql`), and then claims (`claim.sql`), posts
+//!   sessions (`retire.sql`, `end_sessions.sql`). It looks at the others (`declare_dead.sql`), and then claims (`claim.sql`), posts
 //!   and finishes (`finish.sql`). A row that has not begun may be given back (`give_back.sql`).
 //! - Sessions are lost one at a time or all at once, each with the statement that runs on it: that statement may take
 //!   effect, and its answer is lost. The instance notices at some time, and does until then what the sessions that are
@@ -75,7 +75,7 @@ struct Bounds {
     returns: u8,
 }
 
-/// What `bury.sql` says of a listed epoch.
+/// What `declare_dead.sql` says of a listed epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Seen {
     Alive,
@@ -378,7 +378,7 @@ impl Takeover {
         ours && !world.done
     }
 
-    /// `bury.sql`.
+    /// `declare_dead.sql`.
     fn look(&self, world: &mut World, n: usize, pause: Pause) {
         let own = world.epoch(n);
         let sure = world.instances[n].knows.overdue(pause);
