@@ -36,7 +36,6 @@ use crate::delivery::transport::recorder::{
     Names, Rules, Seen, Tap, is_localhost, take_seen, watch_body, watch_head,
 };
 use crate::error::{Result, one_line};
-use crate::handshake;
 use crate::model::call::Outcome;
 use crate::model::call::{Call, ErrorKind, MESSAGE_BYTES_MAX};
 use crate::model::database_addresses::Reached;
@@ -46,6 +45,7 @@ use crate::model::redact;
 use crate::model::text;
 use crate::model::text::storable;
 use crate::model::text::storable_text;
+use crate::tls::handshake;
 
 /// Idle connections rest for less than Node's Express leaves them open (5 s).
 const IDLE_MAX: Duration = Duration::from_secs(3);

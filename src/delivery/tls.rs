@@ -1,5 +1,5 @@
 //! TLS to endpoints: whom we trust, and how long a handshake may take. What is said when it fails is in
-//! [`crate::handshake`].
+//! [`crate::tls::handshake`].
 //!
 //! The system's store and `--ca-file`, TLS 1.2 and 1.3. Opens no socket.
 
@@ -25,7 +25,7 @@ use ureq::unversioned::transport::{
 
 use crate::delivery::transport::recorder::handshaking;
 use crate::error::{Error, Result};
-use crate::handshake::{judged, judged_key, require_version_3};
+use crate::tls::handshake::{judged, judged_key, require_version_3};
 
 /// The link in ureq's chain that encrypts. One for all connections: it holds the trust store.
 #[derive(Clone, Debug)]

@@ -20,8 +20,8 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::session::Session;
 use crate::error::{Error, Result};
+use crate::postgres::session::Session;
 
 /// How often the two sessions are asked in turns. A pooler without other clients is found out in the first round, whether
 /// it takes the backend that was used last or the one that has rested longest. With other clients on N backends it stays

@@ -11,12 +11,12 @@ use nix::unistd::{User, geteuid};
 use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 
-use super::backend::Proved;
-use super::conninfo::{self, Params, SPACES};
-use super::host::{Host, Place, hosts};
-use super::tls::{self, Identity, Mode, Root};
 use crate::error::{Error, Result};
 use crate::model::database_addresses::Reached;
+use crate::postgres::backend::Proved;
+use crate::postgres::conninfo::{self, Params, SPACES};
+use crate::postgres::hosts::{Host, Place, hosts};
+use crate::postgres::tls::{self, Identity, Mode, Root};
 
 /// Keys that mean something here, in libpq's spelling, and the variable that fills each in.
 const KEYS: &[(&str, &str)] = &[

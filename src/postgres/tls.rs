@@ -23,7 +23,7 @@ use x509_cert::der::Decode;
 use x509_cert::der::oid::db::{rfc4519, rfc5912};
 
 use crate::error::{Error, Result};
-use crate::handshake::{judged, judged_key, lacks_authority, require_version_3};
+use crate::tls::handshake::{judged, judged_key, lacks_authority, require_version_3};
 
 /// libpq's `sslmode`, weakest first. `allow` is read as `prefer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]

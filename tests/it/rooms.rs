@@ -10,7 +10,7 @@ const FLOORS: &[&[&str]] = &[
     &["daemon"],
     &["config", "outbox"],
     &["dispatch", "delivery", "postgres", "telemetry"],
-    &["cli", "handshake", "process"],
+    &["cli", "process", "tls"],
     &["error", "model"],
 ];
 

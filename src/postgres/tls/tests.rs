@@ -277,7 +277,7 @@ fn the_server_must_hold_the_key_in_every_mode() {
         {
             let trusted: Vec<String> = trusted.into_iter().cloned().collect();
             let error = shake(mode, &trusted, server.clone(), "db1").expect_err("a stolen certificate");
-            assert!(crate::handshake::message(&error).contains("does not prove"), "{mode:?}: {error}");
+            assert!(crate::tls::handshake::message(&error).contains("does not prove"), "{mode:?}: {error}");
         }
     }
 }
@@ -308,7 +308,7 @@ fn a_version_1_certificate_is_refused_with_the_remedy() {
     let error = verifier
         .verify_server_cert(&server, &[], &name, &[], UnixTime::now())
         .expect_err("version 1 cannot be read");
-    let message = crate::handshake::message(&error);
+    let message = crate::tls::handshake::message(&error);
     assert!(is_refusal(&error) && message.contains("-extfile"), "{message}");
 }
 

@@ -6,9 +6,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::conninfo::{Params, SPACES};
-use super::settings::bad;
 use crate::error::Result;
+use crate::postgres::conninfo::{Params, SPACES};
+use crate::postgres::settings::bad;
 
 const DEFAULT_PORT: u16 = 5432;
 
