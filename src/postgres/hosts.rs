@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::postgres::conninfo::{Params, SPACES};
-use crate::postgres::settings::bad;
+use crate::postgres::keywords::bad;
 
 const DEFAULT_PORT: u16 = 5432;
 

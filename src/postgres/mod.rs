@@ -7,6 +7,7 @@ mod backend;
 mod connect;
 mod conninfo;
 mod hosts;
+mod keywords;
 mod passfile;
 mod session;
 mod settings;

@@ -11,68 +11,13 @@ use nix::unistd::{User, geteuid};
 use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::database_addresses::Reached;
 use crate::postgres::backend::Proved;
 use crate::postgres::conninfo::{self, Params, SPACES};
 use crate::postgres::hosts::{Host, Place, hosts};
+use crate::postgres::keywords::{bad, fill_in, refuse_what_is_not_done};
 use crate::postgres::tls::{self, Identity, Mode, Root};
-
-/// Keys that mean something here, in libpq's spelling, and the variable that fills each in.
-const KEYS: &[(&str, &str)] = &[
-    ("host", "PGHOST"),
-    ("hostaddr", "PGHOSTADDR"),
-    ("port", "PGPORT"),
-    ("dbname", "PGDATABASE"),
-    ("user", "PGUSER"),
-    ("password", "PGPASSWORD"),
-    ("passfile", "PGPASSFILE"),
-    ("sslmode", "PGSSLMODE"),
-    ("sslrootcert", "PGSSLROOTCERT"),
-    ("sslcert", "PGSSLCERT"),
-    ("sslkey", "PGSSLKEY"),
-    ("sslnegotiation", "PGSSLNEGOTIATION"),
-    ("channel_binding", "PGCHANNELBINDING"),
-    ("connect_timeout", "PGCONNECT_TIMEOUT"),
-    ("application_name", "PGAPPNAME"),
-    ("options", "PGOPTIONS"),
-    ("target_session_attrs", "PGTARGETSESSIONATTRS"),
-    ("keepalives", ""),
-    ("keepalives_idle", ""),
-    ("keepalives_interval", ""),
-    ("keepalives_count", ""),
-    ("tcp_user_timeout", ""),
-];
-
-/// Keys of libpq that change nothing for this program.
-const WITHOUT_EFFECT: &[&str] = &[
-    "client_encoding",
-    "fallback_application_name",
-    "gssdelegation",
-    "gssencmode",
-    "gsslib",
-    "krbsrvname",
-    "load_balance_hosts",
-    "sslcompression",
-    "sslsni",
-];
-
-/// Keys that demand something which is not done here. Connecting all the same would be connecting elsewhere, or
-/// with less protection than was asked for.
-const REFUSED: &[(&str, &str)] = &[
-    ("service", "PGSERVICE"),
-    ("servicefile", ""),
-    ("require_auth", "PGREQUIREAUTH"),
-    ("requirepeer", "PGREQUIREPEER"),
-    ("requiressl", "PGREQUIRESSL"),
-    ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"),
-    ("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION"),
-    ("sslcertmode", "PGSSLCERTMODE"),
-    ("sslcrl", "PGSSLCRL"),
-    ("sslcrldir", "PGSSLCRLDIR"),
-    ("sslpassword", ""),
-    ("replication", ""),
-];
 
 /// One address try, name resolution and handshakes included. Long enough for a slow login, short enough that the
 /// next host of a cluster is tried while somebody still waits.
@@ -135,18 +80,14 @@ impl Settings {
     /// `~/.postgresql/root.crt`; without either, `verify-full` trusts the system's store and `verify-ca` is refused.
     ///
     /// # Errors
-    /// [`Error::Config`]: one line on what is wrong and what to do.
+    /// [`Error::Config`](crate::error::Error::Config): one line on what is wrong and what to do.
     pub fn parse(database_url: Option<&str>, env: &dyn Fn(&str) -> Option<String>) -> Result<Settings> {
         // Set but empty is not set, and some keys have no variable.
         let env =
             |name: &str| if name.is_empty() { None } else { env(name).filter(|value| !value.is_empty()) };
         let mut params = database_url.map_or_else(|| Ok(Params::new()), conninfo::parse)?;
         refuse_what_is_not_done(&params, &env)?;
-        for (key, variable) in KEYS {
-            if let (false, Some(value)) = (params.contains_key(*key), env(variable)) {
-                params.insert((*key).to_owned(), value);
-            }
-        }
+        fill_in(&mut params, &env);
         // Given and empty: the default, and not what a variable says.
         params.retain(|_, value| !value.is_empty());
 
@@ -212,41 +153,6 @@ impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Settings").field(&self.describe()).finish()
     }
-}
-
-/// The one form of this program's complaints about a key.
-pub(super) fn bad<T>(key: &str, what: impl fmt::Display) -> Result<T> {
-    let variable = KEYS.iter().find(|(known, _)| *known == key).map_or("", |(_, variable)| variable);
-    match variable {
-        "" => Err(Error::Config(format!("database URL: {key}: {what}"))),
-        _ => Err(Error::Config(format!("database URL: {key} (or {variable}): {what}"))),
-    }
-}
-
-fn refuse_what_is_not_done(params: &Params, env: &dyn Fn(&str) -> Option<String>) -> Result<()> {
-    for (key, variable) in REFUSED {
-        let given = params.get(*key);
-        let named = if given.is_some() { key } else { variable };
-        if given.map_or_else(|| env(variable).is_some(), |value| !value.is_empty()) {
-            return Err(Error::Config(format!(
-                "{named} is not supported; leave it out and give the settings themselves in --database-url"
-            )));
-        }
-    }
-    let encryption = params.get("gssencmode").cloned().or_else(|| env("PGGSSENCMODE"));
-    if encryption.as_deref() == Some("require") {
-        return bad("gssencmode", "GSS encryption is not supported; use TLS (sslmode)");
-    }
-    match params.keys().find(|key| !is_known(key)) {
-        Some(key) => bad(key, "no such setting; the names are those of libpq"),
-        None => Ok(()),
-    }
-}
-
-/// Whether this is a key of libpq's.
-pub(super) fn is_known(key: &str) -> bool {
-    let is_in = |keys: &[(&str, &str)]| keys.iter().any(|(known, _)| *known == key);
-    is_in(KEYS) || WITHOUT_EFFECT.contains(&key) || is_in(REFUSED)
 }
 
 fn os_user() -> Option<User> {
