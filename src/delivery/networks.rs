@@ -1,4 +1,4 @@
-//! Which addresses may be called: pure rules, no I/O. And where our Postgres was reached, which both sides need.
+//! Which networks may be called: pure rules, no I/O.
 //!
 //! The daemon runs on the database's host and calls URLs that customers typed. So only globally reachable addresses
 //! are called, by IANA's registries of special-purpose addresses (RFC 6890 and its updates), unless the operator
@@ -34,7 +34,7 @@ const V4: &[(&str, &str)] = &[
     ("240.0.0.0/4", "reserved"),
 ];
 
-/// IPv6 networks within 2000::/3 that are not globally reachable. All outside of 2000::/3 is refused, see [`problem`].
+/// IPv6 networks within 2000::/3 that are not globally reachable. All outside of 2000::/3 is refused, see [`denial_reason`].
 const V6: &[(&str, &str)] = &[
     ("2001::/23", "protocol assignments, Teredo"),
     ("2001:db8::/32", "documentation"),
@@ -75,13 +75,13 @@ pub fn is_allowed(address: IpAddr, allow: &[IpNet]) -> bool {
 
 /// Why an address may not be called; none when it may. `allow` names networks that may be called although they are
 /// not globally reachable.
-pub fn problem(address: IpAddr, allow: &[IpNet]) -> Option<&'static str> {
+pub fn denial_reason(address: IpAddr, allow: &[IpNet]) -> Option<&'static str> {
     if is_allowed(address, allow) {
         return None;
     }
     match plain(address) {
-        IpAddr::V4(v4) => problem_v4(v4),
-        IpAddr::V6(v6) => problem_v6(v6),
+        IpAddr::V4(v4) => denial_reason_v4(v4),
+        IpAddr::V6(v6) => denial_reason_v6(v6),
     }
 }
 
@@ -90,11 +90,11 @@ pub fn is_bad_port(port: u16) -> bool {
     BAD_PORTS.contains(&port)
 }
 
-fn problem_v4(address: Ipv4Addr) -> Option<&'static str> {
+fn denial_reason_v4(address: Ipv4Addr) -> Option<&'static str> {
     V4.iter().find(|(net, _)| net_v4(net).contains(&address)).map(|(_, why)| *why)
 }
 
-fn problem_v6(address: Ipv6Addr) -> Option<&'static str> {
+fn denial_reason_v6(address: Ipv6Addr) -> Option<&'static str> {
     if !net_v6(V6_GLOBAL).contains(&address) {
         return Some(match address {
             Ipv6Addr::LOCALHOST => "loopback",
@@ -128,7 +128,7 @@ mod tests {
 
     fn may(address: &str, allow: &[&str]) -> bool {
         let allow: Vec<IpNet> = allow.iter().map(|net| net.parse().expect("a network")).collect();
-        problem(address.parse().expect("an address"), &allow).is_none()
+        denial_reason(address.parse().expect("an address"), &allow).is_none()
     }
 
     #[test]

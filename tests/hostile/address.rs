@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use promptpal_relay::delivery::networks::problem;
+use promptpal_relay::delivery::networks::denial_reason as problem;
 use promptpal_relay::delivery::resolver::{Answer, Resolver};
 use promptpal_relay::model::call::Outcome;
 use promptpal_relay::model::memory::Room;

@@ -14,9 +14,10 @@ use nix::errno::Errno;
 use ureq::Error;
 use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, Transport};
 
+use crate::delivery::egress::{Denial, Policy};
 use crate::delivery::fd_budget;
-use crate::delivery::tls::left;
-use crate::delivery::transport::recorder::{Denial, Rules, see};
+use crate::delivery::transport::deadline::left;
+use crate::delivery::transport::exchange::{note, note_denial};
 use crate::delivery::transport::socket::{Attempt, Socket, first_ended};
 
 /// How long an address is waited for before the next is tried beside it (RFC 8305, section 8), if its share of the time
@@ -33,8 +34,8 @@ const ORIGINS_MAX: usize = 4096;
 /// Opens the socket.
 #[derive(Debug)]
 pub struct Dial {
-    /// Looked at for the very address that is dialled.
-    pub rules: Arc<Rules>,
+    /// Decides on the very address that is dialled.
+    pub policy: Arc<Policy>,
     /// What worked lately.
     pub worked: Worked,
 }
@@ -80,19 +81,6 @@ impl Worked {
     }
 }
 
-/// The families alternate, the first address stays the first (RFC 8305, section 4).
-pub fn alternate(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
-    let first_is_v4 = addresses.first().is_some_and(IpAddr::is_ipv4);
-    let (first, second): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
-    let (mut first, mut second) = (first.into_iter(), second.into_iter());
-    let pairs = std::iter::from_fn(|| match (first.next(), second.next()) {
-        (None, None) => None,
-        pair => Some([pair.0, pair.1]),
-    });
-    pairs.flatten().flatten().collect()
-}
-
 /// Why an attempt was not begun, or failed.
 enum Hurdle {
     /// A lack of ours, with the reason.
@@ -106,8 +94,10 @@ impl Hurdle {
     fn note(self, details: &ConnectionDetails) -> Error {
         match self {
             Hurdle::Failed(error) => return Error::Io(error),
-            Hurdle::Refused(address, denial) => denial.note(details.uri.host().unwrap_or_default(), address),
-            Hurdle::Lack(reason) => see(|seen| seen.shortage = Some(reason)),
+            Hurdle::Refused(address, denial) => {
+                note_denial(&denial, details.uri.host().unwrap_or_default(), address)
+            }
+            Hurdle::Lack(reason) => note(|exchange| exchange.exhausted = Some(reason)),
         }
         Error::ConnectionFailed
     }
@@ -116,7 +106,7 @@ impl Hurdle {
 impl Dial {
     /// Whether a connection may be made to this address now.
     fn may(&self, address: SocketAddr) -> Result<(), Hurdle> {
-        match self.rules.own(address) {
+        match self.policy.own(address) {
             Ok(None) => Ok(()),
             Ok(Some(denial)) => Err(Hurdle::Refused(address, denial)),
             Err(error) => Err(Hurdle::Lack(format!("cannot tell this machine's addresses: {error}"))),
@@ -124,7 +114,7 @@ impl Dial {
     }
 
     fn begin(&self, address: SocketAddr, deadline: Instant) -> Result<Attempt, Hurdle> {
-        if let Some(denial) = self.rules.problem(address, deadline) {
+        if let Some(denial) = self.policy.denial(address, deadline) {
             return Err(Hurdle::Refused(address, denial));
         }
         self.may(address)?;
@@ -212,7 +202,7 @@ impl<In: Transport> Connector<In> for Dial {
         }
         let attempt = self.race(details, &addresses)?;
         let address = attempt.address;
-        see(|seen| seen.remote = Some(address));
+        note(|exchange| exchange.remote = Some(address));
         if let Some(first) = first.filter(|_| several) {
             self.worked.note(origin, address, first, Instant::now());
         }
@@ -261,23 +251,6 @@ mod tests {
         let nowhere = SocketAddr::from(([255, 255, 255, 255], 9));
         assert!(!is_shortage(&error(Errno::EADDRNOTAVAIL), nowhere));
         assert!(!is_shortage(&io::Error::other("no code"), local));
-    }
-
-    #[test]
-    fn families_alternate_and_the_first_stays() {
-        let ips = |text: &str| -> Vec<IpAddr> {
-            text.split(' ').map(|ip| ip.parse().expect("an address")).collect()
-        };
-        for (given, expected) in [
-            ("::1 ::2 ::3 1.0.0.1 1.0.0.2", "::1 1.0.0.1 ::2 1.0.0.2 ::3"),
-            ("1.0.0.1 ::1 ::2 ::3", "1.0.0.1 ::1 ::2 ::3"),
-            ("1.0.0.1 1.0.0.2 ::1", "1.0.0.1 ::1 1.0.0.2"),
-            ("1.0.0.2 1.0.0.1", "1.0.0.2 1.0.0.1"),
-            ("::1", "::1"),
-        ] {
-            assert_eq!(alternate(ips(given)), ips(expected), "{given}");
-        }
-        assert!(alternate(Vec::new()).is_empty());
     }
 
     #[test]

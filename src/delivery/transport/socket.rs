@@ -10,19 +10,18 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, recv, send, socket,
 };
+use ureq::Error;
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
 };
-use ureq::{Error, Timeout};
 
 use crate::delivery::fd_budget::Share;
+use crate::delivery::transport::deadline::{Deadline, WAIT_MAX, in_milliseconds};
 
-/// Longest single wait: poll(2) counts milliseconds in an int.
-const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// How long the first wait for an answer is done by the reading itself: one system call for most answers, not two.
 const READ_WAITS: Duration = Duration::from_millis(100);
 
@@ -189,48 +188,6 @@ pub fn first_ended(attempts: &[Attempt], limit: Duration) -> io::Result<Option<(
     Ok(Some((at, ended)))
 }
 
-/// Rounded up: a wait of 0 ms would be a busy one.
-fn in_milliseconds(limit: Duration) -> PollTimeout {
-    PollTimeout::try_from(limit + Duration::from_micros(999)).expect("an hour fits")
-}
-
-/// When to give up, and what to say then.
-struct Deadline {
-    at: Instant,
-    reason: Timeout,
-}
-
-impl Deadline {
-    /// Fails when it has passed already, also where there would be no need to wait.
-    fn of(timeout: NextTimeout) -> Result<Deadline, Error> {
-        // Calls have a limit; without one a day is as good as any.
-        let left = (*timeout.after).min(WAIT_MAX * 24);
-        if left.is_zero() {
-            return Err(Error::Timeout(timeout.reason));
-        }
-        Ok(Deadline { at: Instant::now() + left, reason: timeout.reason })
-    }
-
-    fn left(&self) -> Duration {
-        self.at.saturating_duration_since(Instant::now())
-    }
-
-    /// Waits until the socket is ready.
-    fn wait(&self, stream: &TcpStream, what: PollFlags) -> Result<(), Error> {
-        loop {
-            let left = self.left().min(WAIT_MAX);
-            if left.is_zero() {
-                return Err(Error::Timeout(self.reason));
-            }
-            match poll(&mut [PollFd::new(stream.as_fd(), what)], in_milliseconds(left)) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
-                Err(error) => return Err(Error::Io(error.into())),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -238,6 +195,7 @@ mod tests {
     use std::thread;
 
     use socket2::SockRef;
+    use ureq::Timeout;
     use ureq::unversioned::transport::time;
 
     use super::*;
