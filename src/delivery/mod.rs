@@ -3,9 +3,10 @@
 //! [`client`] puts the steps together: a [`target`], a [`request`] with its [`signature`], and the [`response`], over
 //! [`transport`]. [`failure`] says why a call failed. [`body`] and [`headers`] are what the log keeps of an answer. [`egress`]
 //! decides which addresses may be called, by [`networks`] and what the kernel says of this [`machine`]. [`resolver`] looks names
-//! up, [`tls`] says which servers are trusted, and [`fd_budget`] keeps a low limit of file descriptors from being hit.
+//! up, [`tls`] says which servers are trusted, and [`fd_budget`] keeps a low limit of file descriptors from being hit: a [`bulkhead`] for the process.
 
 pub mod body;
+pub mod bulkhead;
 pub mod client;
 pub mod egress;
 pub mod failure;

@@ -17,7 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::delivery::fd_budget::{self, Share};
+use crate::delivery::bulkhead::{Bulkhead, Permit};
+use crate::delivery::fd_budget;
 
 /// Names that are asked for at once.
 const THREADS_MAX: usize = 64;
@@ -75,8 +76,10 @@ pub struct Resolver(Arc<Shared>);
 
 struct Shared {
     lookup: Box<Lookup>,
+    threads: Bulkhead,
+    // Callers write it, and the threads that look names up.
     state: Mutex<State>,
-    // Rung when an answer has come.
+    // A thread rings it when an answer has come.
     answered: Condvar,
 }
 
@@ -100,6 +103,8 @@ struct Running {
     name: String,
     since: Instant,
     pace: Pace,
+    /// For its thread.
+    _permit: Permit,
 }
 
 /// What is known of a name's lookups.
@@ -138,12 +143,12 @@ impl Name {
 }
 
 impl State {
-    /// Whether another lookup may start.
-    fn has_room(&self, pace: Pace, now: Instant) -> bool {
+    /// Whether the slow, and those that are not quick, leave room for another lookup of this pace. A lookup becomes slow while
+    /// it runs, so the two are counted, and hold no permits.
+    fn may_start(&self, pace: Pace, now: Instant) -> bool {
         let taken =
             |by: &[Pace]| self.running.iter().filter(|running| by.contains(&running.pace(now))).count();
-        self.running.len() < THREADS_MAX
-            && (pace == Pace::Quick || taken(&[Pace::New, Pace::Slow]) < NOT_QUICK_THREADS_MAX)
+        (pace == Pace::Quick || taken(&[Pace::New, Pace::Slow]) < NOT_QUICK_THREADS_MAX)
             && (pace != Pace::Slow || taken(&[Pace::Slow]) < SLOW_THREADS_MAX)
     }
 }
@@ -156,8 +161,8 @@ impl Resolver {
 
     /// A resolver that asks `lookup`.
     pub fn new(lookup: Box<Lookup>) -> Resolver {
-        let shared = Shared { lookup, state: Mutex::default(), answered: Condvar::new() };
-        Resolver(Arc::new(shared))
+        let threads = Bulkhead::new(THREADS_MAX);
+        Resolver(Arc::new(Shared { lookup, threads, state: Mutex::default(), answered: Condvar::new() }))
     }
 
     /// The addresses of a name. Blocks until `deadline` at most.
@@ -193,16 +198,17 @@ impl Resolver {
     /// answer has come.
     fn ask(&self, state: &mut State, name: &str, now: Instant) -> Result<bool, String> {
         let pace = state.names.get(name).map(|known| known.pace).unwrap_or_default();
-        if !state.has_room(pace, now) {
+        if !state.may_start(pace, now) {
             return Ok(false);
         }
+        let Some(permit) = self.0.threads.take(1) else { return Ok(false) };
         let descriptors = fd_budget::take(DESCRIPTORS).ok_or("all file descriptors for calls are in use")?;
         let (shared, asked) = (self.0.clone(), name.to_owned());
         let thread = thread::Builder::new().name("resolve".into()).stack_size(STACK_BYTES);
         thread
             .spawn(move || shared.answer(&asked, descriptors))
             .map_err(|error| format!("no thread to look up a name: {error}"))?;
-        state.running.push(Running { name: name.to_owned(), since: now, pace });
+        state.running.push(Running { name: name.to_owned(), since: now, pace, _permit: permit });
         state.names.entry(name.to_owned()).or_default().asked = true;
         Ok(true)
     }
@@ -213,7 +219,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn answer(&self, name: &str, descriptors: Share) {
+    fn answer(&self, name: &str, descriptors: Permit) {
         let answer = match (self.lookup)(name) {
             Ok(addresses) if !addresses.is_empty() => Answer::Addresses(addresses),
             Ok(_) => Answer::Failed("the name has no address".into()),

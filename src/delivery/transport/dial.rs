@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use ureq::Error;
 use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, Transport};
 
+use crate::delivery::bulkhead::Bulkhead;
 use crate::delivery::egress::{Denial, Policy};
 use crate::delivery::fd_budget;
 use crate::delivery::transport::deadline::left;
@@ -113,14 +114,16 @@ impl Dial {
         }
     }
 
-    fn begin(&self, address: SocketAddr, deadline: Instant) -> Result<Attempt, Hurdle> {
+    fn begin(&self, address: SocketAddr, deadline: Instant, attempts: &Bulkhead) -> Result<Attempt, Hurdle> {
+        let lack = |what: &str| Hurdle::Lack(what.into());
+        let turn = attempts.take(1).ok_or_else(|| lack("too many attempts"))?;
         if let Some(denial) = self.policy.denial(address, deadline) {
             return Err(Hurdle::Refused(address, denial));
         }
         self.may(address)?;
-        let lack = || Hurdle::Lack("all file descriptors for calls are in use".into());
-        let descriptor = fd_budget::take(1).ok_or_else(lack)?;
-        Attempt::begin(address, descriptor).map_err(|error| hurdle(error, address))
+        let descriptor =
+            fd_budget::take(1).ok_or_else(|| lack("all file descriptors for calls are in use"))?;
+        Attempt::begin(address, descriptor, turn).map_err(|error| hurdle(error, address))
     }
 
     /// The first of these that connects.
@@ -130,6 +133,7 @@ impl Dial {
         let share = limit / u32::try_from(addresses.len().max(1)).expect("at most 16");
         let pause = share.min(NEXT_AFTER);
         let mut waiting: VecDeque<_> = addresses.iter().copied().collect();
+        let attempts = Bulkhead::new(ATTEMPTS_MAX);
         let mut running: Vec<Attempt> = Vec::new();
         let (mut next, mut failure) = (start, Error::HostNotFound);
         loop {
@@ -140,11 +144,7 @@ impl Dial {
             let mut hurdle = None;
             match waiting.front() {
                 Some(address) if running.is_empty() || now >= next => {
-                    let begun = match running.len() {
-                        ATTEMPTS_MAX => Err(Hurdle::Lack("too many attempts".into())),
-                        _ => self.begin(*address, deadline),
-                    };
-                    match begun {
+                    match self.begin(*address, deadline, &attempts) {
                         Ok(attempt) => {
                             waiting.pop_front();
                             running.push(attempt);

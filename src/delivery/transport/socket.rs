@@ -19,7 +19,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
 };
 
-use crate::delivery::fd_budget::Share;
+use crate::delivery::bulkhead::Permit;
 use crate::delivery::transport::deadline::{Deadline, WAIT_MAX, in_milliseconds};
 
 /// How long the first wait for an answer is done by the reading itself: one system call for most answers, not two.
@@ -28,7 +28,7 @@ const READ_WAITS: Duration = Duration::from_millis(100);
 /// A connection.
 #[derive(Debug)]
 pub struct Socket {
-    // Shared, weakly, with the handle that interrupts the call.
+    // Permitd, weakly, with the handle that interrupts the call.
     stream: Arc<TcpStream>,
     buffers: LazyBuffers,
     /// The other side takes no more of the request, and has answered already.
@@ -37,7 +37,8 @@ pub struct Socket {
     asked: bool,
     /// An answer was read, and nothing has asked since then whether the connection is open.
     answered: bool,
-    _descriptor: Share,
+    /// For its file descriptor.
+    _descriptor: Permit,
 }
 
 impl Socket {
@@ -55,7 +56,7 @@ impl Socket {
         Ok(socket)
     }
 
-    fn over(stream: TcpStream, buffers: LazyBuffers, descriptor: Share) -> io::Result<Socket> {
+    fn over(stream: TcpStream, buffers: LazyBuffers, descriptor: Permit) -> io::Result<Socket> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(READ_WAITS))?;
         Ok(Socket {
@@ -141,7 +142,9 @@ pub struct Attempt {
     /// When it began.
     pub since: Instant,
     stream: TcpStream,
-    descriptor: Share,
+    descriptor: Permit,
+    /// One of the attempts that may be made at once.
+    _turn: Permit,
 }
 
 impl Attempt {
@@ -150,7 +153,7 @@ impl Attempt {
     /// # Errors
     ///
     /// What the system says at once.
-    pub fn begin(address: SocketAddr, descriptor: Share) -> io::Result<Attempt> {
+    pub fn begin(address: SocketAddr, descriptor: Permit, turn: Permit) -> io::Result<Attempt> {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let stream = TcpStream::from(socket(family, SockType::Stream, flags, None)?);
@@ -159,7 +162,7 @@ impl Attempt {
             Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(Attempt { address, since: Instant::now(), stream, descriptor })
+        Ok(Attempt { address, since: Instant::now(), stream, descriptor, _turn: turn })
     }
 }
 
@@ -217,8 +220,8 @@ mod tests {
             }
         });
         let buffers = LazyBuffers::new(1024, AMOUNT);
-        let share = fd_budget::take(1).expect("the limit of a test run is far away");
-        let mut socket = Socket::over(stream, buffers, share).expect("options of a socket");
+        let permit = fd_budget::take(1).expect("the limit of a test run is far away");
+        let mut socket = Socket::over(stream, buffers, permit).expect("options of a socket");
         let (reason, start) = (Timeout::Global, Instant::now());
         let timeout = NextTimeout { after: time::Duration::Exact(LIMIT), reason, ..NextTimeout::default() };
         socket.buffers().output();
