@@ -118,7 +118,7 @@ impl Caller {
     /// call says what went wrong. The answer keeps no more than `room` allows.
     pub fn call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>, room: &mut Room) -> Outcome {
         match self.try_call(webhook, outbox_id, body, room) {
-            Outcome::Shortage(_) => {
+            Outcome::ResourceExhausted(_) => {
                 // Connections that rest may be what is missing.
                 self.agents.close_all();
                 self.try_call(webhook, outbox_id, body, room)
@@ -149,8 +149,8 @@ impl Caller {
             .and_then(|target| self.post(&target, webhook, outbox_id, &mut call, room));
         match made {
             Ok(()) => call.error_kind = None,
-            Err(Failure::ResourceExhausted(reason)) => return Outcome::Shortage(reason),
-            Err(Failure::ResolverBusy) => return Outcome::Crowded,
+            Err(Failure::ResourceExhausted(reason)) => return Outcome::ResourceExhausted(reason),
+            Err(Failure::ResolverBusy) => return Outcome::ResolverBusy,
             Err(Failure::Call(kind, message)) => {
                 (call.error_kind, call.error_message) = (Some(kind), Some(message));
             }

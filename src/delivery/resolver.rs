@@ -57,10 +57,10 @@ pub enum Answer {
     Failed(String),
     /// No answer before the deadline.
     Late,
-    /// The threads are taken by other names, and this one was not asked for: try again.
-    Crowded,
-    /// It could not be asked for a lack of ours, with the reason.
-    Shortage(String),
+    /// Other names have the threads, and this one was not asked for: try again.
+    ResolverBusy,
+    /// The name could not be asked for because this process lacks something, with the reason.
+    ResourceExhausted(String),
 }
 
 impl Answer {
@@ -183,10 +183,10 @@ impl Resolver {
             };
             let until = match (stale, asked) {
                 (Some(answer), _) => return answer,
-                (None, Err(reason)) => return Answer::Shortage(reason),
+                (None, Err(reason)) => return Answer::ResourceExhausted(reason),
                 (None, Ok(true)) if now >= deadline => return Answer::Late,
                 (None, Ok(true)) => deadline,
-                (None, Ok(false)) if now >= thread_by => return Answer::Crowded,
+                (None, Ok(false)) if now >= thread_by => return Answer::ResolverBusy,
                 (None, Ok(false)) => thread_by,
             };
             let waited = self.0.answered.wait_timeout(state, until - now);
@@ -225,7 +225,7 @@ impl Shared {
             Ok(_) => Answer::Failed("the name has no address".into()),
             // The system's resolver gives no better reason when it could open neither file nor socket.
             Err(_) if File::open("/dev/null").is_err() => {
-                Answer::Shortage("no file descriptor is left".into())
+                Answer::ResourceExhausted("no file descriptor is left".into())
             }
             Err(error) => Answer::Failed(error.to_string()),
         };
@@ -288,7 +288,7 @@ mod tests {
         }));
         for n in 0..2 * THREADS_MAX {
             let deadline = Instant::now() + Duration::from_millis(1);
-            let expected = if n < NOT_QUICK_THREADS_MAX { Answer::Late } else { Answer::Crowded };
+            let expected = if n < NOT_QUICK_THREADS_MAX { Answer::Late } else { Answer::ResolverBusy };
             assert_eq!(resolver.addresses(&n.to_string(), deadline), expected);
         }
         assert!(asked.load(Ordering::SeqCst) <= NOT_QUICK_THREADS_MAX);

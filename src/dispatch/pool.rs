@@ -605,9 +605,9 @@ impl Shared {
                 });
             match outcome {
                 Outcome::Called(call) => ended = Some((ticket, job, call)),
-                Outcome::Shortage(reason) => self.pause(ticket, job, &reason),
+                Outcome::ResourceExhausted(reason) => self.pause(ticket, job, &reason),
                 // It has waited already, and the others are not concerned: no pause.
-                Outcome::Crowded => self.lock().put_back(ticket, job),
+                Outcome::ResolverBusy => self.lock().put_back(ticket, job),
             }
         }
     }
@@ -801,7 +801,7 @@ mod tests {
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| match tries
             .fetch_add(1, Ordering::SeqCst)
         {
-            0 => Outcome::Shortage("too many open files".into()),
+            0 => Outcome::ResourceExhausted("too many open files".into()),
             _ => success(w, body),
         };
         let pool = new(LIMITS, Box::new(post), results);
@@ -816,7 +816,7 @@ mod tests {
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
             if w.id == 10 && tries.fetch_add(1, Ordering::SeqCst) < 3 {
                 wait();
-                return Outcome::Crowded;
+                return Outcome::ResolverBusy;
             }
             success(w, body)
         };
@@ -832,7 +832,7 @@ mod tests {
     #[tokio::test]
     async fn a_row_whose_only_call_was_put_back_has_not_begun() {
         let (results, _out) = unbounded_channel();
-        let pool = new(LIMITS, Box::new(|_, _, _, _| Outcome::Shortage("none".into())), results);
+        let pool = new(LIMITS, Box::new(|_, _, _, _| Outcome::ResourceExhausted("none".into())), results);
         pool.hand_in(vec![claimed(1, &[10])]);
         while pool.load().shortages == 0 {
             tokio::task::yield_now().await;

@@ -196,11 +196,12 @@ impl Call {
 pub enum Outcome {
     /// The call was made, or failed for a reason of the endpoint's.
     Called(Call),
-    /// It was not made for a shortage of ours (file descriptors, memory, ports): nothing was sent, try again later.
-    Shortage(String),
-    /// It was not made because looking up other names takes all the threads for that: nothing was sent, and its turn
-    /// comes again. It has waited a while already, and calls to other names are not concerned.
-    Crowded,
+    /// The call was not made because this process lacks something (file descriptors, memory, ports), with the reason: nothing
+    /// was sent, try again later.
+    ResourceExhausted(String),
+    /// The call was not made because lookups of other names have all the resolver's threads: nothing was sent, and the turn of
+    /// the call comes again. The call has waited a while already, and calls to other names are not concerned.
+    ResolverBusy,
 }
 
 /// Longest message of a record, but for a remark behind it.

@@ -39,11 +39,11 @@ impl UreqResolver for Names {
             Err(_) => match self.policy.names.addresses(&absolute(host), deadline) {
                 Answer::Addresses(addresses) => addresses,
                 Answer::Late => return Err(Error::Timeout(Timeout::Resolve)),
-                Answer::Crowded => {
+                Answer::ResolverBusy => {
                     note(|exchange| exchange.resolver_busy = true);
                     return Err(Error::HostNotFound);
                 }
-                Answer::Shortage(reason) => {
+                Answer::ResourceExhausted(reason) => {
                     note(|exchange| exchange.exhausted = Some(reason));
                     return Err(Error::HostNotFound);
                 }
