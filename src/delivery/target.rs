@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use percent_encoding::percent_decode_str;
 use ureq::http::Uri;
 use url::Url;
 
@@ -108,20 +109,9 @@ fn authorization(url: &Url) -> Option<String> {
     if url.username().is_empty() && url.password().is_none() {
         return None;
     }
-    let plain = |text: &str| percent_decode(text.as_bytes());
-    let mut pair = plain(url.username());
-    pair.push(b':');
-    pair.extend(plain(url.password().unwrap_or_default()));
+    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let pair = [plain(url.username()), plain(url.password().unwrap_or_default())].join(":");
     Some(format!("Basic {}", STANDARD.encode(pair)))
-}
-
-fn percent_decode(text: &[u8]) -> Vec<u8> {
-    // The form decoder of the url crate does the same, but for the plus sign.
-    let shielded: Vec<u8> =
-        text.iter().flat_map(|b| if *b == b'+' { b"%2B".to_vec() } else { vec![*b] }).collect();
-    url::form_urlencoded::parse(&[b"v=".as_slice(), &shielded].concat())
-        .next()
-        .map_or_else(Vec::new, |(_, value)| value.into_owned().into_bytes())
 }
 
 #[cfg(test)]
@@ -138,7 +128,15 @@ mod tests {
 
     #[test]
     fn basic_authentication_is_of_the_decoded_text() {
-        let url = Url::parse("https://us%40er:p%2Bw+%C3%A9@example.com/").expect("a URL");
-        assert_eq!(authorization(&url), Some(format!("Basic {}", STANDARD.encode("us@er:p+w+é"))));
+        for (url, expected) in [
+            ("https://us%40er:p%2Bw+%C3%A9@example.com/", Some("us@er:p+w+é")),
+            ("https://user:a&b=c%3Dd%zz@example.com/", Some("user:a&b=c=d%zz")),
+            ("https://user@example.com/", Some("user:")),
+            ("https://:word@example.com/", Some(":word")),
+            ("https://example.com/", None),
+        ] {
+            let expected = expected.map(|pair| format!("Basic {}", STANDARD.encode(pair)));
+            assert_eq!(authorization(&Url::parse(url).expect("a URL")), expected, "{url}");
+        }
     }
 }

@@ -128,7 +128,8 @@ fn host_and_port(text: &str) -> Result<((String, String), &str)> {
     Ok(((decode(host)?, port), rest))
 }
 
-/// Percent-decoding, strict: a `%` that begins no code is an error, as it is for libpq.
+/// Percent-decoding by libpq's rule: a `%` that begins no code is an error, and so is `%00`. The crate percent-encoding takes
+/// both as they are, and a mistyped password would be another one.
 fn decode(text: &str) -> Result<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

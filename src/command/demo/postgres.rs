@@ -5,7 +5,6 @@
 //! process, however that ends. Never touches another cluster.
 
 use std::env;
-use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use tempfile::TempDir;
 
 use crate::error::{Error, Result};
@@ -39,6 +39,8 @@ const PORT_PAUSE: Duration = Duration::from_millis(200);
 const PORT_MIN: u16 = 10_000;
 /// Where the system's range of ports for passing connections begins, unless it says otherwise.
 const PORT_PASSING: u16 = 32_768;
+/// Bytes of a path that are encoded in the host of a URL: all but those that RFC 3986, section 2.3, calls unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// Ordinary users to run as when we are root, in order.
 const USERS: &[&str] = &["postgres", "nobody"];
 
@@ -121,7 +123,7 @@ impl Cluster {
 
     /// A URL for a database, over the Unix socket.
     pub fn url(&self, database: &str) -> String {
-        let dir = percent_encoded(self.dir.path());
+        let dir = percent_encode(self.dir.path().as_os_str().as_bytes(), RESERVED);
         format!("postgres://postgres@{dir}:{}/{database}", self.port)
     }
 
@@ -305,19 +307,6 @@ fn lasting_ports() -> std::ops::Range<u16> {
 
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("process ids are positive integers"))
-}
-
-/// A path as the host of a URL (RFC 3986, section 2.3 names what stays as it is).
-fn percent_encoded(path: &Path) -> String {
-    path.as_os_str().as_bytes().iter().fold(String::new(), |mut text, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                text.push(char::from(*byte))
-            }
-            _ => write!(text, "%{byte:02X}").expect("writing to a string cannot fail"),
-        }
-        text
-    })
 }
 
 fn give(path: &Path, user: &User) -> io::Result<()> {
