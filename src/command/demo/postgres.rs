@@ -77,29 +77,6 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// A server that follows this one, made from a copy of its data; this one is restarted for that. For tests of a
-    /// failover: `SELECT pg_promote()` makes it a primary.
-    ///
-    /// # Errors
-    ///
-    /// When the copy cannot be made, or a server does not start.
-    pub fn standby(&mut self) -> Result<Cluster> {
-        self.halt(Stop::Fast);
-        let primary = format!("host={} port={} user=postgres", self.dir.path().display(), self.port);
-        let mut standby = Cluster::prepare(&[&format!("primary_conninfo={primary}")])?;
-        let mut copy = standby.as_owner("cp".into());
-        copy.arg("-a").arg(self.data()).arg(standby.data());
-        let output = copy.output().map_err(Error::io("copying a server's data"))?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr).replace('\n', " ");
-            return Err(Error::Failed(format!("copying a server's data failed: {text}")));
-        }
-        fs::write(standby.data().join("standby.signal"), "").map_err(Error::io("making a standby"))?;
-        self.boot()?;
-        standby.boot()?;
-        Ok(standby)
-    }
-
     /// An empty folder for a server.
     fn prepare(settings: &[&str]) -> Result<Cluster> {
         let bin = find_binaries()?;
@@ -127,12 +104,7 @@ impl Cluster {
         format!("postgres://postgres@{dir}:{}/{database}", self.port)
     }
 
-    /// A URL for a database, over loopback.
-    pub fn tcp_url(&self, database: &str) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
-    }
-
-    /// Folder of the Unix socket.
+    /// Folder of the Unix socket. The server's data is below it, in `data`.
     pub fn socket_dir(&self) -> &Path {
         self.dir.path()
     }
@@ -140,11 +112,6 @@ impl Cluster {
     /// Port, of the socket and of loopback.
     pub fn port(&self) -> u16 {
         self.port
-    }
-
-    /// Process id of the server; 0 while it is halted.
-    pub fn pid(&self) -> u32 {
-        self.server.as_ref().map_or(0, Child::id)
     }
 
     /// Folder of the server's binaries.
