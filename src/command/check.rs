@@ -2,7 +2,7 @@
 
 use crate::cli::{Global, Run};
 use crate::command::locks;
-use crate::command::table::Screen;
+use crate::command::table::{Column, Screen, aligned};
 use crate::config::Config;
 use crate::delivery::client::Caller;
 use crate::error::{Error, Result, one_line};
@@ -13,6 +13,9 @@ use crate::outbox::{Role, Store};
 const PAGE: i64 = 1000;
 /// Webhooks with a problem that are named; the rest is counted.
 const NAMED_MAX: usize = 20;
+
+/// The columns of a line: the verdict, what was looked at, and the text.
+const COLUMNS: [Column; 3] = [Column::Left(8), Column::Left(14), Column::Last];
 
 /// Prints the lines to standard output. What cannot be looked at because something before it failed is left out.
 ///
@@ -127,7 +130,7 @@ struct Report(Screen);
 
 impl Report {
     fn line(&self, verdict: &str, what: &str, text: &str) -> Result<()> {
-        self.0.line(&format!("{verdict:<8} {what:<14} {text}"))
+        self.0.line(&aligned(&COLUMNS, [verdict, what, text], " "))
     }
 
     /// A line for something that must be right to go on.

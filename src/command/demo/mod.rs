@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::command::demo::postgres::{Cluster, spawn_for_life};
-use crate::command::table::printable;
+use crate::command::table::{aligned, columns_for, printable};
 use crate::error::{Error, Result};
 
 /// The project of all that is shown.
@@ -402,17 +402,16 @@ fn say(text: &str) -> Result<()> {
     writeln!(io::stdout().lock(), "{text}").map_err(Error::io("writing to standard output"))
 }
 
-/// Columns as wide as their widest cell; the first row is the heading.
+/// Prints a table as psql does; the first row is the heading.
 fn print_table(rows: &[Vec<String>]) -> Result<()> {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let columns = columns_for(rows.iter());
     for (at, row) in rows.iter().enumerate() {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!(" {cell:<width$} "));
-        say(cells.collect::<Vec<_>>().join("|").trim_end())?;
+        let cells = aligned(&columns, row.iter().map(String::as_str), " | ");
+        say(format!(" {cells}").trim_end())?;
         if at == 0 {
-            let rule: Vec<String> = widths.iter().map(|width| "-".repeat(width + 2)).collect();
-            say(&rule.join("+"))?;
+            // Empty cells, with dashes for blanks.
+            let rule = vec![""; columns.len()];
+            say(&format!("-{}-", aligned(&columns, rule, "-+-").replace(' ', "-")))?;
         }
     }
     Ok(())
