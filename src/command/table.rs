@@ -1,5 +1,4 @@
-//! What the commands print: aligned columns, coloured on a terminal, and never a character of somebody else's that steers
-//! it.
+//! What the commands print: aligned columns, coloured on a terminal, and no foreign character that steers it.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -30,7 +29,7 @@ const TEXT_MAX: usize = 100;
 /// Standard output.
 pub struct Screen {
     colour: bool,
-    // Of a terminal.
+    // None where standard output is no terminal.
     width: Option<usize>,
 }
 
@@ -44,7 +43,7 @@ impl Screen {
     ///
     /// # Errors
     ///
-    /// When nobody reads any more, too; see [`Error::is_closed_pipe`].
+    /// When standard output cannot be written, also because its reader is gone; see [`Error::is_closed_pipe`].
     pub fn line(&self, text: &str) -> Result<()> {
         print(&escaped(text))
     }
@@ -170,7 +169,7 @@ pub fn columns_for<'a>(rows: impl Iterator<Item = &'a Vec<String>>) -> Vec<Colum
     widths.into_iter().map(Column::Left).collect()
 }
 
-/// A text that others wrote, fit for a column: [`escaped`], and not too long.
+/// A foreign text, fit for a column: [`escaped`], and not too long.
 pub fn printable(text: &str) -> String {
     let mut short: String = text.chars().take(TEXT_MAX).collect();
     if text.chars().nth(TEXT_MAX).is_some() {

@@ -36,15 +36,15 @@ pub struct Settings {
     pub allow_net: Vec<IpNet>,
     /// Refuse `http:`.
     pub https_only: bool,
-    /// Trusted besides the system's certificates.
+    /// A file of certificates that are trusted besides the system's.
     pub ca_file: Option<PathBuf>,
     /// For `User-Agent: PromptPal-Webhook@{version}`.
     pub user_agent_version: String,
-    /// Hosts and ports that are never called: our Postgres.
+    /// Hosts and ports of our Postgres, which no call may reach.
     pub refused: Vec<(String, u16)>,
-    /// Where it was reached: never called either.
+    /// The addresses at which our Postgres was reached. No call may reach these either.
     pub reached: Reached,
-    /// Where this machine serves the relay's metrics: never called at any of its addresses.
+    /// The port of the relay's metrics. No call may reach it at any of this machine's addresses.
     pub metrics_port: Option<u16>,
 }
 
@@ -127,8 +127,8 @@ impl Caller {
         }
     }
 
-    /// Closes connections that have rested for too long and are not going to be used. To be called every second
-    /// or so; without it they stay open until the endpoint is called again.
+    /// Closes connections that have rested for too long. The daemon calls it every second or so; otherwise they stay open until
+    /// the endpoint is called again.
     pub fn close_resting(&self) {
         self.agents.close_resting();
     }

@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::delivery::bulkhead::{Bulkhead, Permit};
 
-/// Left for the rest of the process: standard streams, the runtime, sessions, log files. About 20 are in use.
+/// Descriptors for the rest of the process: standard streams, the runtime, sessions, log files. About 20 are in use.
 const RESERVED: usize = 64;
 
 static BUDGET: LazyLock<Bulkhead> = LazyLock::new(|| Bulkhead::new(most()));
@@ -26,7 +26,7 @@ fn most() -> usize {
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
             limit - RESERVED.min(limit / 2)
         }
-        // Then running out is noticed when it happens.
+        // Then the process notices that it has none left when it opens one.
         Err(_) => usize::MAX,
     }
 }

@@ -28,17 +28,17 @@ const APPLICATION_NAME: &str = "promptpal-relay";
 /// The oldest Postgres that the schema and the session settings are made for.
 const OLDEST_SERVER: u32 = 14;
 
-/// Settings of every session, unless the user's own `options` name them. A site's defaults are made for the queries
-/// of its applications; what they would do to a daemon's is said beside each.
+/// Settings of every session, unless the user's own `options` name them. A site's defaults are made for the queries of its
+/// applications. Beside each setting stands what such a default would do to a daemon.
 const SESSION_SETTINGS: &[(&str, &str)] = &[
-    // A statement that was cut off is made again and cut off again, for ever. The relay's are short by design.
+    // A statement that was cut off is made again and cut off again, for ever. The relay's statements are short by design.
     ("statement_timeout", "0"),
-    // A commit that waits for somebody's lock is no further when it is cut off. Those who know what they wait for set it
-    // themselves.
+    // A commit that waits for a lock of another session is no further when it is cut off. Statements that may give up set
+    // it themselves.
     ("lock_timeout", "0"),
     // The listening session is silent for hours.
     ("idle_session_timeout", "0"),
-    // No transaction of ours waits for anything but Postgres. If this process is stopped within one (SIGSTOP, a
+    // No transaction of the relay's waits for anything but Postgres. If this process is stopped within one (SIGSTOP, a
     // debugger, a frozen machine), its locks and its snapshot must not stay.
     ("idle_in_transaction_session_timeout", "'30s'"),
     // Compiling a short statement takes longer than running it, and a large backlog can make it look expensive.
@@ -51,18 +51,19 @@ const SESSION_SETTINGS: &[(&str, &str)] = &[
     ("tcp_user_timeout", "'9s'"),
 ];
 
-/// The same, but of newer servers only: Postgres 17 and later have this one. As `statement_timeout`.
+/// Settings of every session with a newer server: Postgres 17 and later have this one. It is off for the reason of
+/// `statement_timeout`.
 const NEWER_SETTINGS: &[(&str, &str)] = &[("transaction_timeout", "0")];
 
 /// Settings that the code relies on, whatever the user's `options` say, and that come before all others. Functions and
-/// operators are Postgres' own: where others may create some in a schema of the search path, theirs would run with our
+/// operators are Postgres' own: those that another role creates in a schema of the search path would run with the relay's
 /// rights. Rows that a policy hides are a refusal, not rows that are missing. `SKIP LOCKED` and guarded updates are made
 /// for read committed, days begin in UTC, and a backslash in a string is a backslash.
 const RELIED_ON: &str = "SET search_path = pg_catalog, pg_temp; SET row_security = off; SET TimeZone = 'UTC'; \
                          SET default_transaction_isolation = 'read committed'; SET standard_conforming_strings = on; ";
 
 /// Ends a statement whose client is gone, which keepalives alone do not (the server looks at its socket only between
-/// statements). Not to be had on every platform of the server, so it may fail, alone.
+/// statements). Not every platform of the server has it, so this setting is made alone and may fail.
 const CHECK_CLIENT: (&str, &str) = ("client_connection_check_interval", "'10s'");
 
 /// Whether this server can be written to; asked in the same breath as the settings are made.
@@ -72,9 +73,9 @@ impl Settings {
     /// Opens a session. `role` says in `pg_stat_activity` what it is for ("claim", "listen", …): the session's
     /// `application_name` is `promptpal-relay claim`, unless the user has set one. `setup` are `SET` statements for it.
     ///
-    /// Hosts, and the addresses of each, are tried in order until one accepts. One that answers for good (password,
+    /// Tries the hosts, and the addresses of each, in order until one accepts. A server that refuses for good (password,
     /// certificate, database) ends the search, as in libpq; one that is away, starting or read-only does not. Takes
-    /// `connect_timeout` (10 s by default) for each address at most.
+    /// `connect_timeout` (5 s by default) for each address at most.
     ///
     /// # Errors
     /// Names user, host, port and database. Exit code 78 for what a restart does not change, 1 for what it may.
@@ -160,7 +161,7 @@ impl Settings {
         Ok(session)
     }
 
-    /// Opens a session and sets nothing. Leaves the mode of TLS in `config` that was taken.
+    /// Opens a session and sets nothing. Leaves in `config` the mode of TLS that was taken.
     async fn open(
         &self,
         config: &mut Config,
@@ -184,8 +185,8 @@ impl Settings {
         Ok(Session::start(client, connection, role))
     }
 
-    /// Refuses a pooler that gives sessions away between two transactions, before anything is set. Asked once of each
-    /// server: a reconnection takes no longer for it.
+    /// Refuses a pooler that gives sessions away between two transactions, before anything is set. Each server is asked once,
+    /// so that a reconnection takes no longer for it.
     async fn require_backend(
         &self,
         session: &Session,
@@ -204,8 +205,8 @@ impl Settings {
         Ok(())
     }
 
-    /// Takes the password from the password file unless one was given. Returns why there is none, where that needs
-    /// saying.
+    /// Takes the password from the password file unless one was given. Returns why there is none, for the message of a
+    /// refusal.
     fn complete_password(&self, config: &mut Config, host: &Host) -> Option<String> {
         if config.get_password().is_some() {
             return None;
@@ -278,7 +279,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Sorts what tokio-postgres says into what helps: by SQLSTATE and by the type of the cause.
+    /// Sorts an error of tokio-postgres by what helps: by SQLSTATE and by the type of the cause.
     fn refusal(&self, host: &Host, error: tokio_postgres::Error, no_password: Option<String>) -> Error {
         let doing = self.doing(host);
         // Startup refuses what is wrong in `options` this way, and who may not connect to this database at all.

@@ -1,7 +1,7 @@
 //! Where and how to connect: what the user typed, completed by the `PG*` variables and libpq's defaults.
 //!
-//! Owns the meaning of every key; checks all of it once, before the first connection. Reads no password from a file
-//! and opens no connection: that is done anew at every connect (`db.rs`).
+//! Owns the meaning of every key, and checks all of it once, before the first connection. Reads no password from a file and
+//! opens no connection: `connect` does both, anew for each session.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,25 +20,25 @@ use crate::postgres::keywords::{bad, fill_in, refuse_what_is_not_done};
 use crate::postgres::tls::{self, Identity, Mode, Root};
 
 /// One address try, name resolution and handshakes included. Long enough for a slow login, short enough that the
-/// next host of a cluster is tried while somebody still waits.
+/// next host of a cluster is tried while the operator still waits.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 // A half-open connection is noticed within 10 seconds. Idle: 5 s of silence, then probes at 5, 7 and 9 s, and
-// nothing heard ends it at 9 s. With a query in flight: TCP_USER_TIMEOUT ends it 9 s after the first byte that
-// nobody acknowledged.
+// silence ends the connection at 9 s. With a query in flight, TCP_USER_TIMEOUT ends it 9 s after the first byte that
+// the server did not acknowledge.
 const KEEPALIVES_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVES_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVES_COUNT: u32 = 2;
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(9);
 
-/// What the server must let us do (`target_session_attrs`).
+/// What the server must allow the relay (`target_session_attrs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Whatever the user says.
+    /// Any server: the user says so.
     Any,
-    /// The default: the relay is useless where it cannot write.
+    /// A server that takes writes. The default: the relay is useless where it cannot write.
     Write,
-    /// Not a standby.
+    /// A server that is no standby.
     Primary,
 }
 
@@ -56,9 +56,10 @@ pub struct Settings {
     pub(super) tls: tls::Options,
     /// Asked when no password was given.
     pub(super) passfile: Option<PathBuf>,
-    /// None: no limit, the user's explicit wish.
+    /// None when the user has asked for no limit.
     pub(super) connect_timeout: Option<Duration>,
-    /// Where sessions were opened, by this value and its clones: for the caller's rule that Postgres is never called.
+    /// The addresses at which this value and its clones opened sessions. The egress policy reads them: no call may reach
+    /// Postgres.
     pub reached: Reached,
     /// Which servers keep a session's backend, by this value and its clones.
     pub(super) proved: Proved,
@@ -123,9 +124,8 @@ impl Settings {
         format!("{}@{hosts}/{}, sslmode {}", self.user(), self.database(), self.tls.mode.as_str())
     }
 
-    /// The names and addresses under which Postgres is reached by TCP, with the port. A server behind a Unix socket
-    /// is one of this machine and mostly listens on its addresses, too. For the caller's rule that Postgres' own
-    /// address is never called.
+    /// The names and addresses under which Postgres is reached by TCP, with the port. A server behind a Unix socket is one of
+    /// this machine, and mostly listens on its addresses, too. The egress policy reads them: no call may reach Postgres.
     pub fn tcp_hosts(&self) -> Vec<(String, u16)> {
         let mut found = Vec::new();
         for Host { place, port } in &self.hosts {
@@ -159,7 +159,7 @@ fn os_user() -> Option<User> {
     User::from_uid(geteuid()).ok().flatten()
 }
 
-/// The whole value must be one of the words.
+/// Reads a key whose whole value must be one of these words.
 fn choice<T: Copy>(params: &Params, key: &str, words: &[(&str, T)]) -> Result<Option<T>> {
     let Some(value) = params.get(key) else { return Ok(None) };
     match words.iter().find(|(word, _)| word == value) {
@@ -179,7 +179,7 @@ fn number<T: std::str::FromStr>(params: &Params, key: &str) -> Result<Option<T>>
     }
 }
 
-/// Zero, as in libpq, leaves the system's own value.
+/// Reads a key in seconds. Zero leaves the system's own value, as in libpq.
 fn seconds(params: &Params, key: &str, default: Duration) -> Result<Option<Duration>> {
     let seconds = number::<u64>(params, key)?.map(Duration::from_secs);
     Ok(Some(seconds.unwrap_or(default)).filter(|time| !time.is_zero()))

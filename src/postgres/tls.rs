@@ -61,7 +61,7 @@ pub(super) struct Identity {
     pub key: PathBuf,
 }
 
-/// Everything that decides how TLS is spoken. Only names files; [`Options::connector`] reads them.
+/// All that decides how TLS is spoken. Has the names of files; [`Options::connector`] reads them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Options {
     pub mode: Mode,
@@ -195,7 +195,7 @@ pub(super) fn is_refusal(error: &rustls::Error) -> bool {
     }
 }
 
-/// What to do about it, where that is not plain.
+/// What the operator can do about a refusal, where that is not plain.
 pub(super) fn hint(error: &rustls::Error) -> &'static str {
     match error {
         error if lacks_authority(error) => {
@@ -282,7 +282,7 @@ fn common_name_is(x509: &x509_cert::Certificate, name: &ServerName<'_>) -> bool 
         .filter(|attribute| attribute.oid == rfc4519::CN)
         .filter_map(|attribute| std::str::from_utf8(attribute.value.value()).ok())
         .collect();
-    // Several common names in one certificate: nobody can say which is meant.
+    // Of several common names in one certificate it is unclear which is meant.
     matches!(common_names[..], [only] if name_matches(only, &name.to_str()))
 }
 

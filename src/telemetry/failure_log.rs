@@ -1,4 +1,4 @@
-//! Failed calls in the journal: one line each, and a flood of them summed up.
+//! Failed calls in the journal: one line for each, and a sum in a flood of them.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ struct Lately {
 }
 
 impl Failures {
-    /// Tells of a call if it failed.
+    /// Logs a call if it failed.
     pub fn note(&mut self, outbox_id: i64, call: &Call) {
         let Some(kind) = call.error_kind else { return };
         let now = Instant::now();
@@ -49,7 +49,7 @@ impl Failures {
         );
     }
 
-    /// Tells the counts of what was not told, and forgets who has been quiet.
+    /// Logs the counts of failures that have no line of their own, and forgets webhooks whose calls have not failed since.
     pub fn flush(&mut self) {
         let now = Instant::now();
         self.lately.retain(|webhook_id, lately| {

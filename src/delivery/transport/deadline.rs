@@ -30,16 +30,16 @@ pub fn in_milliseconds(limit: Duration) -> PollTimeout {
     PollTimeout::try_from(limit + Duration::from_micros(999)).expect("an hour fits")
 }
 
-/// When to give up, and what to say then.
+/// When to give up, and which time-out to name then.
 pub struct Deadline {
     at: Instant,
     reason: Timeout,
 }
 
 impl Deadline {
-    /// Fails when it has passed already, also where there would be no need to wait.
+    /// The deadline of a step of ureq's. Fails when it has passed already, even where the step need not wait.
     pub fn of(timeout: NextTimeout) -> Result<Deadline, Error> {
-        // Calls have a limit; without one a day is as good as any.
+        // Calls always have a limit. Without one, a day is long enough.
         let left = (*timeout.after).min(WAIT_MAX * 24);
         if left.is_zero() {
             return Err(Error::Timeout(timeout.reason));

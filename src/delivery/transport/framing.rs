@@ -5,11 +5,11 @@ use crate::delivery::transport::status_line::StatusLine;
 /// Where the body ends (RFC 9112, 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// After so many bytes.
+    /// It ends after so many bytes.
     Length(u64),
-    /// With its last chunk.
+    /// It ends with its last chunk.
     Chunked,
-    /// With the connection.
+    /// It ends with the connection.
     Close,
 }
 
@@ -58,7 +58,7 @@ impl Framing {
             (true, old) => {
                 let unknown = "its Transfer-Encoding is not known";
                 let flaw = if old { "it has a Transfer-Encoding in HTTP/1.0" } else { unknown };
-                // Chunks that are not the last coding, or twice: not even where they end is known.
+                // Chunks are not the last coding, or come twice: where they end is unknown.
                 let body = if chunks > 0 { Body::Close } else { body };
                 Framing { body, reusable, flaw: Some(flaw) }
             }
@@ -67,7 +67,7 @@ impl Framing {
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
-    // The standard library takes a sign, too.
+    // The standard library takes a sign, which is no digit.
     let text = str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
     text.parse().ok()
 }

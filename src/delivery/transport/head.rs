@@ -1,8 +1,8 @@
-//! The head of an answer, made such that a strict parser takes it.
+//! The head of an answer, mended so that a strict parser takes it.
 //!
-//! The status decides, whatever the header lines are. So a head that is clean goes to the parser as it
-//! came; of any other the status is kept, with the headers that can be told, and the parser gets a short head in its place.
-//! Pure: bytes in, bytes and notes out. Knows no connection. Heads of interim answers (1xx) end here.
+//! The status decides, whatever the header lines are. So a clean head goes to the parser as it came. Of a flawed head, the
+//! record keeps the status and the headers that can be told, and the parser gets a short head in its place. Interim answers
+//! (1xx) are dropped. Pure: bytes in, bytes and notes out. Knows no connection.
 
 use std::mem::MaybeUninit;
 
@@ -13,21 +13,21 @@ use crate::delivery::transport::status_line::{First, StatusLine, status_line};
 /// Header lines that the parser takes.
 const PARSER_LINES_MAX: usize = 128;
 
-/// What there is to do after some bytes.
+/// What to do after some bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The head goes on.
+    /// Wait: the head goes on.
     More,
-    /// It is no answer of HTTP/1: the parser says so.
+    /// Pass the bytes on: this is no answer of HTTP/1, and the parser refuses it.
     NotHttp,
-    /// The head is over, and good as it is.
+    /// Pass the head on: it is over, and good as it is.
     Clean {
         /// The body has chunks.
         chunked: bool,
         /// Another answer may follow on this connection.
         reusable: bool,
     },
-    /// The head is over. The parser takes this one instead, and no other answer may follow.
+    /// Give the parser this head instead: the one that came is over and flawed. No other answer may follow.
     Repaired {
         /// For the parser.
         head: Vec<u8>,
@@ -38,13 +38,13 @@ pub enum Step {
     },
 }
 
-/// What there is to do, and which of the bytes are meant: of all that came, the last `kept` belong to the head in hand
-/// and what is behind it, and the last `rest` are behind it.
+/// What to do, and with which bytes. Of all bytes that came, the last `kept` are the head in hand with the bytes behind it, and
+/// the last `rest` are those behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fed {
     /// The step.
     pub step: Step,
-    /// Bytes from the beginning of the head on; those before it are over (interim answers, empty lines).
+    /// Bytes from the beginning of the head on. Those before it (interim answers, empty lines) are dropped.
     pub kept: usize,
     /// Bytes after the head.
     pub rest: usize,
@@ -83,7 +83,7 @@ impl Heads {
                 }
             }
             let status = self.status.expect("set above");
-            // Most are clean: then the parser's own parser has found the end as well.
+            // Most heads are clean. Then httparse, which ureq uses, has found the end as well.
             if seen == 0
                 && !status.is_interim()
                 && let Some((length, framing)) = clean(head, status)
@@ -109,7 +109,7 @@ impl Heads {
         Fed { step, kept, rest }
     }
 
-    /// The head ends here, for this reason. None when no status line of a final answer has come.
+    /// Ends the head here, for this reason. None when no status line of a final answer has come.
     pub fn cut(&mut self, why: &str) -> Option<(Vec<u8>, Record)> {
         let status = self.status.filter(|status| !status.is_interim())?;
         let (head, mut record, _) = repair(&self.part, status, true);
@@ -119,9 +119,9 @@ impl Heads {
     }
 }
 
-/// Length of a head with the empty line behind it. Of what was looked at before, `seen` bytes have no such line.
+/// Length of a head with the empty line behind it. The first `seen` bytes have no such line.
 fn end(head: &[u8], seen: usize) -> Option<usize> {
-    // An end of line, and a return, may have been the last that came.
+    // The last bytes that came may have been a line feed and a return.
     let mut at = seen.saturating_sub(2).min(head.len());
     while let Some(line) = head[at..].iter().position(|byte| *byte == b'\n') {
         at += line + 1;
@@ -153,7 +153,7 @@ fn clean_step(framing: &Framing) -> Step {
 fn clean(bytes: &[u8], status: StatusLine) -> Option<(usize, Framing)> {
     let mut lines = [MaybeUninit::uninit(); PARSER_LINES_MAX];
     let mut answer = httparse::Response::new(&mut []);
-    // The parser's own parser: what it takes here it takes there.
+    // ureq uses httparse with these settings: it takes what is taken here.
     let config = httparse::ParserConfig::default();
     let parsed = config.parse_response_with_uninit_headers(&mut answer, bytes, &mut lines);
     let Ok(httparse::Status::Complete(length)) = parsed else { return None };

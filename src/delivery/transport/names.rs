@@ -13,8 +13,8 @@ use crate::delivery::egress::{Policy, bare, is_localhost};
 use crate::delivery::resolver::Answer;
 use crate::delivery::transport::exchange::{note, note_denial};
 
-/// A name as it is looked up: with the dot that ends it, so that no domain of this machine's search list is put behind
-/// it, and that no line of its hosts file has it.
+/// A name as it is looked up, with the dot that ends it. So the resolver puts no domain of this machine's search list behind
+/// it, and finds it in no line of the hosts file.
 fn absolute(name: &str) -> String {
     if name.ends_with('.') { name.to_owned() } else { format!("{name}.") }
 }
@@ -54,8 +54,8 @@ impl UreqResolver for Names {
             },
         };
         let addresses = alternate(addresses).into_iter().map(|address| SocketAddr::new(address, port));
-        // One forbidden address among a name's answers refuses the call: which of them is tried is not for the owner
-        // of the name to play with.
+        // One forbidden address among a name's answers refuses the call, so that the owner of the name cannot play with which
+        // of them is tried.
         let denied = |address| Some((address, self.policy.denial(address, deadline)?));
         if let Some((address, denial)) = addresses.clone().find_map(denied) {
             note_denial(&denial, host, address);
@@ -64,7 +64,7 @@ impl UreqResolver for Names {
         let mut resolved = self.empty();
         for address in addresses {
             if resolved.try_push(address).is_err() {
-                // A name with more addresses than ureq takes; those will do.
+                // The name has more addresses than ureq takes; those that it has will do.
                 break;
             }
         }

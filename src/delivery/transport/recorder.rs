@@ -21,7 +21,7 @@ use crate::delivery::transport::repair::{HEAD_BYTES_MAX, Record};
 /// Heads of our own requests are shorter; of a longer one the rest is not kept for the log.
 const REQUEST_HEAD_BYTES_MAX: usize = 32 * 1024;
 
-/// The outermost link.
+/// The link.
 #[derive(Debug)]
 pub struct Recorder;
 
@@ -34,29 +34,28 @@ impl<In: Transport> Connector<In> for Recorder {
     }
 }
 
-/// A connection whose bytes are seen.
+/// A connection whose bytes are recorded.
 #[derive(Debug)]
 pub struct Recording<T: Transport> {
     inner: T,
     remote: Option<SocketAddr>,
-    /// Has carried a request before this one.
+    /// The connection has carried a request before.
     used: bool,
-    /// An answer, or nothing yet, was the last thing that moved: what is sent next begins a request.
+    /// The last bytes that moved were an answer's, or none have moved: the next bytes that are sent begin a request.
     answering: bool,
-    /// A head that goes out together with the body behind it: ureq writes them apart, and two packets wake the other side
-    /// twice.
+    /// A head that goes out together with the body behind it: ureq writes them apart, and two packets wake the endpoint twice.
     held: Vec<u8>,
     phase: Phase,
-    /// What ureq is given instead of the bytes that came.
+    /// The bytes that ureq gets instead of those that came.
     mended: Option<Mended>,
-    /// The answer is not one that everybody understands alike: no other request goes this way, lest an answer be taken for
-    /// another one's.
+    /// Readers may understand the answer differently. So no other request uses this connection: its answer could be taken for
+    /// another request's.
     spent: bool,
-    /// No more of the answer is read.
+    /// The rest of the answer is not read.
     over: bool,
 }
 
-/// What of an answer comes next.
+/// The part of an answer that comes next.
 #[derive(Debug)]
 enum Phase {
     Head(Heads),
@@ -69,7 +68,7 @@ enum Phase {
 struct Mended {
     bytes: Vec<u8>,
     used: usize,
-    /// Some of it was of use the last time.
+    /// ureq used some of it the last time.
     progress: bool,
 }
 
@@ -120,7 +119,7 @@ impl<T: Transport> Recording<T> {
         let buffers = self.inner.buffers();
         let input = buffers.input().len();
         let over = match step {
-            // Longer than what the parser takes: it is kept elsewhere, and here is room for more.
+            // The head is longer than the parser takes: [`Heads`] has it, and the input gets space for more.
             Step::More if kept > HEAD_BYTES_MAX => input,
             Step::Repaired { .. } => input - rest,
             _ => input.saturating_sub(kept),
@@ -180,7 +179,7 @@ impl<T: Transport> Recording<T> {
         note(|exchange| exchange.record = Some(record));
     }
 
-    /// The answer ends within its head. Whether its status is known nevertheless: then ureq is given an answer without a
+    /// The answer ends within its head. Returns whether its status is known nevertheless: then ureq gets an answer without a
     /// body.
     fn cut(&mut self, why: &str) -> bool {
         let Phase::Head(heads) = &mut self.phase else { return false };
@@ -190,7 +189,7 @@ impl<T: Transport> Recording<T> {
         true
     }
 
-    /// Reads once; whether something came.
+    /// Reads once. Returns whether something came.
     fn read(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let before = self.inner.buffers().input().len();
         let result = self.inner.await_input(timeout);
@@ -289,7 +288,7 @@ impl<T: Transport> Transport for Recording<T> {
         let (start, limit, unused) = (Instant::now(), timeout, self.unused());
         loop {
             let more = self.read(timeout)?;
-            // ureq is given whole heads, and never nothing.
+            // ureq gets whole heads, and never an empty piece.
             let in_head = matches!(self.phase, Phase::Head(_));
             if !more || (!in_head && self.unused() > unused) {
                 return Ok(more);
@@ -307,7 +306,7 @@ impl<T: Transport> Transport for Recording<T> {
     }
 }
 
-/// While ureq is given other bytes than those that came.
+/// The buffers that ureq uses while it gets other bytes than those that came.
 impl<T: Transport> Buffers for Recording<T> {
     fn output(&mut self) -> &mut [u8] {
         self.inner.buffers().output()
@@ -404,7 +403,7 @@ mod tests {
         let long = packets(&[head, &body, &body]);
         assert_eq!(long.concat(), [head, &body, &body].concat());
         assert_eq!(long.len(), 3);
-        // A body that looks like the end of a head is none.
+        // A body that looks like the end of a head is a body.
         assert_eq!(packets(&[head, b"\r\n\r\n", b"y"]), [[head, b"\r\n\r\n"].concat(), b"y".to_vec()]);
     }
 }

@@ -1,15 +1,15 @@
-//! A flawed head, told for the log, and a short good one for the parser in its place.
+//! Repair of a flawed head: a record of it for the log, and a short good head for the parser in its place.
 //!
 //! The status decides, whatever the header lines are, so a flawed head keeps its status and loses its flaws. Pure.
 
 use crate::delivery::transport::framing::{Body, Framing};
 use crate::delivery::transport::status_line::{StatusLine, is_blank};
 
-/// Longest head of an answer that is kept; what Node takes, too.
+/// Longest head of an answer that is kept. Node takes as much.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Header lines that are kept. More than the parser takes: of others we keep the record ourselves.
+/// Header lines that the record keeps: more than the parser takes.
 pub const LINES_MAX: usize = 256;
-/// Longest `Location` that is told to the parser; all of it is in the record.
+/// Longest `Location` that the parser gets; the record has all of it.
 const LOCATION_BYTES_MAX: usize = 4 * 1024;
 
 /// What a flawed head says, as far as that can be told.
@@ -25,8 +25,8 @@ pub struct Record {
     pub lost: bool,
 }
 
-/// What a flawed head is to the parser and to the log, and whether the body has chunks. An `unended` one ends with the
-/// connection: of its last line nothing is known.
+/// The head for the parser, the record for the log, and whether the body has chunks. An `unended` head ends with the
+/// connection, perhaps within its last line, which is left out.
 pub fn repair(head: &[u8], status: StatusLine, unended: bool) -> (Vec<u8>, Record, bool) {
     let mut flaws = Flaws::default();
     let mut lines = head.split(|byte| *byte == b'\n');
@@ -65,7 +65,7 @@ fn is_good_status_line(line: &[u8]) -> bool {
     parsed == Ok(httparse::Status::Partial)
 }
 
-/// What is wrong, each once.
+/// What is wrong with the head, each flaw once.
 #[derive(Default)]
 struct Flaws(Vec<&'static str>);
 
@@ -84,14 +84,14 @@ impl Flaws {
 /// The header lines of a flawed head.
 #[derive(Default)]
 struct Kept<'a> {
-    /// Each with its value as one line; those without room for the log are left out.
+    /// Each with its value as one line. Lines that do not fit into the log are left out.
     lines: Vec<Vec<u8>>,
     bytes: usize,
-    /// Those that say where the body ends, kept however many there are before them.
+    /// The lines that say where the body ends. They are kept however many lines there are before them.
     framing: Vec<(&'a [u8], Vec<u8>)>,
-    /// Of the last one; bytes that are no text are left out.
+    /// The value of the last `Location`, without bytes that are no text.
     location: Option<Vec<u8>>,
-    /// What a folded line continues.
+    /// The line that a folded line continues.
     last: Last,
     lost: bool,
 }
@@ -99,10 +99,10 @@ struct Kept<'a> {
 /// What became of the last line.
 #[derive(Clone, Copy, Default, PartialEq)]
 enum Last {
-    /// Not kept, and nor is what continues it.
+    /// It was not kept, and a line that continues it is not kept either.
     #[default]
     Dropped,
-    /// The last of the lines; and of those with a meaning.
+    /// It is the last of the lines; and whether it is a line of the framing, or the `Location`.
     Kept { framing: bool, location: bool },
 }
 
@@ -150,7 +150,7 @@ impl<'a> Kept<'a> {
         }
     }
 
-    /// Appends to the last line what continues it (RFC 9112, 5.2).
+    /// Appends a folded line to the last line (RFC 9112, 5.2).
     fn fold(&mut self, more: &[u8], flaws: &mut Flaws) {
         let Last::Kept { framing, location } = self.last else {
             self.lost = true;
@@ -197,12 +197,12 @@ impl<'a> Kept<'a> {
     }
 }
 
-/// What may be in a header's name (RFC 9110, 5.6.2).
+/// Whether a byte may be in a header's name (RFC 9110, 5.6.2).
 fn is_token(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
-/// What may not be in a header's value (RFC 9110, 5.5).
+/// Whether a byte may not be in a header's value (RFC 9110, 5.5).
 fn is_control(byte: &u8) -> bool {
     byte.is_ascii_control() && *byte != b'\t'
 }
