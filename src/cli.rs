@@ -1,5 +1,4 @@
-//! What the user typed: commands, flags and their environment variables. What it means is decided in
-//! `config`.
+//! What the user typed: commands, flags and their environment variables. `config` decides what it means.
 
 use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};
@@ -189,7 +188,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The group roles whose privileges it needs in the database, where they suffice.
+    /// The group roles whose privileges the command needs in the database; none where these do not suffice.
     pub fn roles(&self) -> Option<&'static str> {
         match self {
             Command::Run(_) | Command::Check(_) => Some("relay_daemon"),
@@ -311,18 +310,17 @@ pub enum AfterCrash {
     Record,
 }
 
-/// A time that is past, as it was typed. What "an hour ago" is, the database's clock says: that of this machine may be
-/// wrong.
+/// A time that is past, as it was typed. The database's clock says when "an hour ago" is: this machine's clock may be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Past {
-    /// So long ago.
+    /// A span before now.
     Ago(Duration),
-    /// Then.
+    /// A point in time.
     At(SystemTime),
 }
 
 impl Past {
-    /// When that is, if it is `now`.
+    /// The point in time, if the time is `now`.
     pub fn at(self, now: SystemTime) -> SystemTime {
         match self {
             Past::Ago(ago) => now.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH),
@@ -335,7 +333,7 @@ fn count(max: i64) -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=max)
 }
 
-/// `10s`, `1h 30m`, `30d`. Zero is refused: no flag of ours has a use for it.
+/// A duration: `10s`, `1h 30m`, `30d`. Zero is refused: no flag has a use for it.
 fn duration(text: &str) -> Result<Duration, String> {
     /// Longer is a slip of the keyboard, and would overflow what Postgres and the timers can hold.
     const MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -356,12 +354,12 @@ fn past(text: &str) -> Result<Past, String> {
     })
 }
 
-/// `65536`, `64KiB`, `1MB`: at most 16 MiB. A record is one message to Postgres.
+/// A size: `65536`, `64KiB`, `1MB`, at most 16 MiB, because a record is one message to Postgres.
 fn size(text: &str) -> Result<usize, String> {
     sized(text, 0, 16, "must be at most 16MiB")
 }
 
-/// The same for `--memory`. With less than 16 MiB many answers would be cut.
+/// A size for `--memory`. With less than 16 MiB many answers would be cut.
 fn memory(text: &str) -> Result<usize, String> {
     sized(text, 16, 1024 * 1024, "must be at least 16MiB, and at most 1TiB")
 }
@@ -381,7 +379,7 @@ fn network(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "write a network such as 10.0.0.0/8 or fd00::/8, or an address".into())
 }
 
-/// `9464`, `127.0.0.1:9464`, `[::1]:9464`.
+/// An address to listen on: `9464`, `127.0.0.1:9464`, `[::1]:9464`.
 fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse::<u16>()
         .map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
@@ -389,7 +387,7 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "write an address and a port such as 127.0.0.1:9464, or a port".into())
 }
 
-/// What a header can carry unharmed.
+/// A text that a header can carry unharmed.
 fn header_text(text: &str) -> Result<String, String> {
     if !text.is_empty() && text.len() <= 100 && text.bytes().all(|b| b.is_ascii_graphic()) {
         Ok(text.into())

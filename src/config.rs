@@ -28,13 +28,13 @@ pub struct Config {
     pub database: postgres::Settings,
     /// How calls are made.
     pub endpoint: client::Settings,
-    /// How many at once.
+    /// How many calls are made at once.
     pub limits: Limits,
     /// Bytes that rows in hand may take, with their payloads and answers.
     pub memory_bytes_max: usize,
-    /// How often to look when nobody notifies us.
+    /// How often the daemon looks for rows without a notification.
     pub poll_interval: Duration,
-    /// What becomes of the rows of the dead.
+    /// What becomes of the rows of dead instances.
     pub after_crash: AfterCrash,
     /// How long call logs are kept.
     pub retain_calls: Duration,
@@ -46,9 +46,9 @@ pub struct Config {
 
 /// Longest URL in a file.
 const URL_FILE_BYTES_MAX: u64 = 64 * 1024;
-/// Of a file's mode: those who are neither its owner nor in its group may read it.
+/// The bit of a file's mode that lets all users read it.
 const OTHERS_READ: u32 = 0o004;
-/// What a unit's LoadCredential= is to call the URL.
+/// The name that a unit's LoadCredential= must give to the URL.
 const CREDENTIAL: &str = "database-url";
 
 /// Where Postgres is: `--database-url`, `--database-url-file`, `DATABASE_URL`, systemd's credential `database-url`, the
@@ -58,7 +58,7 @@ const CREDENTIAL: &str = "database-url";
 ///
 /// [`Error::Config`] when it cannot be meant.
 pub fn database(global: &Global) -> Result<postgres::Settings> {
-    // Of those that were asked for: it says something, and nobody can say what.
+    // The last variable that was asked for and is not UTF-8: it has a value, and its meaning is unclear.
     let unreadable = RefCell::new(None);
     let variable = |name: &str| match std::env::var(name) {
         Ok(value) => Some(value).filter(|value| !value.is_empty()),
@@ -97,7 +97,7 @@ pub fn database(global: &Global) -> Result<postgres::Settings> {
     }
 }
 
-/// The one line of a file.
+/// Reads a file's one line.
 fn read_url(path: &Path) -> Result<String> {
     let refused = |why: &dyn std::fmt::Display| {
         Error::Config(format!("cannot read the database URL from {}: {why}", path.display()))

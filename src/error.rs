@@ -1,7 +1,7 @@
 //! The one error type, grouped by what the operator must do about it.
 //!
-//! Owns the exit codes. Never decides by the text of an error: by variant, or by SQLSTATE. A failed *call* is not
-//! an error at all: it is a value (`Call`) that goes into the call log.
+//! Owns the exit codes. Decides by variant or by SQLSTATE, never by the text of an error. A failed *call* is no error: it is a
+//! value (`Call`) that goes into the call log.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -12,7 +12,7 @@ use tokio_postgres::error::SqlState;
 /// Result with this crate's [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong, by what helps.
+/// What went wrong, sorted by what helps.
 #[derive(Debug)]
 pub enum Error {
     /// What the user typed cannot be meant. Exit code 2.
@@ -21,11 +21,11 @@ pub enum Error {
     Config(String),
     /// The schema is missing, older, newer or changed; a restart will not help. Exit code 78.
     Schema(String),
-    /// The rights in the database are not as they must be: rows are hidden from us, or code of others would run with our
-    /// rights. A restart will not help, and one is not needed either: a running daemon goes on when it is mended. Exit
-    /// code 78.
+    /// The rights in the database are not as they must be: rows are hidden from the relay, or code of another role would run
+    /// with the relay's rights. A restart neither helps nor is needed: a running daemon goes on when the rights are mended.
+    /// Exit code 78.
     Rights(String),
-    /// A pooler between us and Postgres gives our sessions to others; a restart will not help. Exit code 78.
+    /// A pooler in front of Postgres gives the relay's sessions to other clients; a restart will not help. Exit code 78.
     Pooled {
         /// What was being done.
         doing: String,
@@ -62,8 +62,8 @@ impl Error {
         move |source| Error::Postgres { doing, source }
     }
 
-    /// The same for a statement that this session has prepared: when the server does not know it, or has it of somebody
-    /// else, another session's backend is serving us.
+    /// For `map_err`: wraps an error of a statement that this session has prepared. When the server does not know the
+    /// statement, or has it from another session, a pooler has given the session another backend.
     pub fn prepared(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
         move |source| match source.code() {
             Some(&SqlState::INVALID_SQL_STATEMENT_NAME | &SqlState::DUPLICATE_PSTATEMENT) => {
@@ -99,7 +99,7 @@ impl Error {
         self.exit_code() == FAILED
     }
 
-    /// Whether it is that nobody reads our standard output any more.
+    /// Whether the reader of our standard output is gone.
     pub fn is_closed_pipe(&self) -> bool {
         matches!(self, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
     }
@@ -137,10 +137,10 @@ impl Error {
     }
 
     /// Whether the *data* of a statement is what was refused: the same statement fails again, with other data it
-    /// succeeds. By Postgres: SQLSTATE classes 21, 22 and 23, 54 (too large, too many) and P0 (a
-    /// trigger of a DBA's raises it). Not so a row for which there is no
-    /// partition, or whose partition was made a moment ago: that has the code of a violated constraint, and no
-    /// constraint's name. Or by the client, which cannot send it: then the session is as good as before.
+    /// succeeds. Postgres refuses data with SQLSTATE classes 21, 22, 23, 54 (too large, too many) and P0 (a trigger of a DBA's
+    /// raises it). A row without a partition, or whose partition was made a moment ago, is no such case: it has the code of a
+    /// violated constraint, and no constraint's name. The client refuses data that it cannot send: then the session is as good
+    /// as before.
     pub fn is_data(&self) -> bool {
         let Error::Postgres { source, .. } = self else { return false };
         let Some(error) = source.as_db_error() else {

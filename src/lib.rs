@@ -25,7 +25,7 @@
 //! 3  config, outbox                        what the flags mean; the schema `relay`, a function for each SQL file
 //! 2  dispatch, delivery, postgres, telemetry
 //!                                          threads; one POST; a session; what people read
-//! 1  model, cli, error, handshake, process plain data; what the user typed; the exit codes; why TLS failed
+//! 1  model, cli, error, tls, process       plain data; what the user typed; the exit codes; what all TLS shares
 //! ```
 //!
 //! - [`daemon`] claims, hands out, finishes, and watches over its sessions and the other instances.
@@ -43,9 +43,9 @@ pub mod daemon;
 pub mod delivery;
 pub mod dispatch;
 pub mod error;
-pub mod handshake;
 pub mod model;
 pub mod outbox;
 pub mod postgres;
 pub mod process;
 pub mod telemetry;
+pub mod tls;

@@ -1,15 +1,15 @@
-//! This process among the others of its machine.
+//! This process among the others of its machine: keeps its memory from them.
 
 use nix::sys::prctl;
 
 use crate::error::{Error, Result};
 
-/// Keeps other processes of the same user from what this one has in its environment and memory, the database's password
-/// above all: no core dump, no debugger, no `/proc/PID/environ` but root's. The arguments stay readable for everybody.
+/// Keeps other processes of the same user from reading this process's environment and memory, the database's password above
+/// all. There is no core dump, no debugger, and `/proc/PID/environ` is root's. All users can still read the arguments.
 ///
 /// # Errors
 ///
-/// [`Error::Failed`] when the system does not do it.
+/// [`Error::Failed`] when the system refuses.
 pub fn keep_private() -> Result<()> {
     prctl::set_dumpable(false)
         .map_err(|error| Error::Failed(format!("keeping this process's memory private (prctl): {error}")))

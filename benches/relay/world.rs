@@ -50,7 +50,8 @@ impl Server {
 
     /// CPU seconds of the server and all its processes.
     pub fn cpu(&self) -> f64 {
-        let postmaster = self.cluster.pid();
+        let pid_file = self.cluster.socket_dir().join("data/postmaster.pid");
+        let postmaster: u32 = fs::read_to_string(pid_file).unwrap().lines().next().unwrap().parse().unwrap();
         let children: f64 =
             processes().filter(|(_, parent)| *parent == postmaster).map(|(pid, _)| cpu(pid)).sum();
         children + cpu(postmaster) + cpu_of_ended_children(postmaster)

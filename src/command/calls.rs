@@ -13,18 +13,18 @@ use crate::outbox::{Key, Role, Store, Wanted};
 use crate::postgres::Settings;
 use crate::telemetry::terminal::escaped;
 
-/// The span that is looked through first; each further one is so much longer. The log has no index in order of time,
-/// so what is wanted is looked for where it most likely is.
+/// The span that is searched first; each further one is so many times as long. The log has no index in order of time, so the
+/// command searches where the wanted calls most likely are.
 const SPAN_MIN: Duration = Duration::from_secs(10);
 const SPAN_FACTOR: u32 = 8;
 /// How often to look for new calls.
 const LOOK: Duration = Duration::from_millis(500);
-/// Ids are drawn before commit: so long after one was seen, lower ones may still appear.
+/// Ids are drawn before commit: for so long after one was seen, lower ones may still appear.
 const LATE: Duration = Duration::from_secs(10);
-/// Calls that are found with one look.
+/// Most calls that one query finds.
 const AT_ONCE: i64 = 10_000;
-/// Calls that are read whole at once, and bytes of their texts, but for one that has more: they are in memory some times
-/// over.
+/// Most calls that are read whole at once, and most bytes of their texts, unless a single call has more: the memory has them
+/// several times.
 const PAGE_CALLS: usize = 500;
 const PAGE_BYTES: usize = 1024 * 1024;
 
@@ -49,7 +49,7 @@ pub async fn run(global: &Global, calls: &Calls) -> Result<()> {
     }
     let stop = Stop::install(|| {})?;
     let following = async {
-        // What is recorded from here on is shown: ids are drawn then. Some of the last ones may not be committed yet.
+        // Calls that are recorded from here on are shown: their ids are drawn later. Some of the last ids may not be committed yet.
         let floor = last.saturating_sub(AT_ONCE);
         let known = store.calls_after(&wanted, now, floor, &[], AT_ONCE).await?;
         let mut keys = newest(&store, &wanted, now, calls.limit.into()).await?;
@@ -117,11 +117,11 @@ async fn newest(store: &Store, wanted: &Wanted, now: SystemTime, limit: i64) -> 
     }
 }
 
-/// What needs not be shown any more.
+/// The calls that need not be shown any more.
 struct Seen {
     /// Calls above the floor that were there.
     ids: HashSet<i64>,
-    /// Ids up to it are not looked at any more: they were drawn [`LATE`] ago.
+    /// Ids up to it are ignored: they were drawn [`LATE`] ago.
     floor: i64,
     /// The highest id that is known.
     top: i64,
@@ -142,7 +142,7 @@ async fn follow(
         let mut shown = 0;
         let looked = async {
             let keys = store.calls_after(&wanted, now, seen.floor, &known, AT_ONCE).await?;
-            // What is read and printed is not read again after a lost connection.
+            // Calls that are printed are not read again after a lost connection.
             for keys in keys.chunks(PAGE_CALLS) {
                 printed.print(&store, keys).await?;
                 shown += keys.len();
@@ -163,7 +163,7 @@ async fn follow(
             seen.ids.retain(|id| *id > seen.floor);
             (seen.top, top_seen) = (seen.ids.iter().copied().max().unwrap_or(seen.top), Instant::now());
         }
-        // More than fit into one look are read at once.
+        // Where a query found as many as it may, there may be more: these are read at once.
         if shown < AT_ONCE as usize {
             tokio::time::sleep(LOOK).await;
         }

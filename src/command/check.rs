@@ -1,8 +1,8 @@
-//! `check`: is everything in place? One line for each thing that was looked at.
+//! `check`: tells whether everything is in place, one line for each thing that it looks at.
 
 use crate::cli::{Global, Run};
 use crate::command::locks;
-use crate::command::table::Screen;
+use crate::command::table::{Column, Screen, aligned};
 use crate::config::Config;
 use crate::delivery::client::Caller;
 use crate::error::{Error, Result, one_line};
@@ -11,14 +11,17 @@ use crate::outbox::{Role, Store};
 
 /// Webhooks that are read at once.
 const PAGE: i64 = 1000;
-/// Webhooks with a problem that are named; the rest is counted.
+/// Webhooks with a problem, and tables, that are named; the rest is counted.
 const NAMED_MAX: usize = 20;
 
-/// Prints the lines to standard output. What cannot be looked at because something before it failed is left out.
+/// The columns of a line: the verdict, what was looked at, and the text.
+const COLUMNS: [Column; 3] = [Column::Left(8), Column::Left(14), Column::Last];
+
+/// Prints the lines to standard output. The checks that depend on a failed one are left out.
 ///
 /// # Errors
 ///
-/// The first thing that keeps the daemon from running, also when it was told in a line already.
+/// The first thing that keeps the daemon from running. A line has told it already.
 pub async fn run(global: &Global, run: &Run) -> Result<()> {
     let report = Report(Screen::of_stdout());
     let config = report.outcome("configuration", Config::new(global, run), |_| "can be meant".into())?;
@@ -61,7 +64,7 @@ async fn privileges(report: &Report, store: &Store) -> Result<()> {
     report.outcome("foreign code", migrations::require_own_code(store).await, |()| "none runs here".into())
 }
 
-/// Tables that logical replication keeps from being written. Without publications there is nothing to tell.
+/// Tables that the daemon cannot write because of logical replication. Prints nothing where there are no publications.
 async fn publications(report: &Report, store: &Store) -> Result<()> {
     let broken = report.unless_failed("publications", store.publications().await)?;
     for (table, publication) in broken.iter().take(NAMED_MAX) {
@@ -89,7 +92,7 @@ async fn trigger(report: &Report, store: &Store) -> Result<()> {
     }
 }
 
-/// Locks of ours that somebody else holds, or holds for long: told by login and process id.
+/// Locks of the relay's that another session holds, or holds for long: told by login and process id.
 async fn locks(report: &Report, store: &Store) -> Result<()> {
     let holders = report.unless_failed("locks", locks::held_for_long(store).await)?;
     for holder in &holders {
@@ -101,7 +104,7 @@ async fn locks(report: &Report, store: &Store) -> Result<()> {
     }
 }
 
-/// Webhooks that can never work are the customers' mistakes: told, but no reason not to run.
+/// Webhooks that can never work. They are the customers' mistakes, and the daemon runs all the same.
 async fn webhooks(report: &Report, store: &Store, caller: &Caller) -> Result<()> {
     let (mut after, mut all, mut bad) = (0, 0, 0);
     loop {
@@ -127,17 +130,17 @@ struct Report(Screen);
 
 impl Report {
     fn line(&self, verdict: &str, what: &str, text: &str) -> Result<()> {
-        self.0.line(&format!("{verdict:<8} {what:<14} {text}"))
+        self.0.line(&aligned(&COLUMNS, [verdict, what, text], " "))
     }
 
-    /// A line for something that must be right to go on.
+    /// Prints a line for something that must be right to go on.
     fn outcome<T>(&self, what: &str, result: Result<T>, text: impl FnOnce(&T) -> String) -> Result<T> {
         let value = self.unless_failed(what, result)?;
         self.line("ok", what, &text(&value))?;
         Ok(value)
     }
 
-    /// A line only when it is wrong.
+    /// Prints a line only when something is wrong.
     fn unless_failed<T>(&self, what: &str, result: Result<T>) -> Result<T> {
         if let Err(error) = &result {
             self.line("FAILED", what, &one_line(error))?;

@@ -1,4 +1,4 @@
-//! Who holds the relay's advisory locks and should not, for `check` and `status`. Tells; ends nobody's session.
+//! Sessions that hold the relay's advisory locks and should not, for `check` and `status`. Tells, and ends no session.
 
 use std::time::Duration;
 
@@ -8,10 +8,15 @@ use crate::command::table::printable;
 use crate::error::Result;
 use crate::outbox::{Holder, Store};
 
-/// A lock is held for long when the same transaction has it after this time. The server does not tell everybody since when.
+/// A lock is held for long when the same transaction still has it after this time. The server does not tell every role since
+/// when it is held.
 const LONG: Duration = Duration::from_secs(1);
 
-/// Looks once, and when somebody is found a second time after a second.
+/// Looks once, and a second later again where it has found a holder.
+///
+/// # Errors
+///
+/// When the locks cannot be read.
 pub async fn held_for_long(store: &Store) -> Result<Vec<Holder>> {
     let first = store.lock_holders(None).await?;
     if first.is_empty() {
@@ -22,7 +27,7 @@ pub async fn held_for_long(store: &Store) -> Result<Vec<Holder>> {
     store.lock_holders(Some(&transactions)).await
 }
 
-/// For a person: who, which lock, what comes of it.
+/// A holder in words: the session, the lock, and the consequence.
 pub fn line(holder: &Holder) -> String {
     let who = match (holder.backend, &holder.login) {
         (Some(backend), Some(login)) => format!("session {backend} of {}", printable(login)),
@@ -40,7 +45,7 @@ pub fn line(holder: &Holder) -> String {
     }
 }
 
-/// For a program.
+/// The holders as JSON.
 pub fn json(holders: &[Holder]) -> Value {
     let one = |holder: &Holder| json!({"lock": holder.lock, "pid": holder.backend, "user": holder.login, "state": holder.state});
     holders.iter().map(one).collect()

@@ -15,7 +15,7 @@ use crate::outbox::{Role, Store};
 
 /// How often to try for the lock while another migrate has it.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
-/// Progress is told of a statement that takes longer than this, and so often.
+/// How often progress is told of a statement that takes longer than this.
 const PROGRESS: Duration = Duration::from_secs(2);
 /// How long to wait for another migrate.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
@@ -64,7 +64,7 @@ async fn apply(store: &Store, sql: &str, doing: &str) -> Result<()> {
     told(doing, store.batch_execute(sql)).await.map_err(Error::postgres(doing.to_owned()))
 }
 
-/// Waits for a statement, and says so now and then: it may be waiting for a lock that somebody has.
+/// Waits for a statement, and says so now and then: the statement may wait for a lock of another session.
 async fn told<T>(doing: &str, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     let start = Instant::now();
@@ -105,7 +105,7 @@ fn script() -> String {
          {BOOKKEEPING}\n-- One at a time.\nLOCK TABLE relay.migrations IN SHARE ROW EXCLUSIVE MODE;\n\n",
         env!("CARGO_PKG_VERSION")
     );
-    // What run() refuses, this does.
+    // The script refuses a newer schema, as run() does.
     let newest = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or_default();
     script.push_str(&format!(
         "DO $promptpal_relay_guard$\nBEGIN\nIF EXISTS (SELECT FROM relay.migrations WHERE version > {newest}) THEN\n\

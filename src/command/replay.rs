@@ -12,18 +12,18 @@ use crate::error::{Error, Result};
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store, Wanted};
 
-/// Calls that are repeated with one command.
+/// Most calls that one command repeats.
 const CALLS_MAX: i64 = 1_000_000;
-/// Rows are inserted so often, as many at once as the rate allows.
+/// How often rows are inserted: as many at once as the rate allows.
 const TICK: Duration = Duration::from_millis(200);
-/// Progress is told when it takes longer than this, and so often.
+/// How often progress is told, when the replay takes longer than this.
 const PROGRESS: Duration = Duration::from_secs(2);
 
 /// Inserts the rows.
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] when nobody can be asked and `--yes` is missing. [`Error::Postgres`] when the call is gone, or its webhook
+/// [`Error::Usage`] when standard input is no terminal to ask at and `--yes` is missing. [`Error::Postgres`] when the call is gone, or its webhook
 /// is gone or disabled. Rows that were inserted before an error stay.
 pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
@@ -37,7 +37,7 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
             let until = replay.until.map(|until| until.at(now));
             store.call_ids(&wanted, until, now, CALLS_MAX + 1).await?
         }
-        // clap has seen to it.
+        // clap refuses it before.
         _ => return Err(Error::Usage("give --call N, or --webhook N --since TIME".into())),
     };
     let count = ids.len();
@@ -89,7 +89,7 @@ async fn insert(store: &Store, ids: &[i64], rate: u32) -> Result<Vec<i64>> {
     let per_tick = (rate * TICK.subsec_millis()).div_ceil(1000) as usize;
     let pause = Duration::from_secs_f64(per_tick as f64 / f64::from(rate));
     let mut ticks = tokio::time::interval(pause);
-    // After a statement that was held up no others are hurried.
+    // After a slow statement the following ones keep their pace.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut rows = Vec::with_capacity(ids.len());
     let mut told = Instant::now();

@@ -1,4 +1,4 @@
-//! `send-test`: one test event to one webhook, and what came of it.
+//! `send-test`: sends one test event to one webhook, and prints the result.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,12 +9,12 @@ use crate::error::{Error, Result};
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
 
-/// How often to look whether it is done.
+/// How often to look whether the row is done.
 const LOOK: Duration = Duration::from_millis(50);
-/// The database's clock and that of the daemon's machine may differ so much; for more a longer search is made.
+/// How far the database's clock and that of the daemon's machine may differ. Where they differ more, a longer search is made.
 const CLOCKS: Duration = Duration::from_secs(3600);
 
-/// Sends it, and waits at most `wait` for the result.
+/// Sends the event, and waits at most `wait` for the result.
 ///
 /// # Errors
 ///
@@ -24,7 +24,7 @@ pub async fn run(global: &Global, webhook_id: i64, wait: Duration, json: bool) -
     migrations::require_current(&store).await?;
     let start = Instant::now();
     let since = store.clock().await?.0 - CLOCKS;
-    // Who may not read the log would send it and not see what came of it.
+    // A login that may not read the log would send the event and not see the result: it fails before.
     store.calls_of_row(0, since).await?;
     let row = store.send_test(webhook_id).await?;
     while !store.is_done(row).await? {

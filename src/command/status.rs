@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
 
-/// What `status.sql` says; more is in its JSON.
+/// What `status.sql` says and a person reads; the JSON has more.
 #[derive(Deserialize)]
 struct Status {
     standby: bool,
@@ -55,7 +55,7 @@ struct Webhook {
     last_error: Option<String>,
 }
 
-/// Prints it.
+/// Prints the status.
 ///
 /// # Errors
 ///

@@ -1,13 +1,13 @@
-//! The body of an answer as text, as it comes: never more of it in memory than is kept.
+//! The body of an answer as text, as it comes: the memory has no more of it than the log keeps.
 //!
-//! Knows neither HTTP nor where the bytes come from.
+//! Knows neither HTTP nor the source of the bytes.
 
 use crate::model::memory::Room;
 use crate::model::text::floor_char_boundary;
 
 /// What stands for bytes that are no UTF-8, and for NUL, which Postgres cannot hold.
 const REPLACEMENT: char = '\u{FFFD}';
-/// Room for so much is asked for at first; most answers are shorter.
+/// The space that is asked for at first; most answers are shorter.
 const FIRST: usize = 512;
 
 /// A body, as far as it has come and is kept.

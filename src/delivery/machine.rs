@@ -1,10 +1,9 @@
 //! Which addresses are this machine's own: those that the kernel routes to itself.
 //!
-//! A packet to such an address stays on the machine, and a firewall that lets loopback through does not see it. The
-//! addresses of the interfaces are not all of them: the kernel also takes whole networks for its own (`ip route add
-//! local`), and addresses come and go. So the kernel is asked for the route to the very address, over a netlink socket
-//! (RFC 3549, rtnetlink(7)). A datagram socket's own address would not tell: towards the second address of a network it
-//! is the first one.
+//! A packet to such an address stays on the machine, and a firewall that lets loopback through does not see it. The interfaces
+//! do not have all of these addresses: the kernel also takes whole networks for its own (`ip route add local`), and addresses
+//! come and go. So this file asks the kernel for the route to the very address, over a netlink socket (RFC 3549, rtnetlink(7)).
+//! The own address of a datagram socket would not tell: towards the second address of a network it is the first one.
 //!
 //! Sends nothing to the address, and does not decide whether it may be called.
 
@@ -26,7 +25,7 @@ const ROUTE_BYTES: usize = 12;
 const TYPE_AT: usize = HEADER_BYTES + 7;
 /// Room for an answer: one route has about 150 bytes.
 const ANSWER_BYTES: usize = 4096;
-/// Old answers that may lie before the one to a question. There are none, unless a question was interrupted.
+/// Old answers that may come before the answer to a question. There are none, unless a question was interrupted.
 const ANSWERS_MAX: usize = 8;
 
 /// Knows this machine's own addresses. Cheap to clone; all clones are one.
@@ -36,7 +35,7 @@ pub struct Machine(Arc<Mutex<Routes>>);
 #[derive(Debug)]
 struct Routes {
     socket: OwnedFd,
-    /// Of the last question.
+    /// The number of the last question.
     sequence: u32,
 }
 
@@ -68,7 +67,8 @@ impl Machine {
     ///
     /// When the kernel cannot tell for a lack of memory.
     pub fn has(&self, address: IpAddr) -> io::Result<bool> {
-        // Towards an unspecified address goes loopback. Both are known without asking, and where loopback is down.
+        // A packet to an unspecified address goes over loopback. Both are known without a question, even where loopback is
+        // down.
         Ok(address.is_loopback() || address.is_unspecified() || self.routes().ask(address)?)
     }
 
@@ -112,13 +112,13 @@ fn question(sequence: u32, address: IpAddr) -> Vec<u8> {
     let attribute_bytes = 4 + octets.len();
     let length = u32::try_from(HEADER_BYTES + ROUTE_BYTES + attribute_bytes).expect("some bytes");
     let mut message = Vec::with_capacity(64);
-    // The header: length, type, flags, sequence, and from whom, which the kernel fills in.
+    // The header: length, type, flags, sequence, and the sender, which the kernel fills in.
     message.extend(length.to_ne_bytes());
     message.extend(libc::RTM_GETROUTE.to_ne_bytes());
     message.extend(short(usize::try_from(libc::NLM_F_REQUEST).expect("a flag")));
     message.extend(sequence.to_ne_bytes());
     message.extend([0; 4]);
-    // The route: family, bits of the destination, and nothing else that it must be.
+    // The route: family and bits of the destination; the rest is zero, which demands nothing.
     message.extend([byte(usize::try_from(family).expect("a small number")), byte(8 * octets.len())]);
     message.extend([0; ROUTE_BYTES - 2]);
     // Its attribute: the destination.
@@ -139,7 +139,7 @@ fn read(sequence: u32, answer: &[u8]) -> io::Result<Option<bool>> {
         let kind = answer.get(TYPE_AT).ok_or_else(|| io::Error::other("the kernel's answer is no route"))?;
         return Ok(Some([libc::RTN_LOCAL, libc::RTN_ANYCAST].contains(kind)));
     }
-    // Else it is an error. But for a lack of memory it says that there is no route: nothing gets there, no call either.
+    // Otherwise it is an error. Except for a lack of memory, an error says that there is no route: no call gets there.
     match four(HEADER_BYTES).map(|code| Errno::from_raw(-i32::from_ne_bytes(code))) {
         Some(lack @ (Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN)) => Err(lack.into()),
         Some(_) => Ok(Some(false)),

@@ -1,4 +1,4 @@
-//! Which addresses may be called: pure rules, no I/O. And where our Postgres was reached, which both sides need.
+//! Which networks may be called: pure rules, no I/O.
 //!
 //! The daemon runs on the database's host and calls URLs that customers typed. So only globally reachable addresses
 //! are called, by IANA's registries of special-purpose addresses (RFC 6890 and its updates), unless the operator
@@ -10,9 +10,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// IPv4 networks that are not globally reachable, each with the word for the message. IANA's exceptions within
-/// 192.0.0.0/24 (anycast of PCP and TURN) serve no HTTP and are left in. Two clouds use public addresses for what only
-/// their own machines reach: Azure's wire server (certificates, DNS), IBM's private endpoints (mirrors; databases). The
-/// metadata addresses of others are in networks that are private anyway.
+/// 192.0.0.0/24 (anycast of PCP and TURN) serve no HTTP, so the list keeps the whole network. Two clouds use public addresses
+/// that only their own machines reach: Azure's wire server (certificates, DNS), IBM's private endpoints (mirrors; databases).
+/// The metadata addresses of other clouds are in networks that are private anyway.
 const V4: &[(&str, &str)] = &[
     ("0.0.0.0/8", "this network"),
     ("10.0.0.0/8", "private"),
@@ -34,23 +34,23 @@ const V4: &[(&str, &str)] = &[
     ("240.0.0.0/4", "reserved"),
 ];
 
-/// IPv6 networks within 2000::/3 that are not globally reachable. All outside of 2000::/3 is refused, see [`problem`].
+/// IPv6 networks within 2000::/3 that are not globally reachable. All outside of 2000::/3 is refused, see [`denial_reason`].
 const V6: &[(&str, &str)] = &[
     ("2001::/23", "protocol assignments, Teredo"),
     ("2001:db8::/32", "documentation"),
     ("3fff::/20", "documentation"),
 ];
 
-/// The part of IPv6 that is given out for global use.
+/// The part of IPv6 for global use.
 const V6_GLOBAL: &str = "2000::/3";
 
 /// IPv6 networks whose addresses carry an IPv4 address, each with the byte where it begins.
 const EMBEDDING: &[(&str, usize)] =
     &[("::ffff:0:0/96", 12), ("::ffff:0:0:0/96", 12), ("64:ff9b::/96", 12), ("2002::/16", 2)];
 
-/// Ports that are not called, whatever the address is: servers of other protocols, which may take a part of a request
-/// for theirs. They are the bad ports of the WHATWG fetch standard (section "Port blocking", 2026), which browsers refuse,
-/// too, and Redis'.
+/// Ports that are not called, whatever the address is: they belong to servers of other protocols, which may take a part of a
+/// request for theirs. They are Redis' port and the bad ports of the WHATWG fetch standard (section "Port blocking", 2026),
+/// which browsers refuse, too.
 const BAD_PORTS: &[u16] = &[
     0, 1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102, 103,
     104, 109, 110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, 512, 513, 514,
@@ -66,8 +66,8 @@ pub fn plain(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether the operator has allowed an address; one that embeds another when what it embeds is allowed, and only then:
-/// who allows a network of IPv6 does not mean the IPv4 addresses that can be written into it.
+/// Whether the operator has allowed an address. An address that embeds another one is allowed exactly when the embedded one is:
+/// an operator who allows a network of IPv6 does not mean the IPv4 addresses that can be written into it.
 pub fn is_allowed(address: IpAddr, allow: &[IpNet]) -> bool {
     let address = plain(address);
     allow.iter().any(|net| net.contains(&address))
@@ -75,13 +75,13 @@ pub fn is_allowed(address: IpAddr, allow: &[IpNet]) -> bool {
 
 /// Why an address may not be called; none when it may. `allow` names networks that may be called although they are
 /// not globally reachable.
-pub fn problem(address: IpAddr, allow: &[IpNet]) -> Option<&'static str> {
+pub fn denial_reason(address: IpAddr, allow: &[IpNet]) -> Option<&'static str> {
     if is_allowed(address, allow) {
         return None;
     }
     match plain(address) {
-        IpAddr::V4(v4) => problem_v4(v4),
-        IpAddr::V6(v6) => problem_v6(v6),
+        IpAddr::V4(v4) => denial_reason_v4(v4),
+        IpAddr::V6(v6) => denial_reason_v6(v6),
     }
 }
 
@@ -90,11 +90,11 @@ pub fn is_bad_port(port: u16) -> bool {
     BAD_PORTS.contains(&port)
 }
 
-fn problem_v4(address: Ipv4Addr) -> Option<&'static str> {
+fn denial_reason_v4(address: Ipv4Addr) -> Option<&'static str> {
     V4.iter().find(|(net, _)| net_v4(net).contains(&address)).map(|(_, why)| *why)
 }
 
-fn problem_v6(address: Ipv6Addr) -> Option<&'static str> {
+fn denial_reason_v6(address: Ipv6Addr) -> Option<&'static str> {
     if !net_v6(V6_GLOBAL).contains(&address) {
         return Some(match address {
             Ipv6Addr::LOCALHOST => "loopback",
@@ -128,7 +128,7 @@ mod tests {
 
     fn may(address: &str, allow: &[&str]) -> bool {
         let allow: Vec<IpNet> = allow.iter().map(|net| net.parse().expect("a network")).collect();
-        problem(address.parse().expect("an address"), &allow).is_none()
+        denial_reason(address.parse().expect("an address"), &allow).is_none()
     }
 
     #[test]

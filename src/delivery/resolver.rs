@@ -1,12 +1,11 @@
 //! Names to addresses, bounded in time and in threads.
 //!
-//! `getaddrinfo` cannot be given a limit, so it runs on threads of its own, a bounded number of them and one for
-//! each name at a time; a caller waits no longer than its own deadline. A name is *quick* when its last lookup was,
-//! *slow* when not, and *new* when none has ended; a lookup that has been running for a second counts as slow whatever
-//! its name was. The slow start on half of the threads at most, and they and the new on seven eighths: so a zone that
-//! does not answer leaves room for names that are known, and a new name that finds no thread is told so, which is no
-//! fault of the name's. Answers are kept for a few seconds, and an older one is used while it is asked for anew. What
-//! may be called is not decided here.
+//! `getaddrinfo` takes no limit, so it runs on threads of its own: a bounded number of them, and one for each name at a time.
+//! A caller waits no longer than its own deadline. A name is *quick* when its last lookup was, *slow* when not, and *new* when
+//! none has ended. A lookup that has been running for a second counts as slow whatever its name was. Slow lookups start on half
+//! of the threads at most; slow and new ones together on seven eighths. So a zone that does not answer leaves threads for
+//! names that are known. A new name that finds no thread gets that answer; it is no fault of the name's. Answers are kept for a
+//! few seconds, and an older one is used while the name is asked for anew. The egress policy decides what may be called.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,29 +16,30 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::delivery::fd_budget::{self, Share};
+use crate::delivery::bulkhead::{Bulkhead, Permit};
+use crate::delivery::fd_budget;
 
-/// Names that are asked for at once.
+/// Lookups that run at once.
 const THREADS_MAX: usize = 64;
-/// Those of them on which slow ones may start.
+/// Threads on which slow lookups may start.
 const SLOW_THREADS_MAX: usize = THREADS_MAX / 2;
-/// And slow or new ones: of the new some turn out to be slow, and the quick shall still have a thread.
+/// Threads on which slow or new lookups may start. Some of the new ones turn out to be slow, and a quick one shall still find
+/// a thread.
 const NOT_QUICK_THREADS_MAX: usize = THREADS_MAX - THREADS_MAX / 8;
 /// A lookup that takes longer is slow: a resolver asks its server again after 5 s, a cache answers in milliseconds.
 const SLOW: Duration = Duration::from_secs(1);
-/// How long a caller waits for a thread, if a quarter of its time is not less: the lookup, and the call after it, shall
-/// have the rest. Long enough that trying again and again costs nothing.
+/// How long a caller waits for a thread, or a quarter of its time where that is less: the lookup, and the call after it, shall
+/// have the rest. Long enough that repeated tries cost nothing.
 const THREAD_WAIT: Duration = Duration::from_millis(250);
 /// How long an answer is used without asking.
 const KEEP: Duration = Duration::from_secs(5);
-/// How long addresses are used while they are asked for anew, so that a resolver that hangs for a moment fails no
-/// call.
+/// How long addresses are used while they are asked for anew, so that no call fails when a name server hangs for a moment.
 const KEEP_STALE: Duration = Duration::from_secs(30);
-/// How long a failure is used: shorter, it may be a passing one.
+/// How long a failure is used: for less time than addresses, because it may pass.
 const KEEP_FAILURE: Duration = Duration::from_secs(1);
 /// Answers kept; beyond it all of them go.
 const NAMES_MAX: usize = 10_000;
-/// A name's lookup needs little stack.
+/// Stack of a lookup's thread: a lookup needs little.
 const STACK_BYTES: usize = 256 * 1024;
 /// File descriptors of a lookup: the hosts file or a socket to the name server, one over TCP, one to the kernel.
 const DESCRIPTORS: usize = 3;
@@ -56,14 +56,14 @@ pub enum Answer {
     Failed(String),
     /// No answer before the deadline.
     Late,
-    /// The threads are taken by other names, and this one was not asked for: try again.
-    Crowded,
-    /// It could not be asked for a lack of ours, with the reason.
-    Shortage(String),
+    /// Other names have the threads, and this one was not asked for: try again.
+    ResolverBusy,
+    /// The name could not be asked for because this process lacks something, with the reason.
+    ResourceExhausted(String),
 }
 
 impl Answer {
-    /// An address needs no question.
+    /// The answer for an address, which needs no question.
     pub fn of(address: IpAddr) -> Answer {
         Answer::Addresses(vec![address])
     }
@@ -75,15 +75,17 @@ pub struct Resolver(Arc<Shared>);
 
 struct Shared {
     lookup: Box<Lookup>,
+    threads: Bulkhead,
+    // Callers write it, and the threads that look names up.
     state: Mutex<State>,
-    // Rung when an answer has come.
+    // A thread rings it when an answer has come.
     answered: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     names: HashMap<String, Name>,
-    /// Of the threads that are asking now.
+    /// The lookups that run now.
     running: Vec<Running>,
 }
 
@@ -100,6 +102,8 @@ struct Running {
     name: String,
     since: Instant,
     pace: Pace,
+    /// For its thread.
+    _permit: Permit,
 }
 
 /// What is known of a name's lookups.
@@ -138,12 +142,12 @@ impl Name {
 }
 
 impl State {
-    /// Whether another lookup may start.
-    fn has_room(&self, pace: Pace, now: Instant) -> bool {
+    /// Whether the slow, and those that are not quick, leave room for another lookup of this pace. A lookup becomes slow while
+    /// it runs, so the two are counted, and hold no permits.
+    fn may_start(&self, pace: Pace, now: Instant) -> bool {
         let taken =
             |by: &[Pace]| self.running.iter().filter(|running| by.contains(&running.pace(now))).count();
-        self.running.len() < THREADS_MAX
-            && (pace == Pace::Quick || taken(&[Pace::New, Pace::Slow]) < NOT_QUICK_THREADS_MAX)
+        (pace == Pace::Quick || taken(&[Pace::New, Pace::Slow]) < NOT_QUICK_THREADS_MAX)
             && (pace != Pace::Slow || taken(&[Pace::Slow]) < SLOW_THREADS_MAX)
     }
 }
@@ -156,8 +160,8 @@ impl Resolver {
 
     /// A resolver that asks `lookup`.
     pub fn new(lookup: Box<Lookup>) -> Resolver {
-        let shared = Shared { lookup, state: Mutex::default(), answered: Condvar::new() };
-        Resolver(Arc::new(shared))
+        let threads = Bulkhead::new(THREADS_MAX);
+        Resolver(Arc::new(Shared { lookup, threads, state: Mutex::default(), answered: Condvar::new() }))
     }
 
     /// The addresses of a name. Blocks until `deadline` at most.
@@ -178,10 +182,10 @@ impl Resolver {
             };
             let until = match (stale, asked) {
                 (Some(answer), _) => return answer,
-                (None, Err(reason)) => return Answer::Shortage(reason),
+                (None, Err(reason)) => return Answer::ResourceExhausted(reason),
                 (None, Ok(true)) if now >= deadline => return Answer::Late,
                 (None, Ok(true)) => deadline,
-                (None, Ok(false)) if now >= thread_by => return Answer::Crowded,
+                (None, Ok(false)) if now >= thread_by => return Answer::ResolverBusy,
                 (None, Ok(false)) => thread_by,
             };
             let waited = self.0.answered.wait_timeout(state, until - now);
@@ -189,20 +193,20 @@ impl Resolver {
         }
     }
 
-    /// Starts a thread for this name; false when there is no room for one. Then whoever waits asks again when an
-    /// answer has come.
+    /// Starts a thread for this name; false when none is free. Then a waiting caller tries again when an answer has come.
     fn ask(&self, state: &mut State, name: &str, now: Instant) -> Result<bool, String> {
         let pace = state.names.get(name).map(|known| known.pace).unwrap_or_default();
-        if !state.has_room(pace, now) {
+        if !state.may_start(pace, now) {
             return Ok(false);
         }
+        let Some(permit) = self.0.threads.take(1) else { return Ok(false) };
         let descriptors = fd_budget::take(DESCRIPTORS).ok_or("all file descriptors for calls are in use")?;
         let (shared, asked) = (self.0.clone(), name.to_owned());
         let thread = thread::Builder::new().name("resolve".into()).stack_size(STACK_BYTES);
         thread
             .spawn(move || shared.answer(&asked, descriptors))
             .map_err(|error| format!("no thread to look up a name: {error}"))?;
-        state.running.push(Running { name: name.to_owned(), since: now, pace });
+        state.running.push(Running { name: name.to_owned(), since: now, pace, _permit: permit });
         state.names.entry(name.to_owned()).or_default().asked = true;
         Ok(true)
     }
@@ -213,13 +217,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn answer(&self, name: &str, descriptors: Share) {
+    fn answer(&self, name: &str, descriptors: Permit) {
         let answer = match (self.lookup)(name) {
             Ok(addresses) if !addresses.is_empty() => Answer::Addresses(addresses),
             Ok(_) => Answer::Failed("the name has no address".into()),
-            // The system's resolver gives no better reason when it could open neither file nor socket.
+            // The system's resolver gives no such reason itself when it can open neither file nor socket.
             Err(_) if File::open("/dev/null").is_err() => {
-                Answer::Shortage("no file descriptor is left".into())
+                Answer::ResourceExhausted("no file descriptor is left".into())
             }
             Err(error) => Answer::Failed(error.to_string()),
         };
@@ -282,7 +286,7 @@ mod tests {
         }));
         for n in 0..2 * THREADS_MAX {
             let deadline = Instant::now() + Duration::from_millis(1);
-            let expected = if n < NOT_QUICK_THREADS_MAX { Answer::Late } else { Answer::Crowded };
+            let expected = if n < NOT_QUICK_THREADS_MAX { Answer::Late } else { Answer::ResolverBusy };
             assert_eq!(resolver.addresses(&n.to_string(), deadline), expected);
         }
         assert!(asked.load(Ordering::SeqCst) <= NOT_QUICK_THREADS_MAX);

@@ -27,15 +27,15 @@ pub struct Signed {
     pub signature: String,
 }
 
-/// Signs a body. `secrets` is one secret, or several separated by spaces while they are being exchanged; each is a key
-/// of 24 to 64 bytes in base64, after an optional `whsec_`, as the specification writes them: with the usual alphabet and
-/// padding, because of other forms the receivers' libraries make another key, or none. `relay.secret_problem(text)` says
-/// the same of a secret.
+/// Signs a body. `secrets` is one secret, or several separated by spaces while they are being exchanged. Each is a key of 24 to
+/// 64 bytes in base64, after an optional `whsec_`, as the specification writes it. Only the usual alphabet and padding are
+/// taken: from other forms the receivers' libraries make another key, or none. `relay.secret_problem(text)` says the same of a
+/// secret.
 ///
 /// # Errors
 ///
-/// A text without the secret, when one of the keys cannot sign, or there is none: then the call must not go out, neither
-/// unsigned nor with the other keys alone.
+/// A text without the secret, when one of the keys cannot sign, or there is none. Then the call must not go out, neither unsigned
+/// nor with the other keys alone.
 pub fn sign(secrets: &Secret, id: &str, now: SystemTime, body: &str) -> Result<Signed, &'static str> {
     if secrets.0.len() > SECRETS_BYTES_MAX {
         return Err("the webhook's signing_secret is longer than 8192 bytes");

@@ -321,7 +321,7 @@ mod tests {
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| match tries
             .fetch_add(1, Ordering::SeqCst)
         {
-            0 => Outcome::Shortage("too many open files".into()),
+            0 => Outcome::ResourceExhausted("too many open files".into()),
             _ => success(w, body),
         };
         let pool = new(LIMITS, Box::new(post), results);
@@ -336,7 +336,7 @@ mod tests {
         let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
             if w.id == 10 && tries.fetch_add(1, Ordering::SeqCst) < 3 {
                 wait();
-                return Outcome::Crowded;
+                return Outcome::ResolverBusy;
             }
             success(w, body)
         };
@@ -352,7 +352,7 @@ mod tests {
     #[tokio::test]
     async fn a_row_whose_only_call_was_requeued_has_not_begun() {
         let (results, _out) = unbounded_channel();
-        let pool = new(LIMITS, Box::new(|_, _, _, _| Outcome::Shortage("none".into())), results);
+        let pool = new(LIMITS, Box::new(|_, _, _, _| Outcome::ResourceExhausted("none".into())), results);
         pool.hand_in(vec![claimed(1, &[10])]);
         while pool.load().shortages == 0 {
             tokio::task::yield_now().await;

@@ -78,9 +78,9 @@ impl Shared {
                 });
             match outcome {
                 Outcome::Called(call) => ended = Some((ticket, job, call)),
-                Outcome::Shortage(reason) => self.pause(ticket, job, &reason),
+                Outcome::ResourceExhausted(reason) => self.pause(ticket, job, &reason),
                 // The call has waited already, and the shortage does not concern other calls: no pause.
-                Outcome::Crowded => self.lock().requeue(ticket, job, Instant::now()),
+                Outcome::ResolverBusy => self.lock().requeue(ticket, job, Instant::now()),
             }
         }
     }

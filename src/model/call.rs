@@ -14,7 +14,7 @@ use crate::model::text::cut;
 pub enum ErrorKind {
     /// The webhook's URL is not one that can be called.
     BadUrl,
-    /// The address is not one that may be called.
+    /// The egress policy refuses the address.
     BlockedAddress,
     /// The name has no address, or the resolver did not answer.
     Dns,
@@ -24,18 +24,18 @@ pub enum ErrorKind {
     Tls,
     /// The wall-time limit of the call passed.
     Timeout,
-    /// What came has no status line of HTTP/1.
+    /// The answer has no status line of HTTP/1.
     Protocol,
     /// The answer's status is not 2xx.
     HttpStatus,
     /// The instance that had the call in hand died or was told to stop.
     Interrupted,
-    /// Our own failure.
+    /// A failure of the relay itself.
     Internal,
 }
 
 impl ErrorKind {
-    /// Each of them.
+    /// Each kind.
     pub const ALL: [ErrorKind; 10] = [
         ErrorKind::BadUrl,
         ErrorKind::BlockedAddress,
@@ -81,7 +81,7 @@ pub struct Call {
     pub status_code: Option<u16>,
     /// The answer's headers as a JSON object.
     pub response_headers: Option<String>,
-    /// The answer's body, at most `--max-response-body` bytes of it; what came instead when that is no HTTP.
+    /// The answer's body, at most `--max-response-body` bytes of it; the bytes that came when the answer is no HTTP.
     pub response_body: Option<String>,
     /// Bytes of the answer's body that came over the wire before reading stopped.
     pub response_bytes: u64,
@@ -111,7 +111,7 @@ impl Call {
         Call::begun(webhook.id, url, body, kind, message)
     }
 
-    /// The same, with the URL as it may be shown.
+    /// A call that has begun and has no answer, with the URL as it may be shown.
     pub fn begun(
         webhook_id: i64,
         url: String,
@@ -163,7 +163,7 @@ impl Call {
             + self.answer_bytes()
     }
 
-    /// Keeps no more than so many bytes of each text of the answer, and says so.
+    /// Keeps no more than so many bytes of each text of the answer, and notes that.
     pub fn shorten(&mut self, most: usize, why: &str) {
         let body = self.response_body.as_mut().is_some_and(|body| cut(body, most));
         let headers = self.response_headers.as_ref().is_some_and(|headers| headers.len() > most);
@@ -196,11 +196,12 @@ impl Call {
 pub enum Outcome {
     /// The call was made, or failed for a reason of the endpoint's.
     Called(Call),
-    /// It was not made for a shortage of ours (file descriptors, memory, ports): nothing was sent, try again later.
-    Shortage(String),
-    /// It was not made because looking up other names takes all the threads for that: nothing was sent, and its turn
-    /// comes again. It has waited a while already, and calls to other names are not concerned.
-    Crowded,
+    /// The call was not made because this process lacks something (file descriptors, memory, ports), with the reason: nothing
+    /// was sent, try again later.
+    ResourceExhausted(String),
+    /// The call was not made because lookups of other names have all the resolver's threads: nothing was sent, and the turn of
+    /// the call comes again. The call has waited a while already, and calls to other names are not concerned.
+    ResolverBusy,
 }
 
 /// Longest message of a record, but for a remark behind it.

@@ -101,8 +101,8 @@ impl Event {
         serde_json::to_string(&payload).expect("a struct of numbers and strings has a JSON form")
     }
 
-    /// Cuts each free text to so many bytes at most, between two characters. Whether one was longer, and how many bytes
-    /// they count, each at most `most`.
+    /// Cuts each free text to `most` bytes at most, between two characters. Returns whether one was longer, and at
+    /// most how many bytes they have then.
     pub fn cut_texts(&mut self, most: usize) -> (bool, usize) {
         let texts = [&mut self.user_id, &mut self.ip, &mut self.user_agent];
         let (mut is_longer, mut bytes) = (false, 0);
@@ -119,14 +119,14 @@ impl Event {
 pub struct Webhook {
     /// `relay.webhooks.id`.
     pub id: i64,
-    /// As the customer typed it.
+    /// The URL, as the customer typed it.
     pub url: String,
     /// Signs the calls when set.
     pub signing_secret: Option<Secret>,
 }
 
 impl fmt::Debug for Webhook {
-    /// Without the URL, which may have a password in it.
+    /// Shows no URL, which may have a password in it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Webhook").field("id", &self.id).finish_non_exhaustive()
     }

@@ -1,4 +1,4 @@
-//! What may be shown of what has secrets in it.
+//! What may be shown of a URL that may have a password in it.
 
 use url::Url;
 

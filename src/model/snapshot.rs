@@ -1,6 +1,6 @@
 //! Which transactions were running.
 
-/// Which transactions were running at a moment, as `snapshot.sql` has it.
+/// Which transactions were running at a moment, as `snapshot.sql` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// Every transaction below it had ended.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// Cuts a text to so many bytes at most, between two characters, and gives the memory back. Whether it was longer.
+/// Cuts a text to so many bytes at most, between two characters, and gives the memory back. Returns whether it was longer.
 pub fn cut(text: &mut String, most: usize) -> bool {
     let longer = text.len() > most;
     if longer {
@@ -17,7 +17,7 @@ pub fn floor_char_boundary(text: &str, index: usize) -> usize {
     (0..=index.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default()
 }
 
-/// The same as [`storable`], and copies nothing that is valid.
+/// Makes foreign bytes a text that Postgres can hold, as [`storable`] does, and copies nothing that is valid.
 pub fn storable_text(bytes: &[u8]) -> Cow<'_, str> {
     match str::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => text.into(),
@@ -25,8 +25,8 @@ pub fn storable_text(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// Makes foreign bytes a text that Postgres can hold: invalid UTF-8 and NUL become U+FFFD. Keeps no room to grow, and
-/// copies nothing that is given and valid.
+/// Makes foreign bytes a text that Postgres can hold: invalid UTF-8 and NUL become U+FFFD. Keeps no space to grow, and does
+/// not copy valid bytes.
 pub fn storable(bytes: impl Into<Vec<u8>>) -> String {
     let mut text = String::from_utf8(bytes.into())
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());

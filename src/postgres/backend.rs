@@ -1,11 +1,11 @@
 //! Whether a session keeps one backend. Behind a pooler that gives backends away between two transactions it does not:
 //! LISTEN, advisory locks and settings would be left to others.
 //!
-//! Sets nothing on the server, and knows no pooler by name. A server announces a process id when a session begins. When
-//! the backend has this id, nothing stands between us that could give it away. A pooler announces an id of its own, also one
-//! that keeps sessions (session mode). Then a second session, the witness, is asked in turns with the first. Each must
-//! be served by one backend all the time, and these must be two: as long as both are open, a backend that is kept for one
-//! cannot serve the other.
+//! Sets nothing on the server, and knows no pooler by name. A server announces a process id when a session begins. When the
+//! backend has this id, no pooler is in between. A pooler announces an id of its own, even one that keeps sessions (session
+//! mode). Then a second session, the witness, is asked in turns with the first. One backend must serve each of them all the
+//! time, and the two backends must differ: while both sessions are open, a backend that is kept for one cannot serve the
+//! other.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -20,12 +20,12 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::session::Session;
 use crate::error::{Error, Result};
+use crate::postgres::session::Session;
 
-/// How often the two sessions are asked in turns. A pooler without other clients is found out in the first round, whether
-/// it takes the backend that was used last or the one that has rested longest. With other clients on N backends it stays
-/// undiscovered with a chance of N to the power of -24 at most; then the first look of the daemon at another backend ends it.
+/// How often the two sessions are asked in turns. The first round discovers a pooler without other clients, whether it takes
+/// the backend that was used last or the one that has rested longest. With other clients on N backends, a pooler stays
+/// undiscovered with a chance of N to the power of -24 at most. Then the daemon ends when it meets another backend.
 const ROUNDS: u32 = 8;
 /// How long the witness may take: a pool in session mode may have no backend for it.
 const WITNESS_MAX: Duration = Duration::from_secs(3);
@@ -37,14 +37,14 @@ const PROVED_MAX: usize = 64;
 pub(super) struct Proved(Arc<Mutex<Vec<String>>>);
 
 impl Proved {
-    /// For whoever is about to prove it of a server; the others wait. None: it is known.
+    /// The list, for a session that is about to prove it of a server; other sessions wait meanwhile. None when it is known.
     pub(super) async fn unless_known(&self, server: &str) -> Option<MutexGuard<'_, Vec<String>>> {
         let known = self.0.lock().await;
         (!known.iter().any(|one| one == server)).then_some(known)
     }
 }
 
-/// From now on it is known of this server.
+/// Remembers that sessions with this server keep their backends.
 pub(super) fn remember(known: &mut Vec<String>, server: String) {
     let surplus = (known.len() + 1).saturating_sub(PROVED_MAX);
     known.drain(..surplus);
@@ -94,8 +94,8 @@ async fn serving(session: &Session) -> Result<i32> {
     pid.ok_or_else(|| Error::Failed(format!("{doing}: no number came")))
 }
 
-/// The process id that was announced when the session began. The client keeps it to itself, but for the request that
-/// cancels a statement; so that is written, to ourselves.
+/// The process id that the server announced when the session began. The client shows it in one place only, the request that
+/// cancels a statement. So this function lets the client write that request, and reads it itself.
 async fn announced(client: &Client) -> io::Result<i32> {
     /// Instead of a process id: a request for TLS, which is another message.
     const TLS: i32 = 80_877_103;
@@ -120,7 +120,7 @@ async fn announced(client: &Client) -> io::Result<i32> {
     pid
 }
 
-/// TLS that is none, for [`announced`].
+/// Stands in for TLS and encrypts nothing, for [`announced`].
 struct Through;
 
 struct Plain(DuplexStream);

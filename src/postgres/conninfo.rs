@@ -1,7 +1,7 @@
 //! What the user typed, taken apart as libpq does it: a `postgres://` URL or `key=value` pairs.
 //!
-//! Knows the two notations and nothing of what the keys mean. Its errors never repeat what stands where a password
-//! may stand: a password that is not percent-encoded ends up in the strangest places of a URL.
+//! Knows the two notations, and not what the keys mean. Its errors never repeat a text from a place where a password may
+//! stand: a password that is not percent-encoded ends up in the strangest places of a URL.
 
 use std::collections::BTreeMap;
 
@@ -14,9 +14,9 @@ pub(super) type Params = BTreeMap<String, String>;
 /// What C's `isspace` takes for white space; Unicode has more, which may be part of a password.
 pub(super) const SPACES: [char; 6] = [' ', '\t', '\n', '\u{b}', '\u{c}', '\r'];
 
-/// Takes the text apart; which of the two notations it is decides its beginning.
+/// Takes the text apart. Its beginning decides which of the two notations it is.
 pub(super) fn parse(text: &str) -> Result<Params> {
-    // White space around a URL is left over from a file or a shell; inside, nobody can say what is meant.
+    // White space around a URL is left over from a file or a shell; inside, its meaning is unclear.
     let trimmed = text.trim_matches(SPACES);
     if let Some(rest) = ["postgres://", "postgresql://"].iter().find_map(|p| trimmed.strip_prefix(p)) {
         return match rest.contains(SPACES) {
@@ -128,7 +128,8 @@ fn host_and_port(text: &str) -> Result<((String, String), &str)> {
     Ok(((decode(host)?, port), rest))
 }
 
-/// Percent-decoding, strict: a `%` that begins no code is an error, as it is for libpq.
+/// Percent-decoding by libpq's rule: a `%` that begins no code is an error, and so is `%00`. The crate percent-encoding takes
+/// both as they are, and a mistyped password would be another one.
 fn decode(text: &str) -> Result<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

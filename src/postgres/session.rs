@@ -1,7 +1,7 @@
 //! One connection and what happens beside its queries: notifications, notices, its end.
 //!
-//! Owns the task that moves the bytes. Never keeps what the server says unasked: a notification is a permit, a notice a
-//! line in the log.
+//! Owns the task that moves the bytes. Keeps no message that the server sends unasked: a notification becomes a permit, a
+//! notice a line in the log.
 
 use std::future::poll_fn;
 use std::ops::Deref;
@@ -15,8 +15,8 @@ use tokio_postgres::{AsyncMessage, Client, Connection};
 
 use crate::error::{Error, one_line};
 
-/// What a dropped session may take to say goodbye and to see its last statement through. A session whose server no
-/// longer answers must not keep its socket for longer.
+/// How long a dropped session may take to say goodbye and to see its last statement through. A session whose server no longer
+/// answers must not keep its socket for longer.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A session: the client and what happens beside its queries. Dropping it closes the connection, within a second at
@@ -38,7 +38,7 @@ pub struct Session {
 struct Beside {
     /// Holds one permit, however many notifications came.
     notified: Notify,
-    /// Why the connection ended, until somebody has asked.
+    /// Why the connection ended. The first call of [`Session::closed`] takes it.
     reason: Mutex<Option<tokio_postgres::Error>>,
 }
 
@@ -78,7 +78,7 @@ impl Session {
         self.beside.notified.notified().await;
     }
 
-    /// Resolves when the connection is gone. The first who asks gets the reason.
+    /// Resolves when the connection is gone. The first call gets the reason.
     pub async fn closed(&self) -> Error {
         let mut ended = self.ended.clone();
         // An error means that the task is gone without a word (the runtime ends): closed as well.
@@ -104,8 +104,7 @@ impl Deref for Session {
     }
 }
 
-/// Moves bytes until the connection ends. What the server says unasked is not kept: a notification is a permit, a
-/// notice a line in the log.
+/// Moves bytes until the connection ends, and deals with what the server sends unasked.
 async fn drive<S, T>(
     mut connection: Connection<S, T>,
     beside: &Beside,

@@ -1,7 +1,7 @@
 //! Where and how to connect: what the user typed, completed by the `PG*` variables and libpq's defaults.
 //!
-//! Owns the meaning of every key; checks all of it once, before the first connection. Reads no password from a file
-//! and opens no connection: that is done anew at every connect (`db.rs`).
+//! Owns the meaning of every key, and checks all of it once, before the first connection. Reads no password from a file and
+//! opens no connection: `connect` does both, anew for each session.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,89 +11,34 @@ use nix::unistd::{User, geteuid};
 use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 
-use super::backend::Proved;
-use super::conninfo::{self, Params, SPACES};
-use super::host::{Host, Place, hosts};
-use super::tls::{self, Identity, Mode, Root};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::database_addresses::Reached;
-
-/// Keys that mean something here, in libpq's spelling, and the variable that fills each in.
-const KEYS: &[(&str, &str)] = &[
-    ("host", "PGHOST"),
-    ("hostaddr", "PGHOSTADDR"),
-    ("port", "PGPORT"),
-    ("dbname", "PGDATABASE"),
-    ("user", "PGUSER"),
-    ("password", "PGPASSWORD"),
-    ("passfile", "PGPASSFILE"),
-    ("sslmode", "PGSSLMODE"),
-    ("sslrootcert", "PGSSLROOTCERT"),
-    ("sslcert", "PGSSLCERT"),
-    ("sslkey", "PGSSLKEY"),
-    ("sslnegotiation", "PGSSLNEGOTIATION"),
-    ("channel_binding", "PGCHANNELBINDING"),
-    ("connect_timeout", "PGCONNECT_TIMEOUT"),
-    ("application_name", "PGAPPNAME"),
-    ("options", "PGOPTIONS"),
-    ("target_session_attrs", "PGTARGETSESSIONATTRS"),
-    ("keepalives", ""),
-    ("keepalives_idle", ""),
-    ("keepalives_interval", ""),
-    ("keepalives_count", ""),
-    ("tcp_user_timeout", ""),
-];
-
-/// Keys of libpq that change nothing for this program.
-const WITHOUT_EFFECT: &[&str] = &[
-    "client_encoding",
-    "fallback_application_name",
-    "gssdelegation",
-    "gssencmode",
-    "gsslib",
-    "krbsrvname",
-    "load_balance_hosts",
-    "sslcompression",
-    "sslsni",
-];
-
-/// Keys that demand something which is not done here. Connecting all the same would be connecting elsewhere, or
-/// with less protection than was asked for.
-const REFUSED: &[(&str, &str)] = &[
-    ("service", "PGSERVICE"),
-    ("servicefile", ""),
-    ("require_auth", "PGREQUIREAUTH"),
-    ("requirepeer", "PGREQUIREPEER"),
-    ("requiressl", "PGREQUIRESSL"),
-    ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"),
-    ("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION"),
-    ("sslcertmode", "PGSSLCERTMODE"),
-    ("sslcrl", "PGSSLCRL"),
-    ("sslcrldir", "PGSSLCRLDIR"),
-    ("sslpassword", ""),
-    ("replication", ""),
-];
+use crate::postgres::backend::Proved;
+use crate::postgres::conninfo::{self, Params, SPACES};
+use crate::postgres::hosts::{Host, Place, hosts};
+use crate::postgres::keywords::{bad, fill_in, refuse_what_is_not_done};
+use crate::postgres::tls::{self, Identity, Mode, Root};
 
 /// One address try, name resolution and handshakes included. Long enough for a slow login, short enough that the
-/// next host of a cluster is tried while somebody still waits.
+/// next host of a cluster is tried while the operator still waits.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 // A half-open connection is noticed within 10 seconds. Idle: 5 s of silence, then probes at 5, 7 and 9 s, and
-// nothing heard ends it at 9 s. With a query in flight: TCP_USER_TIMEOUT ends it 9 s after the first byte that
-// nobody acknowledged.
+// silence ends the connection at 9 s. With a query in flight, TCP_USER_TIMEOUT ends it 9 s after the first byte that
+// the server did not acknowledge.
 const KEEPALIVES_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVES_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVES_COUNT: u32 = 2;
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(9);
 
-/// What the server must let us do (`target_session_attrs`).
+/// What the server must allow the relay (`target_session_attrs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Whatever the user says.
+    /// Any server: the user says so.
     Any,
-    /// The default: the relay is useless where it cannot write.
+    /// A server that takes writes. The default: the relay is useless where it cannot write.
     Write,
-    /// Not a standby.
+    /// A server that is no standby.
     Primary,
 }
 
@@ -111,9 +56,10 @@ pub struct Settings {
     pub(super) tls: tls::Options,
     /// Asked when no password was given.
     pub(super) passfile: Option<PathBuf>,
-    /// None: no limit, the user's explicit wish.
+    /// None when the user has asked for no limit.
     pub(super) connect_timeout: Option<Duration>,
-    /// Where sessions were opened, by this value and its clones: for the caller's rule that Postgres is never called.
+    /// The addresses at which this value and its clones opened sessions. The egress policy reads them: no call may reach
+    /// Postgres.
     pub reached: Reached,
     /// Which servers keep a session's backend, by this value and its clones.
     pub(super) proved: Proved,
@@ -135,18 +81,14 @@ impl Settings {
     /// `~/.postgresql/root.crt`; without either, `verify-full` trusts the system's store and `verify-ca` is refused.
     ///
     /// # Errors
-    /// [`Error::Config`]: one line on what is wrong and what to do.
+    /// [`Error::Config`](crate::error::Error::Config): one line on what is wrong and what to do.
     pub fn parse(database_url: Option<&str>, env: &dyn Fn(&str) -> Option<String>) -> Result<Settings> {
         // Set but empty is not set, and some keys have no variable.
         let env =
             |name: &str| if name.is_empty() { None } else { env(name).filter(|value| !value.is_empty()) };
         let mut params = database_url.map_or_else(|| Ok(Params::new()), conninfo::parse)?;
         refuse_what_is_not_done(&params, &env)?;
-        for (key, variable) in KEYS {
-            if let (false, Some(value)) = (params.contains_key(*key), env(variable)) {
-                params.insert((*key).to_owned(), value);
-            }
-        }
+        fill_in(&mut params, &env);
         // Given and empty: the default, and not what a variable says.
         params.retain(|_, value| !value.is_empty());
 
@@ -182,9 +124,8 @@ impl Settings {
         format!("{}@{hosts}/{}, sslmode {}", self.user(), self.database(), self.tls.mode.as_str())
     }
 
-    /// The names and addresses under which Postgres is reached by TCP, with the port. A server behind a Unix socket
-    /// is one of this machine and mostly listens on its addresses, too. For the caller's rule that Postgres' own
-    /// address is never called.
+    /// The names and addresses under which Postgres is reached by TCP, with the port. A server behind a Unix socket is one of
+    /// this machine, and mostly listens on its addresses, too. The egress policy reads them: no call may reach Postgres.
     pub fn tcp_hosts(&self) -> Vec<(String, u16)> {
         let mut found = Vec::new();
         for Host { place, port } in &self.hosts {
@@ -214,46 +155,11 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// The one form of this program's complaints about a key.
-pub(super) fn bad<T>(key: &str, what: impl fmt::Display) -> Result<T> {
-    let variable = KEYS.iter().find(|(known, _)| *known == key).map_or("", |(_, variable)| variable);
-    match variable {
-        "" => Err(Error::Config(format!("database URL: {key}: {what}"))),
-        _ => Err(Error::Config(format!("database URL: {key} (or {variable}): {what}"))),
-    }
-}
-
-fn refuse_what_is_not_done(params: &Params, env: &dyn Fn(&str) -> Option<String>) -> Result<()> {
-    for (key, variable) in REFUSED {
-        let given = params.get(*key);
-        let named = if given.is_some() { key } else { variable };
-        if given.map_or_else(|| env(variable).is_some(), |value| !value.is_empty()) {
-            return Err(Error::Config(format!(
-                "{named} is not supported; leave it out and give the settings themselves in --database-url"
-            )));
-        }
-    }
-    let encryption = params.get("gssencmode").cloned().or_else(|| env("PGGSSENCMODE"));
-    if encryption.as_deref() == Some("require") {
-        return bad("gssencmode", "GSS encryption is not supported; use TLS (sslmode)");
-    }
-    match params.keys().find(|key| !is_known(key)) {
-        Some(key) => bad(key, "no such setting; the names are those of libpq"),
-        None => Ok(()),
-    }
-}
-
-/// Whether this is a key of libpq's.
-pub(super) fn is_known(key: &str) -> bool {
-    let is_in = |keys: &[(&str, &str)]| keys.iter().any(|(known, _)| *known == key);
-    is_in(KEYS) || WITHOUT_EFFECT.contains(&key) || is_in(REFUSED)
-}
-
 fn os_user() -> Option<User> {
     User::from_uid(geteuid()).ok().flatten()
 }
 
-/// The whole value must be one of the words.
+/// Reads a key whose whole value must be one of these words.
 fn choice<T: Copy>(params: &Params, key: &str, words: &[(&str, T)]) -> Result<Option<T>> {
     let Some(value) = params.get(key) else { return Ok(None) };
     match words.iter().find(|(word, _)| word == value) {
@@ -273,7 +179,7 @@ fn number<T: std::str::FromStr>(params: &Params, key: &str) -> Result<Option<T>>
     }
 }
 
-/// Zero, as in libpq, leaves the system's own value.
+/// Reads a key in seconds. Zero leaves the system's own value, as in libpq.
 fn seconds(params: &Params, key: &str, default: Duration) -> Result<Option<Duration>> {
     let seconds = number::<u64>(params, key)?.map(Duration::from_secs);
     Ok(Some(seconds.unwrap_or(default)).filter(|time| !time.is_zero()))

@@ -1,29 +1,24 @@
 //! TLS to Postgres: what each `sslmode` demands of the server's certificate, and our own certificate.
 //!
-//! Owns libpq's semantics on top of rustls; the provider is given explicitly, nothing here is process-wide. Never
-//! skips the proof that the server holds the key of the certificate it shows, whatever the mode: channel binding
-//! rests on it.
+//! Owns libpq's semantics on top of rustls. Whatever the mode, the server proves that it holds the key of the certificate it
+//! shows ([`verifier`](crate::tls::verifier)): channel binding rests on it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use x509_cert::der::Decode;
 use x509_cert::der::oid::db::{rfc4519, rfc5912};
 
 use crate::error::{Error, Result};
-use crate::handshake::{judged, judged_key, lacks_authority, require_version_3};
+use crate::tls::handshake::{judged, lacks_authority};
+use crate::tls::verifier::{Demands, add, client_config, provider, usable};
 
 /// libpq's `sslmode`, weakest first. `allow` is read as `prefer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
@@ -66,7 +61,7 @@ pub(super) struct Identity {
     pub key: PathBuf,
 }
 
-/// Everything that decides how TLS is spoken. Only names files; [`Options::connector`] reads them.
+/// All that decides how TLS is spoken. Has the names of files; [`Options::connector`] reads them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Options {
     pub mode: Mode,
@@ -102,7 +97,6 @@ impl Options {
     }
 
     fn client_config(&self) -> Result<ClientConfig> {
-        let provider = ring::default_provider();
         let demand = self.demand();
         let trusted = match (&self.root, demand) {
             (_, Demand::Nothing) | (Root::None, _) => Vec::new(),
@@ -110,23 +104,13 @@ impl Options {
             (Root::File(path), _) => certificates("sslrootcert", path)?,
         };
         let mut roots = RootCertStore::empty();
-        for certificate in &trusted {
-            match (roots.add(certificate.clone()), &self.root) {
-                (Err(error), Root::File(path)) => {
-                    return Err(unusable("sslrootcert", path, &error));
-                }
-                // A system's store may hold oddities; what cannot be used just is not trusted.
-                (Err(_), _) | (Ok(()), _) => {}
+        match &self.root {
+            Root::File(path) => {
+                add(&mut roots, &trusted).map_err(|error| unusable("sslrootcert", path, &error))?;
             }
+            Root::System | Root::None => roots = usable(trusted.clone()),
         }
-        let verifier =
-            Verifier { demand, roots, trusted, algorithms: provider.signature_verification_algorithms };
-
-        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_safe_default_protocol_versions()
-            .expect("ring has the suites of TLS 1.2 and 1.3")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
+        let builder = client_config(Demanded { demand, roots, trusted });
         let mut config = match &self.identity {
             Some(Identity { cert, key }) if self.mode != Mode::Disable => {
                 check_key_is_private(key)?;
@@ -211,7 +195,7 @@ pub(super) fn is_refusal(error: &rustls::Error) -> bool {
     }
 }
 
-/// What to do about it, where that is not plain.
+/// What the operator can do about a refusal, where that is not plain.
 pub(super) fn hint(error: &rustls::Error) -> &'static str {
     match error {
         error if lacks_authority(error) => {
@@ -226,15 +210,14 @@ pub(super) fn hint(error: &rustls::Error) -> &'static str {
 
 /// Judges the server's certificate by the mode.
 #[derive(Debug)]
-struct Verifier {
+struct Demanded {
     demand: Demand,
     roots: RootCertStore,
     /// The certificates in `roots`, whole.
     trusted: Vec<CertificateDer<'static>>,
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl Verifier {
+impl Demanded {
     /// A chain to a trusted certificate, or the server's certificate being a trusted one itself. The latter is
     /// what Postgres' documentation makes ("Creating Certificates"): self-signed with CA:TRUE, which webpki refuses
     /// as a server's. Its time of validity counts all the same; webpki looks at it first.
@@ -246,7 +229,7 @@ impl Verifier {
         now: UnixTime,
     ) -> std::result::Result<(), rustls::Error> {
         use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-        let algorithms = self.algorithms.all;
+        let algorithms = provider().signature_verification_algorithms.all;
         match verify_server_cert_signed_by_trust_anchor(parsed, &self.roots, between, now, algorithms) {
             Err(
                 error @ rustls::Error::InvalidCertificate(
@@ -259,52 +242,28 @@ impl Verifier {
     }
 }
 
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
+impl Demands for Demanded {
+    fn check(
         &self,
         server: &CertificateDer<'_>,
         between: &[CertificateDer<'_>],
         name: &ServerName<'_>,
-        _ocsp: &[u8],
         now: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        // Also where nothing else is asked of it: webpki reads version 3 only.
-        require_version_3(server)?;
-        let x509 = x509_cert::Certificate::from_der(server).ok();
-        if self.demand != Demand::Nothing {
-            let parsed = ParsedCertificate::try_from(server)?;
-            self.check_chain(server, &parsed, between, now)
-                .map_err(|error| judged(error, server, between, &self.roots))?;
-            if self.demand == Demand::ChainAndName {
-                match verify_server_name(&parsed, name) {
-                    Err(_) if x509.is_some_and(|x509| common_name_is(&x509, name)) => {}
-                    other => other?,
-                }
-            }
+    ) -> std::result::Result<(), rustls::Error> {
+        if self.demand == Demand::Nothing {
+            return Ok(());
         }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms).map_err(|error| judged_key(error, cert))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms).map_err(|error| judged_key(error, cert))
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        let parsed = ParsedCertificate::try_from(server)?;
+        self.check_chain(server, &parsed, between, now)
+            .map_err(|error| judged(error, server, between, &self.roots))?;
+        if self.demand == Demand::Chain {
+            return Ok(());
+        }
+        let x509 = x509_cert::Certificate::from_der(server).ok();
+        match verify_server_name(&parsed, name) {
+            Err(_) if x509.is_some_and(|x509| common_name_is(&x509, name)) => Ok(()),
+            other => other,
+        }
     }
 }
 
@@ -323,7 +282,7 @@ fn common_name_is(x509: &x509_cert::Certificate, name: &ServerName<'_>) -> bool 
         .filter(|attribute| attribute.oid == rfc4519::CN)
         .filter_map(|attribute| std::str::from_utf8(attribute.value.value()).ok())
         .collect();
-    // Several common names in one certificate: nobody can say which is meant.
+    // Of several common names in one certificate it is unclear which is meant.
     matches!(common_names[..], [only] if name_matches(only, &name.to_str()))
 }
 

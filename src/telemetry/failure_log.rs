@@ -1,4 +1,4 @@
-//! Failed calls in the journal: one line each, and a flood of them summed up.
+//! Failed calls in the journal: one line for each, and a sum in a flood of them.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ struct Lately {
 }
 
 impl Failures {
-    /// Tells of a call if it failed.
+    /// Logs a call if it failed.
     pub fn note(&self, outbox_id: i64, call: &Call) {
         let Some(kind) = call.error_kind else { return };
         let now = Instant::now();
@@ -52,7 +52,7 @@ impl Failures {
         );
     }
 
-    /// Tells the counts of what was not told, and forgets who has been quiet.
+    /// Logs the counts of failures that have no line of their own, and forgets webhooks whose calls have not failed since.
     pub fn flush(&self) {
         let now = Instant::now();
         self.lately.borrow_mut().retain(|webhook_id, lately| {

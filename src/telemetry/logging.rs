@@ -1,9 +1,9 @@
 //! The journal: tracing, as text for people or JSON for collectors, to standard error or to daily files.
 //!
-//! Lines are written by a thread of their own, from a queue with a bound: a pipe that nobody reads, or a disk that is
-//! full, loses lines and holds nothing else up.
+//! A thread of its own writes the lines, from a queue with a bound. A pipe without a reader, or a full disk, loses lines and
+//! holds nothing else up.
 //!
-//! What is never logged: bodies, header values, secrets, a URL's user, password and query.
+//! Never logs bodies, header values, secrets, nor a URL's user, password and query.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -23,7 +23,7 @@ use crate::cli::{Global, LogFormat, LogLevel};
 use crate::error::{Error, Result};
 use crate::telemetry::terminal::{self, escaped};
 
-/// Lines that wait to be written; more are lost.
+/// Most lines that wait to be written. Further lines are lost.
 const LINES_MAX: usize = 10_000;
 /// The daily files are `promptpal-relay.2024-01-15.log` (UTC).
 const PREFIX: &str = "promptpal-relay";
@@ -41,7 +41,7 @@ impl From<LogLevel> for LevelFilter {
     }
 }
 
-/// Writes what still waits when it is dropped, within a second.
+/// When it is dropped, it writes the lines that still wait, within a second.
 pub struct Flush {
     _guard: WorkerGuard,
 }
@@ -54,7 +54,7 @@ pub struct Files(Option<File>);
 struct File {
     dir: PathBuf,
     days: usize,
-    // Written by whoever logs, replaced on SIGHUP.
+    // The thread that writes the log uses it; SIGHUP replaces it.
     open: Arc<Mutex<Open>>,
 }
 
@@ -126,7 +126,7 @@ fn open(dir: &Path) -> Result<Open> {
     Ok(Open { appender, pruned: 0 })
 }
 
-/// Sets logging up, once for the process. What waits is written when the [`Flush`] is dropped.
+/// Sets logging up, once for the process. The lines that still wait are written when the [`Flush`] is dropped.
 ///
 /// # Errors
 ///
@@ -164,7 +164,7 @@ pub fn install(global: &Global) -> Result<(Files, Flush)> {
 }
 
 /// Whether standard error is the journal's: `JOURNAL_STREAM` names its device and inode, and may be left over from
-/// whoever started us (systemd.exec(5)).
+/// the process that started this one (systemd.exec(5)).
 pub fn is_journal() -> bool {
     let stderr = nix::sys::stat::fstat(io::stderr()).map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
     stderr.is_ok_and(|stderr| std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == stderr))
@@ -174,7 +174,7 @@ pub fn is_journal() -> bool {
 pub const ERROR: &str = "<3>";
 
 /// Each event on one line that is [`escaped`] as a whole, wherever a foreign text stands in it: a line break would begin
-/// a line of its own in the journal, with a priority that somebody else chose.
+/// a line of its own in the journal, with a priority of the text's choice.
 struct Lines<F> {
     format: F,
     /// The priority stands in front.

@@ -1,7 +1,7 @@
 //! What is counted, under which names, and the little HTTP server that tells it (`--metrics-listen`).
 //!
-//! Everything here happens on the relay's one asynchronous thread, a batch at a time; what the threads are doing is
-//! asked when somebody scrapes. Counting never waits, and never asks Postgres.
+//! All of it happens on the relay's one asynchronous thread, a batch at a time. A scrape asks what the threads are doing.
+//! Counting never waits, and never asks Postgres.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -30,8 +30,8 @@ use crate::telemetry::terminal::escaped;
 
 /// How long a request may take to come, and its answer to go.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections that are served at the same time. One more, and the oldest is closed: who asks is answered within
-/// milliseconds, so the oldest are the silent ones.
+/// Connections that are served at the same time. When one more comes, the oldest is closed: a client that asks is answered
+/// within milliseconds, so the oldest ones are silent.
 const CONNECTIONS_MAX: usize = 64;
 /// Longest head of a request.
 const HEAD_MAX: usize = 8 * 1024;
@@ -46,19 +46,19 @@ type Count = Gauge<i64, AtomicI64>;
 pub struct Metrics {
     registry: Registry,
     durations: HashMap<&'static str, Histogram>,
-    // Told by the histograms' counts, too.
+    // The histograms' counts say so, too.
     recorded: Counter,
     /// Calls whose receivers may have seen them before.
     pub repeated: Counter,
-    /// Rows of which nothing was recorded because they were somebody else's by then.
+    /// Rows of which nothing was recorded because another instance had finished them or taken them over.
     pub fenced: Counter,
     /// Rows that were marked done.
     pub done: Counter,
-    /// Looks for rows.
+    /// Claims that looked for rows.
     pub claims: Counter,
-    /// Rows that they found.
+    /// Rows that the claims found.
     pub claimed: Counter,
-    /// Rows that were put into the slow lane.
+    /// Rows that were parked.
     pub parked: Counter,
     finishes: Histogram,
     wakeups: Family<Labels, Counter>,
@@ -77,11 +77,11 @@ pub struct Metrics {
     oldest_pending: Seconds,
     oldest_parked: Seconds,
     retention: Seconds,
-    // Why we are not healthy, by who says so; empty: we are. Each source writes its own.
+    // Why the daemon is not healthy, by source; empty when it is healthy. Each source writes its own entry.
     trouble: RefCell<BTreeMap<Source, String>>,
 }
 
-/// Who says that the daemon does not work, in the order of telling.
+/// The parts of the daemon that may say that it does not work, in the order of telling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// It is told to stop.
@@ -197,7 +197,7 @@ fn label(name: &'static str, value: impl ToString) -> Labels {
 }
 
 impl Metrics {
-    /// A call was recorded.
+    /// Counts a call that was recorded.
     pub fn call(&self, call: &Call, repeated: bool) {
         let took = call.end_time.duration_since(call.start_time).unwrap_or_default();
         let outcome = call.error_kind.map_or(SUCCESS, ErrorKind::as_str);
@@ -208,34 +208,34 @@ impl Metrics {
         }
     }
 
-    /// Calls that were recorded.
+    /// How many calls were recorded.
     pub fn calls(&self) -> u64 {
         self.recorded.get()
     }
 
-    /// So many rows were recorded in one transaction.
+    /// Counts a transaction that recorded so many rows.
     pub fn finish(&self, rows: usize) {
         self.finishes.observe(rows as f64);
         self.done.inc_by(rows as u64);
     }
 
-    /// A rest has ended, for this reason.
+    /// Counts a wait of the claiming loop that ended, by its reason.
     pub fn wakeup(&self, cause: &str) {
         self.wakeups.get_or_create(&label("cause", cause)).inc();
     }
 
-    /// How old the oldest rows are, in seconds; NaN when it is not known.
+    /// Sets how old the oldest pending and the oldest parked row are, in seconds; NaN when it is not known.
     pub fn oldest(&self, (pending, parked): (f64, f64)) {
         self.oldest_pending.set(pending);
         self.oldest_parked.set(parked);
     }
 
-    /// How long ago the retention last did all of its work, in seconds; NaN when it is not known.
+    /// Sets how long ago the retention last did all of its work, in seconds; NaN when it is not known.
     pub fn retention_age(&self, age: f64) {
         self.retention.set(age);
     }
 
-    /// Says why the daemon does not work; none: as far as this source knows, it does.
+    /// Notes why the daemon does not work, or with none that this source knows no reason.
     pub fn trouble(&self, source: Source, why: Option<String>) {
         let mut trouble = self.trouble.borrow_mut();
         match why {
@@ -244,7 +244,7 @@ impl Metrics {
         }
     }
 
-    /// Why the daemon does not work; none: it does.
+    /// Why the daemon does not work; none when it works.
     pub fn why(&self) -> Option<String> {
         let trouble = self.trouble.borrow();
         let all: Vec<&str> = trouble.values().map(String::as_str).collect();
@@ -276,15 +276,15 @@ impl Metrics {
     }
 }
 
-/// The listener of `--metrics-listen`.
+/// The listening socket of `--metrics-listen`.
 pub struct Server(TcpListener);
 
 impl Server {
-    /// Listens.
+    /// Begins to listen.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] when the address cannot be had.
+    /// [`Error::Config`] when the system does not give the address.
     pub async fn bind(address: SocketAddr) -> Result<Server> {
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| {
@@ -296,7 +296,7 @@ impl Server {
         Ok(Server(listener))
     }
 
-    /// Where it listens.
+    /// The port that it listens on.
     ///
     /// # Errors
     ///
@@ -311,7 +311,7 @@ impl Server {
         let mut connections = Connections(VecDeque::new());
         loop {
             let stream = tokio::select! {
-                // Those that are there come first: however many come, whoever has asked is answered.
+                // Open connections come first: however many new ones come, a client that has asked is answered.
                 biased;
                 never = connections.serve() => match never {},
                 stream = self.accept() => stream,

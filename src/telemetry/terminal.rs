@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 
-/// Whether to write colours there: to a terminal that has them by its `TERM`, unless `NO_COLOR` is set
+/// Whether to write colours to a stream: to a terminal that has them by its `TERM`, unless `NO_COLOR` is set
 /// (<https://no-color.org>).
 pub fn has_colours(stream: &impl IsTerminal) -> bool {
     let variable = |name| std::env::var_os(name).unwrap_or_default();
@@ -17,7 +17,7 @@ fn are_wanted(term: &OsStr, no_color: &OsStr) -> bool {
     !term.is_empty() && term != "dumb" && no_color.is_empty()
 }
 
-/// How many characters a line may have there; none when it is no terminal.
+/// How many characters a line of a terminal may have; none when the stream is no terminal.
 pub fn width(stream: impl AsFd) -> Option<usize> {
     terminal_size::terminal_size_of(stream).map(|(width, _)| width.0.into())
 }
@@ -26,8 +26,8 @@ pub fn width(stream: impl AsFd) -> Option<usize> {
 /// is written as JSON writes it (`\u001b`), one beyond U+FFFF as two. JSON stays JSON and means the same: such characters
 /// stand in its strings only.
 ///
-/// Everything that is printed or logged passes here where it is written, and only there: standard output in
-/// `command::screen`, the last line in `main`, the lines of the log in [`crate::telemetry::logging`], systemd's status, `/healthz`.
+/// Each text that is printed or logged passes here where it is written, and only there: standard output in `command::table`,
+/// the last line in `main`, the lines of the log in [`crate::telemetry::logging`], systemd's status, `/healthz`.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(deceives) {
         return text.into();
@@ -56,7 +56,7 @@ fn deceives(c: char) -> bool {
             | '\u{200E}'..='\u{200F}' | '\u{2028}'..='\u{202E}'
             // Invisible operators, isolates, deprecated format characters; byte order mark, annotations.
             | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}'
-            // Shorthand and musical format characters; tags, which carry text that nobody sees.
+            // Shorthand and musical format characters; tags, which carry invisible text.
             | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E007F}')
 }
 

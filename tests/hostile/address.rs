@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use promptpal_relay::delivery::networks::problem;
+use promptpal_relay::delivery::networks::denial_reason as problem;
 use promptpal_relay::delivery::resolver::{Answer, Resolver};
 use promptpal_relay::model::call::Outcome;
 use promptpal_relay::model::memory::Room;
@@ -624,7 +624,7 @@ fn slow_names_have_half_of_the_threads() {
     let soon = || Instant::now() + Duration::from_millis(1);
     let names: Vec<String> = (0..60).map(|n| format!("slow{n}")).collect();
     for name in &names {
-        assert!(matches!(resolver.addresses(name, soon()), Answer::Late | Answer::Crowded));
+        assert!(matches!(resolver.addresses(name, soon()), Answer::Late | Answer::ResolverBusy));
     }
     // They fail, late; that is what is remembered.
     slow_ones.1.store(false, Ordering::SeqCst);
@@ -675,7 +675,7 @@ fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_f
             let (caller, crowded, webhook) =
                 (caller.clone(), crowded.clone(), webhook(&url(&format!("hang{n}"))));
             thread::spawn(move || match caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end()) {
-                Outcome::Crowded => _ = crowded.fetch_add(1, Ordering::SeqCst),
+                Outcome::ResolverBusy => _ = crowded.fetch_add(1, Ordering::SeqCst),
                 called => assert_eq!(kind(&crate::support::made(called)), "timeout"),
             })
         })
@@ -685,7 +685,7 @@ fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_f
     });
     let new = webhook(&url("new"));
     assert!(
-        matches!(caller.call(&new, 1, &"{}".into(), &mut Room::without_end()), Outcome::Crowded),
+        matches!(caller.call(&new, 1, &"{}".into(), &mut Room::without_end()), Outcome::ResolverBusy),
         "a lack of ours, not a failure"
     );
     // A failure is kept for a second.
@@ -695,7 +695,7 @@ fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_f
     gate.open();
     eventually("a thread for the new one", || {
         match caller.call(&new, 1, &"{}".into(), &mut Room::without_end()) {
-            Outcome::Crowded => false,
+            Outcome::ResolverBusy => false,
             called => kind(&crate::support::made(called)) == "success",
         }
     });
@@ -739,12 +739,12 @@ fn a_name_that_cannot_be_looked_up_for_want_of_files_is_a_shortage_of_ours() {
     let ask = |name| Resolver::system().addresses(name, Instant::now() + PATIENT);
     let shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::delivery::fd_budget::take(1)).collect();
     assert_eq!(shares.len(), 20, "half of a low limit");
-    assert!(matches!(ask("localhost"), Answer::Shortage(_)), "all are given to calls");
+    assert!(matches!(ask("localhost"), Answer::ResourceExhausted(_)), "all are given to calls");
     drop(shares);
     let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
     let answer = ask("localhost");
     drop(files);
-    assert!(matches!(answer, Answer::Shortage(_)), "somebody else has taken them: {answer:?}");
+    assert!(matches!(answer, Answer::ResourceExhausted(_)), "somebody else has taken them: {answer:?}");
     assert!(matches!(ask("localhost"), Answer::Addresses(_)));
 }
 
@@ -757,12 +757,12 @@ fn a_connection_for_want_of_files_is_a_shortage_of_ours() {
     let (caller, webhook) = (caller(PATIENT), webhook(&receiver.url()));
     let call = || caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end());
     let shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::delivery::fd_budget::take(1)).collect();
-    assert!(matches!(call(), Outcome::Shortage(_)), "all are given to others");
+    assert!(matches!(call(), Outcome::ResourceExhausted(_)), "all are given to others");
     drop(shares);
     let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
     let outcome = call();
     drop(files);
-    assert!(matches!(outcome, Outcome::Shortage(_)), "somebody else has taken them: {outcome:?}");
+    assert!(matches!(outcome, Outcome::ResourceExhausted(_)), "somebody else has taken them: {outcome:?}");
     assert_eq!(receiver.connections(), 0);
     assert_eq!(kind(&crate::support::made(call())), "success");
 }
@@ -792,7 +792,7 @@ fn a_dead_address_gives_its_file_to_the_next_when_there_is_no_other_and_has_had_
             &mut Room::without_end(),
         )
     };
-    assert!(matches!(call(&caller), Outcome::Shortage(_)), "none is left");
+    assert!(matches!(call(&caller), Outcome::ResourceExhausted(_)), "none is left");
     shares.pop();
     let made = crate::support::made(call(&caller));
     assert_eq!(kind(&made), "success", "{}", message(&made));

@@ -80,8 +80,8 @@ pub fn signed(url: &str, secret: &str) -> Webhook {
 pub fn made(outcome: Outcome) -> Call {
     match outcome {
         Outcome::Called(call) => call,
-        Outcome::Shortage(why) => panic!("a shortage of ours: {why}"),
-        Outcome::Crowded => panic!("no thread to look the name up"),
+        Outcome::ResourceExhausted(why) => panic!("a shortage of ours: {why}"),
+        Outcome::ResolverBusy => panic!("no thread to look the name up"),
     }
 }
 

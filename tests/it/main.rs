@@ -25,6 +25,7 @@ mod retention;
 mod rights;
 mod rooms;
 mod schema;
+mod standby;
 mod support;
 mod terminal;
 mod unit;

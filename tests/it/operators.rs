@@ -100,7 +100,7 @@ async fn status_tells_who_runs_what_waits_and_who_fails() {
 #[tokio::test]
 async fn status_at_a_standby_says_that_it_cannot_know_who_runs() {
     let mut primary = Cluster::start(&[]).unwrap();
-    let standby = primary.standby().unwrap();
+    let standby = crate::standby::standby_of(&mut primary);
     let database = Database::on(&primary.url("postgres")).await;
     let receiver = Receiver::start(|_| Reply::Never);
     database.webhook(1, &receiver.url("/")).await;

@@ -64,7 +64,7 @@ async fn the_questions_of_the_readme_are_answered_without_reading_whole_tables()
 #[tokio::test]
 async fn whoever_keeps_vacuum_from_cleaning_up_is_found_also_by_who_may_not_see_all() {
     let mut primary = Cluster::start(&[]).unwrap();
-    let standby = primary.standby().unwrap();
+    let standby = crate::standby::standby_of(&mut primary);
     let database = Database::on(&primary.url("postgres")).await;
     let on_standby = connect(&standby.url("postgres")).await;
     for setting in ["hot_standby_feedback = on", "wal_receiver_status_interval = 1"] {

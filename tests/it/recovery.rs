@@ -456,7 +456,7 @@ async fn a_takeover_that_a_crash_of_the_server_loses_repeats_no_call() {
 #[tokio::test]
 async fn a_failover_to_a_promoted_standby_repeats_no_call() {
     let mut primary = Cluster::start(&[]).unwrap();
-    let standby = primary.standby().unwrap();
+    let standby = crate::standby::standby_of(&mut primary);
     let database = Database::on(&primary.url("postgres")).await;
     let (receiver, gate) = gated();
     database.webhook(1, &receiver.url("/")).await;

@@ -18,14 +18,14 @@ use nix::unistd::Pid;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::command::demo::postgres::{Cluster, spawn_for_life};
-use crate::command::table::printable;
+use crate::command::table::{aligned, columns_for, printable};
 use crate::error::{Error, Result};
 
 /// The project of all that is shown.
 const PROJECT: i64 = 123;
 /// The daemon's `--timeout`: short, because one receiver never answers and people watch.
 const TIMEOUT: &str = "2s";
-/// Until then something that must happen has happened.
+/// How long anything that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often to look at the database, and for Ctrl-C.
 const LOOK: Duration = Duration::from_millis(50);
@@ -279,7 +279,7 @@ fn program(arguments: &[&str], url: &str) -> Result<Command> {
             command.env_remove(variable);
         }
     }
-    // A group of its own: Ctrl-C is for us, who end it in order.
+    // A group of its own: Ctrl-C reaches this process alone, which ends the daemon in order.
     command.process_group(0);
     command.args(arguments).env("DATABASE_URL", url).stdin(Stdio::null());
     Ok(command)
@@ -313,7 +313,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // After stop() there is nobody left to kill.
+        // After stop() no process is left to kill.
         let runs = matches!(self.0.try_wait(), Ok(None));
         if runs && let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
             tracing::warn!(%error, "cannot end the daemon");
@@ -357,7 +357,7 @@ fn serve(
 ) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(body) = read_request(&mut reader)? {
-        // With --keep, whoever is on this machine may post here.
+        // With --keep, any user of this machine may post here.
         let user =
             printable(serde_json::from_slice::<serde_json::Value>(&body)?["userId"].as_str().unwrap_or("?"));
         let (answer, bytes) = match manner {
@@ -402,17 +402,16 @@ fn say(text: &str) -> Result<()> {
     writeln!(io::stdout().lock(), "{text}").map_err(Error::io("writing to standard output"))
 }
 
-/// Columns as wide as their widest cell; the first row is the heading.
+/// Prints a table as psql does; the first row is the heading.
 fn print_table(rows: &[Vec<String>]) -> Result<()> {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let columns = columns_for(rows.iter());
     for (at, row) in rows.iter().enumerate() {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!(" {cell:<width$} "));
-        say(cells.collect::<Vec<_>>().join("|").trim_end())?;
+        let cells = aligned(&columns, row.iter().map(String::as_str), " | ");
+        say(format!(" {cells}").trim_end())?;
         if at == 0 {
-            let rule: Vec<String> = widths.iter().map(|width| "-".repeat(width + 2)).collect();
-            say(&rule.join("+"))?;
+            // Empty cells, with dashes for blanks.
+            let rule = vec![""; columns.len()];
+            say(&format!("-{}-", aligned(&columns, rule, "-+-").replace(' ', "-")))?;
         }
     }
     Ok(())

@@ -1,11 +1,10 @@
-//! A private, throw-away Postgres for the demo, the tests and the benches.
+//! A private, throw-away Postgres for the demo. Tests and benches use it, too.
 //!
 //! Its data is a temporary folder; it listens on a Unix socket there and on a port of loopback that is free. It runs as an
 //! ordinary user when root starts it (Postgres refuses to run as root), stops when it is dropped, and dies with this
 //! process, however that ends. Never touches another cluster.
 
 use std::env;
-use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -19,13 +18,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use tempfile::TempDir;
 
 use crate::error::{Error, Result};
 
-/// Folder of the server's binaries, when they are not found by themselves.
+/// The variable that names the folder of the server's binaries, when they are not in a usual place.
 const BIN_VARIABLE: &str = "PROMPTPAL_RELAY_PG_BIN";
-/// How long a start may take; initdb's fsyncs are off, so the slowest disks manage.
+/// How long a start may take. Without fsync the slowest disks manage.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a stop may take before the server is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -33,13 +33,15 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(10);
 /// How many ports are tried: another process may take a free one before the server does.
 const PORT_TRIES: usize = 5;
-/// Pause before a port that is ours is tried again.
+/// Pause before the server's own port is tried again.
 const PORT_PAUSE: Duration = Duration::from_millis(200);
 /// The lowest port that is tried.
 const PORT_MIN: u16 = 10_000;
 /// Where the system's range of ports for passing connections begins, unless it says otherwise.
 const PORT_PASSING: u16 = 32_768;
-/// Ordinary users to run as when we are root, in order.
+/// Bytes of a path that are encoded in the host of a URL: all but those that RFC 3986, section 2.3, calls unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// Ordinary users that the server runs as when this process is root's, in order of preference.
 const USERS: &[&str] = &["postgres", "nobody"];
 
 /// A running server.
@@ -56,46 +58,23 @@ pub struct Cluster {
 /// How to end the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Sessions are ended, data is written.
+    /// The server ends its sessions and writes its data.
     Fast,
-    /// At once, as in a crash.
+    /// The server ends at once, as in a crash.
     Immediate,
 }
 
 impl Cluster {
-    /// Makes a cluster and starts its server. `settings` are `name=value` pairs for the server, over those of ours.
+    /// Makes a cluster and starts its server. `settings` are `name=value` pairs for the server; they win over the ones here.
     ///
     /// # Errors
     ///
-    /// Without server binaries: says which package to install.
+    /// When there are no server binaries; the message says which package to install. When the server does not start.
     pub fn start(settings: &[&str]) -> Result<Cluster> {
         let mut cluster = Cluster::prepare(settings)?;
         cluster.initdb()?;
         cluster.boot()?;
         Ok(cluster)
-    }
-
-    /// A server that follows this one, made from a copy of its data; this one is restarted for that. For tests of a
-    /// failover: `SELECT pg_promote()` makes it a primary.
-    ///
-    /// # Errors
-    ///
-    /// When the copy cannot be made, or a server does not start.
-    pub fn standby(&mut self) -> Result<Cluster> {
-        self.halt(Stop::Fast);
-        let primary = format!("host={} port={} user=postgres", self.dir.path().display(), self.port);
-        let mut standby = Cluster::prepare(&[&format!("primary_conninfo={primary}")])?;
-        let mut copy = standby.as_owner("cp".into());
-        copy.arg("-a").arg(self.data()).arg(standby.data());
-        let output = copy.output().map_err(Error::io("copying a server's data"))?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr).replace('\n', " ");
-            return Err(Error::Failed(format!("copying a server's data failed: {text}")));
-        }
-        fs::write(standby.data().join("standby.signal"), "").map_err(Error::io("making a standby"))?;
-        self.boot()?;
-        standby.boot()?;
-        Ok(standby)
     }
 
     /// An empty folder for a server.
@@ -121,16 +100,11 @@ impl Cluster {
 
     /// A URL for a database, over the Unix socket.
     pub fn url(&self, database: &str) -> String {
-        let dir = percent_encoded(self.dir.path());
+        let dir = percent_encode(self.dir.path().as_os_str().as_bytes(), RESERVED);
         format!("postgres://postgres@{dir}:{}/{database}", self.port)
     }
 
-    /// A URL for a database, over loopback.
-    pub fn tcp_url(&self, database: &str) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
-    }
-
-    /// Folder of the Unix socket.
+    /// Folder of the Unix socket. The server's data is below it, in `data`.
     pub fn socket_dir(&self) -> &Path {
         self.dir.path()
     }
@@ -138,11 +112,6 @@ impl Cluster {
     /// Port, of the socket and of loopback.
     pub fn port(&self) -> u16 {
         self.port
-    }
-
-    /// Process id of the server; 0 while it is halted.
-    pub fn pid(&self) -> u32 {
-        self.server.as_ref().map_or(0, Child::id)
     }
 
     /// Folder of the server's binaries.
@@ -157,7 +126,7 @@ impl Cluster {
             Stop::Fast => Signal::SIGINT,
             Stop::Immediate => Signal::SIGQUIT,
         };
-        // It may have ended by itself; then there is nobody to signal.
+        // It may have ended by itself; then there is no process to signal.
         let told = kill(pid(&server), signal);
         let deadline = Instant::now() + STOP_LIMIT;
         while told.is_ok() && Instant::now() < deadline {
@@ -173,6 +142,10 @@ impl Cluster {
     }
 
     /// Starts the server, on the port that it had before.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come up in time.
     pub fn boot(&mut self) -> Result<()> {
         let first = self.port == 0;
         for _ in 0..PORT_TRIES {
@@ -267,7 +240,7 @@ impl Cluster {
 
     fn as_owner(&self, program: PathBuf) -> Command {
         let mut command = Command::new(program);
-        // A group of its own: Ctrl-C is for us, who end it in order.
+        // A group of its own: Ctrl-C reaches this process alone, which ends the server in order.
         command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).current_dir(self.dir.path());
         for (variable, _) in env::vars_os() {
@@ -307,30 +280,17 @@ fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("process ids are positive integers"))
 }
 
-/// A path as the host of a URL (RFC 3986, section 2.3 names what stays as it is).
-fn percent_encoded(path: &Path) -> String {
-    path.as_os_str().as_bytes().iter().fold(String::new(), |mut text, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                text.push(char::from(*byte))
-            }
-            _ => write!(text, "%{byte:02X}").expect("writing to a string cannot fail"),
-        }
-        text
-    })
-}
-
 fn give(path: &Path, user: &User) -> io::Result<()> {
     chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
 }
 
-/// Starts a process that gets SIGINT (for Postgres a fast shutdown, for the daemon a drain) when this process dies, however it dies. The kernel
-/// ties that to the *thread* that forked, so a thread of its own does, and stays.
+/// Starts a process that gets SIGINT (for Postgres a fast shutdown, for the daemon a drain) when this process dies, however it
+/// dies. The kernel ties that to the *thread* that forked, so a thread of its own forks, and stays.
 pub(crate) fn spawn_for_life(mut command: Command) -> io::Result<Child> {
     let me = nix::unistd::getpid();
     let prepare = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGINT)?;
-        // We may have died before the call above.
+        // The parent may have died before the call above.
         if nix::unistd::getppid() == me { Ok(()) } else { Err(io::Error::other("the parent is gone")) }
     };
     #[expect(
@@ -351,7 +311,7 @@ pub(crate) fn spawn_for_life(mut command: Command) -> io::Result<Child> {
     child.recv().unwrap_or_else(|_| Err(io::Error::other("the starting thread ended")))
 }
 
-/// Whom to run the server as: somebody else when we are root.
+/// The user that the server runs as, when this process is root's.
 fn ordinary_user() -> Result<Option<User>> {
     if !Uid::effective().is_root() {
         return Ok(None);

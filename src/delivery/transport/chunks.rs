@@ -1,8 +1,8 @@
-//! Chunks of a body (RFC 9112, 7.1), made such that a strict parser takes them: lines that end with a bare line feed,
+//! Chunks of a body (RFC 9112, 7.1), mended so that a strict parser takes them. Mended are lines that end with a bare line feed,
 //! and sizes with long extensions or many zeros in front.
 //!
-//! Pure: bytes in, bytes out, however they are cut into pieces. What is good goes through as it is, without a copy; so
-//! does what is no chunk at all, which the parser says.
+//! Pure: bytes in, bytes out, however they are cut into pieces. Good chunks go through as they are, without a copy. Bytes that
+//! are no chunk go through, too, and the parser refuses them.
 
 use std::borrow::Cow;
 
@@ -13,19 +13,19 @@ const SIZE_LINE_MAX: u8 = 20;
 #[derive(Debug)]
 pub struct Chunks {
     state: State,
-    /// Lines ended with a bare line feed.
+    /// Some lines ended with a bare line feed.
     pub bare: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
-    /// Digits of a size: its value so far, and how many there are.
+    /// Within the digits of a size: its value so far, and how many there are.
     Size(u64, u8),
     /// Behind the digits; and the length of the line.
     Extension(u64, u8),
     /// The line of a size has a return.
     SizeReturn(u64),
-    /// So many bytes are left.
+    /// Within the data; so many bytes are left.
     Data(u64),
     /// Between the data and the next size.
     DataEnd,
@@ -37,15 +37,15 @@ enum State {
     TrailerReturn {
         empty: bool,
     },
-    /// Over, or no chunks.
+    /// The chunks are over, or these are none.
     Through,
 }
 
-/// What becomes of a byte.
+/// What to do with a byte.
 enum Act {
     Keep,
     Drop,
-    /// A bare line feed.
+    /// Put a return before it: it is a bare line feed.
     Mend,
 }
 
@@ -135,7 +135,7 @@ impl State {
         }
     }
 
-    /// What is behind the line of a size.
+    /// The state behind the line of a size.
     fn of(size: u64) -> State {
         if size == 0 { State::Trailer { empty: true } } else { State::Data(size) }
     }

@@ -14,27 +14,29 @@ use nix::errno::Errno;
 use ureq::Error;
 use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, Transport};
 
+use crate::delivery::bulkhead::Bulkhead;
+use crate::delivery::egress::{Denial, Policy};
 use crate::delivery::fd_budget;
-use crate::delivery::tls::left;
-use crate::delivery::transport::recorder::{Denial, Rules, see};
+use crate::delivery::transport::deadline::left;
+use crate::delivery::transport::exchange::{note, note_denial};
 use crate::delivery::transport::socket::{Attempt, Socket, first_ended};
 
-/// How long an address is waited for before the next is tried beside it (RFC 8305, section 8), if its share of the time
-/// is not less.
+/// How long an address has before the next is tried beside it (RFC 8305, section 8), or its share of the time where that is
+/// less.
 const NEXT_AFTER: Duration = Duration::from_millis(250);
-/// Addresses of one name that are tried at once: each takes a file descriptor. Beyond it the oldest attempt makes room,
-/// when it has had its share of the time.
+/// Addresses of one name that are tried at once: each takes a file descriptor. Beyond it the oldest attempt gives way when it
+/// has had its share of the time.
 const ATTEMPTS_MAX: usize = 4;
-/// How long an address is tried first for having worked when the one before it did not.
+/// How long an address is tried first because it worked when the one before it did not.
 const REMEMBERED: Duration = Duration::from_secs(60);
-/// Origins of which that is remembered; beyond it all are forgotten.
+/// Origins that are remembered with such an address. Beyond it all are forgotten.
 const ORIGINS_MAX: usize = 4096;
 
 /// Opens the socket.
 #[derive(Debug)]
 pub struct Dial {
-    /// Looked at for the very address that is dialled.
-    pub rules: Arc<Rules>,
+    /// Decides on the very address that is dialled.
+    pub policy: Arc<Policy>,
     /// What worked lately.
     pub worked: Worked,
 }
@@ -59,7 +61,7 @@ impl Worked {
         }
     }
 
-    /// This one was connected to, and that one would have been the first without what is remembered.
+    /// Notes which address a call was connected to, and which one is the first of its name.
     fn note(&self, origin: &str, connected: SocketAddr, first: SocketAddr, now: Instant) {
         let mut known = self.lock();
         if connected == first {
@@ -69,7 +71,7 @@ impl Worked {
         let fresh = |(address, since): &(SocketAddr, Instant)| {
             *address == connected && now.duration_since(*since) < REMEMBERED
         };
-        // Not prolonged: after a minute the first has another chance.
+        // The minute is not prolonged: after it the first address has another chance.
         if known.get(origin).is_some_and(fresh) {
             return;
         }
@@ -80,23 +82,10 @@ impl Worked {
     }
 }
 
-/// The families alternate, the first address stays the first (RFC 8305, section 4).
-pub fn alternate(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
-    let first_is_v4 = addresses.first().is_some_and(IpAddr::is_ipv4);
-    let (first, second): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
-    let (mut first, mut second) = (first.into_iter(), second.into_iter());
-    let pairs = std::iter::from_fn(|| match (first.next(), second.next()) {
-        (None, None) => None,
-        pair => Some([pair.0, pair.1]),
-    });
-    pairs.flatten().flatten().collect()
-}
-
 /// Why an attempt was not begun, or failed.
 enum Hurdle {
-    /// A lack of ours, with the reason.
-    Lack(String),
+    /// This process lacks something, with the reason.
+    Exhausted(String),
     Failed(io::Error),
     Refused(SocketAddr, Denial),
 }
@@ -106,40 +95,45 @@ impl Hurdle {
     fn note(self, details: &ConnectionDetails) -> Error {
         match self {
             Hurdle::Failed(error) => return Error::Io(error),
-            Hurdle::Refused(address, denial) => denial.note(details.uri.host().unwrap_or_default(), address),
-            Hurdle::Lack(reason) => see(|seen| seen.shortage = Some(reason)),
+            Hurdle::Refused(address, denial) => {
+                note_denial(&denial, details.uri.host().unwrap_or_default(), address)
+            }
+            Hurdle::Exhausted(reason) => note(|exchange| exchange.exhausted = Some(reason)),
         }
         Error::ConnectionFailed
     }
 }
 
 impl Dial {
-    /// Whether a connection may be made to this address now.
+    /// Refuses an address of this machine's, unless the operator has allowed it.
     fn may(&self, address: SocketAddr) -> Result<(), Hurdle> {
-        match self.rules.own(address) {
+        match self.policy.own(address) {
             Ok(None) => Ok(()),
             Ok(Some(denial)) => Err(Hurdle::Refused(address, denial)),
-            Err(error) => Err(Hurdle::Lack(format!("cannot tell this machine's addresses: {error}"))),
+            Err(error) => Err(Hurdle::Exhausted(format!("cannot tell this machine's addresses: {error}"))),
         }
     }
 
-    fn begin(&self, address: SocketAddr, deadline: Instant) -> Result<Attempt, Hurdle> {
-        if let Some(denial) = self.rules.problem(address, deadline) {
+    fn begin(&self, address: SocketAddr, deadline: Instant, attempts: &Bulkhead) -> Result<Attempt, Hurdle> {
+        let lack = |what: &str| Hurdle::Exhausted(what.into());
+        let turn = attempts.take(1).ok_or_else(|| lack("too many attempts"))?;
+        if let Some(denial) = self.policy.denial(address, deadline) {
             return Err(Hurdle::Refused(address, denial));
         }
         self.may(address)?;
-        let lack = || Hurdle::Lack("all file descriptors for calls are in use".into());
-        let descriptor = fd_budget::take(1).ok_or_else(lack)?;
-        Attempt::begin(address, descriptor).map_err(|error| hurdle(error, address))
+        let descriptor =
+            fd_budget::take(1).ok_or_else(|| lack("all file descriptors for calls are in use"))?;
+        Attempt::begin(address, descriptor, turn).map_err(|error| hurdle(error, address))
     }
 
-    /// The first of these that connects.
+    /// Makes connections to these addresses, one after the other or beside each other, and takes the first that is made.
     fn race(&self, details: &ConnectionDetails, addresses: &[SocketAddr]) -> Result<Attempt, Error> {
         let (limit, start) = (left(details), Instant::now());
         let deadline = start + limit;
         let share = limit / u32::try_from(addresses.len().max(1)).expect("at most 16");
         let pause = share.min(NEXT_AFTER);
         let mut waiting: VecDeque<_> = addresses.iter().copied().collect();
+        let attempts = Bulkhead::new(ATTEMPTS_MAX);
         let mut running: Vec<Attempt> = Vec::new();
         let (mut next, mut failure) = (start, Error::HostNotFound);
         loop {
@@ -150,22 +144,18 @@ impl Dial {
             let mut hurdle = None;
             match waiting.front() {
                 Some(address) if running.is_empty() || now >= next => {
-                    let begun = match running.len() {
-                        ATTEMPTS_MAX => Err(Hurdle::Lack("too many attempts".into())),
-                        _ => self.begin(*address, deadline),
-                    };
-                    match begun {
+                    match self.begin(*address, deadline, &attempts) {
                         Ok(attempt) => {
                             waiting.pop_front();
                             running.push(attempt);
                             next = now + pause;
                         }
-                        Err(Hurdle::Lack(_))
+                        Err(Hurdle::Exhausted(_))
                             if running.first().is_some_and(|oldest| now >= oldest.since + share) =>
                         {
                             running.remove(0);
                         }
-                        Err(Hurdle::Lack(_)) if !running.is_empty() => next = now + pause,
+                        Err(Hurdle::Exhausted(_)) if !running.is_empty() => next = now + pause,
                         Err(failed) => {
                             waiting.pop_front();
                             hurdle = Some(failed);
@@ -203,7 +193,8 @@ impl<In: Transport> Connector<In> for Dial {
         let several = addresses.len() > 1;
         let origin = details.uri.authority().map_or("", |authority| authority.as_str());
         if several {
-            // One of them refuses the call, whether it would be dialled or not; the only one is looked at when it is.
+            // One forbidden address refuses the call, whether it would be dialled or not. A single address is looked at when
+            // it is dialled.
             addresses
                 .iter()
                 .try_for_each(|address| self.may(*address))
@@ -212,7 +203,7 @@ impl<In: Transport> Connector<In> for Dial {
         }
         let attempt = self.race(details, &addresses)?;
         let address = attempt.address;
-        see(|seen| seen.remote = Some(address));
+        note(|exchange| exchange.remote = Some(address));
         if let Some(first) = first.filter(|_| several) {
             self.worked.note(origin, address, first, Instant::now());
         }
@@ -221,16 +212,16 @@ impl<In: Transport> Connector<In> for Dial {
 }
 
 fn hurdle(error: io::Error, address: SocketAddr) -> Hurdle {
-    if is_shortage(&error, address) { Hurdle::Lack(error.to_string()) } else { Hurdle::Failed(error) }
+    if is_exhaustion(&error, address) { Hurdle::Exhausted(error.to_string()) } else { Hurdle::Failed(error) }
 }
 
-/// Whether an error of the system's when connecting is a lack of ours, not the endpoint's doing: file descriptors,
-/// memory, buffers, local ports.
-fn is_shortage(error: &io::Error, address: SocketAddr) -> bool {
+/// Whether an error of the system's when connecting says that this process lacks something, and is not the endpoint's doing:
+/// file descriptors, memory, buffers, local ports.
+fn is_exhaustion(error: &io::Error, address: SocketAddr) -> bool {
     const OURS: [Errno; 5] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EAGAIN];
     let code = error.raw_os_error().map(Errno::from_raw);
-    // Said when local ports have run out, and also where there is no address to call from (no IPv6 here), which
-    // waiting does not mend. Datagrams have ports of their own.
+    // The system says so when local ports have run out, and also where there is no address to call from (no IPv6 here),
+    // which waiting does not mend. Datagrams have ports of their own.
     let ports = || code == Some(Errno::EADDRNOTAVAIL) && has_source(address);
     code.is_some_and(|code| OURS.contains(&code)) || ports()
 }
@@ -252,32 +243,15 @@ mod tests {
         let local = SocketAddr::from(([127, 0, 0, 1], 9));
         let error = |errno: Errno| io::Error::from_raw_os_error(errno as i32);
         for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL] {
-            assert!(is_shortage(&error(errno), local), "{errno}");
+            assert!(is_exhaustion(&error(errno), local), "{errno}");
         }
         for errno in [Errno::ECONNREFUSED, Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::ETIMEDOUT] {
-            assert!(!is_shortage(&error(errno), local), "{errno}");
+            assert!(!is_exhaustion(&error(errno), local), "{errno}");
         }
-        // One that nothing can be sent to: as little as to an IPv6 address from a machine without IPv6.
+        // Nothing can be sent to this address, as to an IPv6 address from a machine without IPv6.
         let nowhere = SocketAddr::from(([255, 255, 255, 255], 9));
-        assert!(!is_shortage(&error(Errno::EADDRNOTAVAIL), nowhere));
-        assert!(!is_shortage(&io::Error::other("no code"), local));
-    }
-
-    #[test]
-    fn families_alternate_and_the_first_stays() {
-        let ips = |text: &str| -> Vec<IpAddr> {
-            text.split(' ').map(|ip| ip.parse().expect("an address")).collect()
-        };
-        for (given, expected) in [
-            ("::1 ::2 ::3 1.0.0.1 1.0.0.2", "::1 1.0.0.1 ::2 1.0.0.2 ::3"),
-            ("1.0.0.1 ::1 ::2 ::3", "1.0.0.1 ::1 ::2 ::3"),
-            ("1.0.0.1 1.0.0.2 ::1", "1.0.0.1 ::1 1.0.0.2"),
-            ("1.0.0.2 1.0.0.1", "1.0.0.2 1.0.0.1"),
-            ("::1", "::1"),
-        ] {
-            assert_eq!(alternate(ips(given)), ips(expected), "{given}");
-        }
-        assert!(alternate(Vec::new()).is_empty());
+        assert!(!is_exhaustion(&error(Errno::EADDRNOTAVAIL), nowhere));
+        assert!(!is_exhaustion(&io::Error::other("no code"), local));
     }
 
     #[test]

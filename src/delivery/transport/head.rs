@@ -1,59 +1,33 @@
-//! The head of an answer, made such that a strict parser takes it.
+//! The head of an answer, mended so that a strict parser takes it.
 //!
-//! The status decides, whatever the header lines are (DESIGN, section 4). So a head that is clean goes to the parser as it
-//! came; of any other the status is kept, with the headers that can be told, and the parser gets a short head in its place.
-//! Pure: bytes in, bytes and notes out. Knows no connection. Heads of interim answers (1xx) end here.
+//! The status decides, whatever the header lines are. So a clean head goes to the parser as it came. Of a flawed head, the
+//! record keeps the status and the headers that can be told, and the parser gets a short head in its place. Interim answers
+//! (1xx) are dropped. Pure: bytes in, bytes and notes out. Knows no connection.
 
 use std::mem::MaybeUninit;
 
-/// Longest head of an answer that is kept; what Node takes, too.
-pub const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Header lines that are kept. More than the parser takes: of others we keep the record ourselves.
-const LINES_MAX: usize = 256;
+use crate::delivery::transport::framing::{Body, Framing};
+use crate::delivery::transport::repair::{HEAD_BYTES_MAX, Record, repair};
+use crate::delivery::transport::status_line::{First, StatusLine, status_line};
+
 /// Header lines that the parser takes.
 const PARSER_LINES_MAX: usize = 128;
-/// Longest `Location` that is told to the parser; all of it is in the record.
-const LOCATION_BYTES_MAX: usize = 4 * 1024;
 
-/// Where the body ends (RFC 9112, 6.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
-    /// After so many bytes.
-    Length(u64),
-    /// With its last chunk.
-    Chunked,
-    /// With the connection.
-    Close,
-}
-
-/// What a flawed head says, as far as that can be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// The status.
-    pub status: u16,
-    /// The header lines that are kept: name, colon, value and a line feed.
-    pub headers: Vec<u8>,
-    /// What is wrong with it, for people.
-    pub flaws: String,
-    /// Something of it is not kept.
-    pub lost: bool,
-}
-
-/// What there is to do after some bytes.
+/// What to do after some bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The head goes on.
+    /// Wait: the head goes on.
     More,
-    /// It is no answer of HTTP/1: the parser says so.
+    /// Pass the bytes on: this is no answer of HTTP/1, and the parser refuses it.
     NotHttp,
-    /// The head is over, and good as it is.
+    /// Pass the head on: it is over, and good as it is.
     Clean {
         /// The body has chunks.
         chunked: bool,
         /// Another answer may follow on this connection.
         reusable: bool,
     },
-    /// The head is over. The parser takes this one instead, and no other answer may follow.
+    /// Give the parser this head instead: the one that came is over and flawed. No other answer may follow.
     Repaired {
         /// For the parser.
         head: Vec<u8>,
@@ -64,13 +38,13 @@ pub enum Step {
     },
 }
 
-/// What there is to do, and which of the bytes are meant: of all that came, the last `kept` belong to the head in hand
-/// and what is behind it, and the last `rest` are behind it.
+/// What to do, and with which bytes. Of all bytes that came, the last `kept` are the head in hand with the bytes behind it, and
+/// the last `rest` are those behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fed {
     /// The step.
     pub step: Step,
-    /// Bytes from the beginning of the head on; those before it are over (interim answers, empty lines).
+    /// Bytes from the beginning of the head on. Those before it (interim answers, empty lines) are dropped.
     pub kept: usize,
     /// Bytes after the head.
     pub rest: usize,
@@ -83,20 +57,6 @@ pub struct Heads {
     part: Vec<u8>,
     /// Its status line, when that is complete.
     status: Option<StatusLine>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct StatusLine {
-    code: u16,
-    /// HTTP/1.0.
-    old: bool,
-}
-
-/// What the beginning of a head is.
-enum First {
-    Not,
-    Part,
-    Whole(StatusLine),
 }
 
 impl Heads {
@@ -123,12 +83,12 @@ impl Heads {
                 }
             }
             let status = self.status.expect("set above");
-            // Most are clean: then the parser's own parser has found the end as well.
+            // Most heads are clean. Then httparse, which ureq uses, has found the end as well.
             if seen == 0
                 && !status.is_interim()
                 && let Some((length, framing)) = clean(head, status)
             {
-                break (framing.step(), head.len() - length);
+                break (clean_step(&framing), head.len() - length);
             }
             let Some(length) = end(head, seen) else { break (Step::More, 0) };
             if status.is_interim() {
@@ -149,7 +109,7 @@ impl Heads {
         Fed { step, kept, rest }
     }
 
-    /// The head ends here, for this reason. None when no status line of a final answer has come.
+    /// Ends the head here, for this reason. None when no status line of a final answer has come.
     pub fn cut(&mut self, why: &str) -> Option<(Vec<u8>, Record)> {
         let status = self.status.filter(|status| !status.is_interim())?;
         let (head, mut record, _) = repair(&self.part, status, true);
@@ -159,56 +119,9 @@ impl Heads {
     }
 }
 
-impl StatusLine {
-    /// An answer that is followed by another. 101 is the last one.
-    fn is_interim(self) -> bool {
-        self.code < 200 && self.code != 101
-    }
-}
-
-/// The status line at the beginning of a head; of what was looked at before, `seen` bytes have no line end.
-fn status_line(head: &[u8], seen: usize) -> First {
-    const NAME: &[u8] = b"HTTP/1";
-    let known = head.len().min(NAME.len());
-    if !head[..known].eq_ignore_ascii_case(&NAME[..known]) {
-        return First::Not;
-    }
-    let (mut rest, mut old) = (&head[known..], false);
-    if let [b'.', after @ ..] = rest {
-        match after.first() {
-            None => return First::Part,
-            Some(minor) if minor.is_ascii_digit() => (rest, old) = (&after[1..], *minor == b'0'),
-            Some(_) => return First::Not,
-        }
-    }
-    let blanks = rest.iter().take_while(|byte| is_blank(byte)).count();
-    if blanks == rest.len() {
-        return First::Part;
-    }
-    let rest = &rest[blanks..];
-    let digits = rest.iter().take(4).take_while(|byte| byte.is_ascii_digit()).count();
-    match rest.get(digits) {
-        None if digits < 4 => return First::Part,
-        Some(next) if digits == 3 && blanks > 0 && !next.is_ascii_alphanumeric() => {}
-        _ => return First::Not,
-    }
-    let code = rest[..3].iter().fold(0, |code, digit| 10 * code + u16::from(digit - b'0'));
-    if code < 100 {
-        return First::Not;
-    }
-    match head[seen.min(head.len())..].contains(&b'\n') {
-        true => First::Whole(StatusLine { code, old }),
-        false => First::Part,
-    }
-}
-
-fn is_blank(byte: &u8) -> bool {
-    matches!(byte, b' ' | b'\t')
-}
-
-/// Length of a head with the empty line behind it. Of what was looked at before, `seen` bytes have no such line.
+/// Length of a head with the empty line behind it. The first `seen` bytes have no such line.
 fn end(head: &[u8], seen: usize) -> Option<usize> {
-    // An end of line, and a return, may have been the last that came.
+    // The last bytes that came may have been a line feed and a return.
     let mut at = seen.saturating_sub(2).min(head.len());
     while let Some(line) = head[at..].iter().position(|byte| *byte == b'\n') {
         at += line + 1;
@@ -224,7 +137,7 @@ fn end(head: &[u8], seen: usize) -> Option<usize> {
 /// What to do with a whole head.
 fn judge(head: &[u8], status: StatusLine) -> Step {
     match clean(head, status) {
-        Some((length, framing)) if length == head.len() => framing.step(),
+        Some((length, framing)) if length == head.len() => clean_step(&framing),
         _ => {
             let (head, record, chunked) = repair(head, status, false);
             Step::Repaired { head, record, chunked }
@@ -232,11 +145,15 @@ fn judge(head: &[u8], status: StatusLine) -> Step {
     }
 }
 
+fn clean_step(framing: &Framing) -> Step {
+    Step::Clean { chunked: framing.body == Body::Chunked, reusable: framing.reusable }
+}
+
 /// Length of a head that the parser takes, and where the body ends if the parser understands that as we do.
 fn clean(bytes: &[u8], status: StatusLine) -> Option<(usize, Framing)> {
     let mut lines = [MaybeUninit::uninit(); PARSER_LINES_MAX];
     let mut answer = httparse::Response::new(&mut []);
-    // The parser's own parser: what it takes here it takes there.
+    // ureq uses httparse with these settings: it takes what is taken here.
     let config = httparse::ParserConfig::default();
     let parsed = config.parse_response_with_uninit_headers(&mut answer, bytes, &mut lines);
     let Ok(httparse::Status::Complete(length)) = parsed else { return None };
@@ -247,257 +164,12 @@ fn clean(bytes: &[u8], status: StatusLine) -> Option<(usize, Framing)> {
     framing.flaw.is_none().then_some((length, framing))
 }
 
-struct Framing {
-    body: Body,
-    /// Nobody can be of another opinion on where it ends.
-    reusable: bool,
-    flaw: Option<&'static str>,
-}
-
-impl Framing {
-    /// What to do with a clean head.
-    fn step(&self) -> Step {
-        Step::Clean { chunked: self.body == Body::Chunked, reusable: self.reusable }
-    }
-
-    fn of<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>, status: StatusLine) -> Framing {
-        let (mut length, mut flaw) = (None, None);
-        let (mut encoded, mut chunks, mut last_is_chunked) = (false, 0, false);
-        for (name, value) in lines {
-            if name.eq_ignore_ascii_case(b"content-length") {
-                for element in value.split(|byte| *byte == b',') {
-                    match (number(element.trim_ascii()), length) {
-                        (None, _) => flaw = Some("its Content-Length is no number"),
-                        (Some(new), Some(known)) if new != known => {
-                            flaw = Some("it has more than one Content-Length");
-                        }
-                        (new, _) => length = new,
-                    }
-                }
-            } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-                encoded = true;
-                for coding in value.split(|byte| *byte == b',') {
-                    last_is_chunked = coding.trim_ascii().eq_ignore_ascii_case(b"chunked");
-                    chunks += usize::from(last_is_chunked);
-                }
-            }
-        }
-        let reusable = !(encoded && length.is_some());
-        let length = length.filter(|_| flaw.is_none());
-        let body = length.map_or(Body::Close, Body::Length);
-        match (encoded, status.old) {
-            (false, _) => Framing { body, reusable, flaw },
-            (true, false) if last_is_chunked && chunks == 1 => {
-                Framing { body: Body::Chunked, reusable, flaw }
-            }
-            (true, old) => {
-                let unknown = "its Transfer-Encoding is not known";
-                let flaw = if old { "it has a Transfer-Encoding in HTTP/1.0" } else { unknown };
-                // Chunks that are not the last coding, or twice: not even where they end is known.
-                let body = if chunks > 0 { Body::Close } else { body };
-                Framing { body, reusable, flaw: Some(flaw) }
-            }
-        }
-    }
-}
-
-fn number(digits: &[u8]) -> Option<u64> {
-    // The standard library takes a sign, too.
-    let text = str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
-    text.parse().ok()
-}
-
-/// What a flawed head is to the parser and to the log, and whether the body has chunks. An `unended` one ends with the
-/// connection: of its last line nothing is known.
-fn repair(head: &[u8], status: StatusLine, unended: bool) -> (Vec<u8>, Record, bool) {
-    let mut flaws = Flaws::default();
-    let mut lines = head.split(|byte| *byte == b'\n');
-    let first = lines.next().unwrap_or_default();
-    if !is_good_status_line(first) {
-        flaws.add("its status line is not as it should be");
-    }
-    let whole = if unended { head.iter().filter(|byte| **byte == b'\n').count() - 1 } else { usize::MAX };
-    let mut kept = Kept::default();
-    for line in lines.take(whole) {
-        kept.add(line, &mut flaws);
-    }
-    let framing = Framing::of(kept.framing.iter().map(|(name, value)| (*name, value.as_slice())), status);
-    if let Some(flaw) = framing.flaw {
-        flaws.add(flaw);
-    }
-    let body = if unended { Body::Close } else { framing.body };
-    let mut text = format!("HTTP/1.1 {}\r\nConnection: close\r\n", status.code).into_bytes();
-    match body {
-        Body::Length(length) => text.extend(format!("Content-Length: {length}\r\n").into_bytes()),
-        Body::Chunked => text.extend(b"Transfer-Encoding: chunked\r\n"),
-        Body::Close => {}
-    }
-    if let Some(location) = &kept.location {
-        text.extend(b"Location: ");
-        text.extend(location.iter().take(LOCATION_BYTES_MAX));
-        text.extend(b"\r\n");
-    }
-    text.extend(b"\r\n");
-    let record = Record { status: status.code, headers: kept.text(), flaws: flaws.text(), lost: kept.lost };
-    (text, record, body == Body::Chunked)
-}
-
-fn is_good_status_line(line: &[u8]) -> bool {
-    let parsed = httparse::Response::new(&mut []).parse(&[line, b"\n"].concat());
-    parsed == Ok(httparse::Status::Partial)
-}
-
-/// What is wrong, each once.
-#[derive(Default)]
-struct Flaws(Vec<&'static str>);
-
-impl Flaws {
-    fn add(&mut self, flaw: &'static str) {
-        if !self.0.contains(&flaw) {
-            self.0.push(flaw);
-        }
-    }
-
-    fn text(&self) -> String {
-        if self.0.is_empty() { String::new() } else { format!("the answer's head: {}", self.0.join(", ")) }
-    }
-}
-
-/// The header lines of a flawed head.
-#[derive(Default)]
-struct Kept<'a> {
-    /// Each with its value as one line; those without room for the log are left out.
-    lines: Vec<Vec<u8>>,
-    bytes: usize,
-    /// Those that say where the body ends, kept however many there are before them.
-    framing: Vec<(&'a [u8], Vec<u8>)>,
-    /// Of the last one; bytes that are no text are left out.
-    location: Option<Vec<u8>>,
-    /// What a folded line continues.
-    last: Last,
-    lost: bool,
-}
-
-/// What became of the last line.
-#[derive(Clone, Copy, Default, PartialEq)]
-enum Last {
-    /// Not kept, and nor is what continues it.
-    #[default]
-    Dropped,
-    /// The last of the lines; and of those with a meaning.
-    Kept { framing: bool, location: bool },
-}
-
-impl<'a> Kept<'a> {
-    fn add(&mut self, line: &'a [u8], flaws: &mut Flaws) {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.iter().any(is_control) {
-            flaws.add("it has characters in headers that may not be there");
-        }
-        let blanks = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r');
-        let trimmed = line.len() - line.iter().rev().take_while(|byte| blanks(byte)).count();
-        let trimmed = &line[..trimmed];
-        if line.first().is_some_and(is_blank) {
-            flaws.add("it has folded lines");
-            return self.fold(trimmed.trim_ascii_start(), flaws);
-        }
-        if trimmed.is_empty() {
-            return;
-        }
-        self.last = Last::Dropped;
-        let colon = trimmed.iter().position(|byte| *byte == b':').unwrap_or_default();
-        let name = trimmed[..colon].trim_ascii_end();
-        if name.is_empty() || !name.iter().all(is_token) {
-            self.lost = true;
-            return flaws.add("it has lines that are no headers");
-        }
-        let value = trimmed[colon + 1..].trim_ascii_start();
-        if name.len() < colon {
-            flaws.add("it has blanks behind names");
-        }
-        let framing =
-            [&b"content-length"[..], b"transfer-encoding"].iter().any(|own| name.eq_ignore_ascii_case(own));
-        if framing && self.framing.len() < LINES_MAX {
-            self.framing.push((name, value.to_vec()));
-        }
-        let location = name.eq_ignore_ascii_case(b"location");
-        if location {
-            self.location = Some(printable(value));
-        }
-        let full = [name, b": ", value].concat();
-        if self.has_room(full.len(), flaws) {
-            self.bytes += full.len();
-            self.lines.push(full);
-            self.last = Last::Kept { framing, location };
-        }
-    }
-
-    /// Appends to the last line what continues it (RFC 9112, 5.2).
-    fn fold(&mut self, more: &[u8], flaws: &mut Flaws) {
-        let Last::Kept { framing, location } = self.last else {
-            self.lost = true;
-            return;
-        };
-        if more.is_empty() {
-            return;
-        }
-        if !self.has_room(1 + more.len(), flaws) {
-            self.last = Last::Dropped;
-            return;
-        }
-        self.bytes += 1 + more.len();
-        let add = |line: &mut Vec<u8>, more: &[u8]| {
-            if !line.is_empty() {
-                line.push(b' ');
-            }
-            line.extend_from_slice(more);
-        };
-        add(self.lines.last_mut().expect("it was kept"), more);
-        if let Some((_, value)) = self.framing.last_mut().filter(|_| framing) {
-            add(value, more);
-        }
-        if let Some(value) = self.location.as_mut().filter(|_| location) {
-            add(value, &printable(more));
-        }
-    }
-
-    fn has_room(&mut self, bytes: usize, flaws: &mut Flaws) -> bool {
-        let long = self.bytes + bytes > HEAD_BYTES_MAX;
-        if long {
-            flaws.add("it is longer than 16 KiB");
-        }
-        let many = self.lines.len() >= LINES_MAX;
-        if many {
-            flaws.add("it has more than 256 lines");
-        }
-        self.lost |= long || many;
-        !long && !many
-    }
-
-    fn text(&self) -> Vec<u8> {
-        self.lines.iter().flat_map(|line| [line, &b"\n"[..]]).flatten().copied().collect()
-    }
-}
-
-/// What may be in a header's name (RFC 9110, 5.6.2).
-fn is_token(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
-}
-
-/// What may not be in a header's value (RFC 9110, 5.5).
-fn is_control(byte: &u8) -> bool {
-    byte.is_ascii_control() && *byte != b'\t'
-}
-
-fn printable(value: &[u8]) -> Vec<u8> {
-    value.iter().filter(|byte| !is_control(byte)).copied().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::delivery::transport::repair::LINES_MAX;
 
     /// What comes of a whole connection: the bytes for the parser, and the record if it is not given what came.
     #[derive(Clone, Debug, PartialEq)]

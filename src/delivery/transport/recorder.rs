@@ -1,312 +1,61 @@
-//! Our outermost link in ureq's chain of connectors, which sees what goes over the wire; and which addresses may be called.
+//! Our outermost link in ureq's chain of connectors: it records what goes over the wire.
 //!
-//! `Tap` sees the bytes as HTTP: the head of the request, the answer as far as its head, the count of the rest; and
-//! it ends an answer that has more of it than any body within the cap could need. ureq's parser is strict: a head or
-//! chunks that it would refuse are mended on their way to it, by the rules of [`head`](crate::delivery::transport::head) and
-//! [`chunks`](crate::delivery::transport::chunks), and then the connection is used no more. What the links see is kept for the call that this
-//! thread is making; a thread makes one at a time.
+//! [`Recorder`] sees the bytes as HTTP: the head of the request, the answer as far as its head, the count of the rest. It ends
+//! an answer that is longer than any body within the limit can be. ureq's parser is strict: a head or chunks that it would
+//! refuse are mended on their way to it, by the rules of [`head`](crate::delivery::transport::head) and
+//! [`chunks`](crate::delivery::transport::chunks), and then the connection is used no more.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::time::Instant;
 
-use ipnet::IpNet;
-use ureq::http::Uri;
-use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
+use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
-use ureq::{Error, Timeout, config::Config};
 
-use crate::delivery::machine::Machine;
-use crate::delivery::networks::{self};
-use crate::delivery::resolver::{Answer, Resolver};
 use crate::delivery::transport::chunks::Chunks;
-use crate::delivery::transport::dial::alternate;
-use crate::delivery::transport::head::{Fed, HEAD_BYTES_MAX, Heads, Record, Step};
-use crate::model::database_addresses::Reached;
+use crate::delivery::transport::deadline::rest;
+use crate::delivery::transport::exchange::{self, note};
+use crate::delivery::transport::head::{Fed, Heads, Step};
+use crate::delivery::transport::repair::{HEAD_BYTES_MAX, Record};
 
-/// Heads of our own requests are shorter; beyond it they are not kept for the log.
-const HEAD_MAX: usize = 32 * 1024;
-/// All that a customer reads of a name whose address is refused: which address it is, and of what kind, would tell
-/// somebody what the names of our network stand for.
-const NAME_REFUSED: &str = "the name stands for a private address, or for one of the relay's own";
-/// How much of an answer is kept until its head is complete.
-const START_MAX: usize = 64 * 1024;
+/// Heads of our own requests are shorter; of a longer one the rest is not kept for the log.
+const REQUEST_HEAD_BYTES_MAX: usize = 32 * 1024;
 
-/// What the links saw of the current call of this thread.
-#[derive(Debug, Default)]
-pub struct Seen {
-    /// Where the socket is connected to.
-    pub remote: Option<SocketAddr>,
-    /// The connection had carried a request before.
-    pub reused: bool,
-    /// The request as far as the end of its headers, perhaps with some of its body.
-    pub head: Vec<u8>,
-    /// Bytes of the answer.
-    pub received: u64,
-    /// The answer as it came, until its head was complete.
-    pub start: Vec<u8>,
-    /// Why the address may not be called, for the customer.
-    pub refused: Option<String>,
-    /// Why the name has no address.
-    pub unresolved: Option<String>,
-    /// What we ran short of, before anything was sent.
-    pub shortage: Option<String>,
-    /// Lookups of other names left no thread for this one's.
-    pub crowded: bool,
-    /// TLS was being agreed on when it ended.
-    pub handshake: bool,
-    /// The answer was longer than what was agreed to read.
-    pub flooded: bool,
-    /// What had come of a body and was not taken by whoever read it, when its connection was closed.
-    pub rest: Vec<u8>,
-    /// How the connection broke while the answer was read.
-    pub broken: Option<String>,
-    /// What the head of the answer says, when that is not what ureq was given.
-    pub record: Option<Record>,
-    /// Chunks of the answer ended with bare line feeds.
-    pub bare: bool,
-    /// Bytes that may come before it is a flood.
-    room: u64,
-    /// The head of the answer is not complete.
-    in_head: bool,
-}
-
-thread_local! {
-    // Written by the links below, on the thread that makes the call; taken by the endpoint.
-    static SEEN: RefCell<Seen> = RefCell::default();
-}
-
-/// Begins to look at a call. Its answer's head, with all that comes before it, may have `room` bytes.
-pub fn watch_head(room: u64) {
-    SEEN.replace(Seen { room, in_head: true, ..Seen::default() });
-}
-
-/// Begins to look at the body of the answer, which may take `room` bytes on the wire.
-pub fn watch_body(room: u64) {
-    SEEN.replace(Seen { room, ..Seen::default() });
-}
-
-/// Takes what was seen since then.
-pub fn take_seen() -> Seen {
-    SEEN.with_borrow_mut(std::mem::take)
-}
-
-pub(crate) fn see<T>(change: impl FnOnce(&mut Seen) -> T) -> T {
-    SEEN.with_borrow_mut(change)
-}
-
-/// Says whether TLS is being agreed on.
-pub(crate) fn handshaking(now: bool) {
-    see(|seen| seen.handshake = now);
-}
-
-/// Why an address may not be called.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Denial {
-    /// For whoever typed the address: its kind.
-    pub kind: &'static str,
-    /// For the operator.
-    pub detail: String,
-}
-
-impl Denial {
-    fn own(detail: impl Into<String>) -> Denial {
-        Denial { kind: "the relay's own", detail: detail.into() }
-    }
-
-    /// In words, for whoever typed the address.
-    pub fn message(&self, address: SocketAddr) -> String {
-        format!("{} may not be called: {}", address.ip(), self.kind)
-    }
-
-    /// Notes that the call of this thread is refused, for what its URL's host stands for.
-    pub(crate) fn note(&self, host: &str, address: SocketAddr) {
-        tracing::debug!(host, %address, why = self.detail, "address refused");
-        let typed = bare(host).parse::<IpAddr>().is_ok() || is_localhost(host);
-        let message = if typed { self.message(address) } else { NAME_REFUSED.into() };
-        see(|seen| seen.refused = Some(message));
-    }
-}
-
-/// Which addresses may be called.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// Networks that may be called although they are not globally reachable.
-    pub allow: Vec<IpNet>,
-    /// Hosts and ports that are never called: our Postgres. Names are looked up when somebody calls that port, so that
-    /// what they stand for is what they stand for then.
-    pub never: Vec<(String, u16)>,
-    /// Never called either: where it was reached.
-    pub reached: Reached,
-    /// Never called at any address of this machine's: the port of our metrics.
-    pub metrics_port: Option<u16>,
-    /// Knows this machine's addresses, which are called only where the operator allows them.
-    pub machine: Machine,
-    /// Who is asked for names.
-    pub names: Resolver,
-}
-
-impl Rules {
-    /// Why an address may not be called; none when it may, if it is not one of this machine's. Blocks until `deadline`
-    /// at most, for a name of our own Postgres; while that has no answer, any address at its port may be the database,
-    /// and is refused.
-    pub fn problem(&self, address: SocketAddr, deadline: Instant) -> Option<Denial> {
-        if let Some(kind) = networks::problem(address.ip(), &self.allow) {
-            return Some(Denial { kind, detail: kind.into() });
-        }
-        // What the kernel does not tell counts as this machine's.
-        let is_own = |ip: IpAddr| self.is_own(ip).unwrap_or(true);
-        if self.metrics_port == Some(address.port()) && is_own(address.ip()) {
-            return Some(Denial::own("the relay's metrics"));
-        }
-        let mut database = self.reached.at(address.port());
-        for (host, _) in self.never.iter().filter(|(_, port)| *port == address.port()) {
-            match host.parse().map_or_else(|_| self.names.addresses(host, deadline), Answer::of) {
-                Answer::Addresses(addresses) => database.extend(addresses),
-                _ => return Some(Denial::own(format!("it may be the database: {host} is not resolved now"))),
-            }
-        }
-        let ip = networks::plain(address.ip());
-        let is_it = |known: IpAddr| known == ip || (is_own(known) && is_own(ip));
-        let refused = database.into_iter().map(networks::plain).any(is_it);
-        refused.then(|| Denial::own("the database"))
-    }
-
-    /// Why no connection may be made to an address now: it is one of this machine's, and the operator has not allowed
-    /// it. The kernel routes it over loopback, past the firewall.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel cannot tell, for a lack of memory.
-    pub fn own(&self, address: SocketAddr) -> io::Result<Option<Denial>> {
-        let allowed = networks::is_allowed(address.ip(), &self.allow);
-        let own = !allowed && self.is_own(address.ip())?;
-        Ok(own.then(|| Denial::own("an address of this machine's; --allow-net allows it")))
-    }
-
-    /// Whether packets to an address stay on this machine, also those to an address that it embeds.
-    fn is_own(&self, ip: IpAddr) -> io::Result<bool> {
-        let plain = networks::plain(ip);
-        Ok(self.machine.has(ip)? || (plain != ip && self.machine.has(plain)?))
-    }
-
-    /// What `localhost` stands for: loopback, as far as the operator has allowed it.
-    pub fn loopback(&self) -> Vec<IpAddr> {
-        let both: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        let allowed: Vec<_> =
-            both.into_iter().filter(|address| networks::is_allowed(*address, &self.allow)).collect();
-        if allowed.is_empty() { vec![Ipv4Addr::LOCALHOST.into()] } else { allowed }
-    }
-}
-
-/// Names that are loopback everywhere (RFC 6761): nobody is asked for them.
-pub(crate) fn is_localhost(name: &str) -> bool {
-    let name = name.strip_suffix('.').unwrap_or(name);
-    name == "localhost" || name.ends_with(".localhost")
-}
-
-/// A host without the brackets of an IPv6 address.
-fn bare(host: &str) -> &str {
-    host.trim_start_matches('[').trim_end_matches(']')
-}
-
-/// A name as it is looked up: with the dot that ends it, so that no domain of this machine's search list is put behind
-/// it, and that no line of its hosts file has it.
-fn absolute(name: &str) -> String {
-    if name.ends_with('.') { name.to_owned() } else { format!("{name}.") }
-}
-
-/// Names to addresses, for ureq.
+/// The link.
 #[derive(Debug)]
-pub struct Names {
-    /// Who is asked, and what may be called: looked at here for all answers, and in [`Dial`](crate::delivery::transport::dial::Dial) for those that may be dialled.
-    pub rules: Arc<Rules>,
-}
+pub struct Recorder;
 
-impl UreqResolver for Names {
-    fn resolve(&self, uri: &Uri, _: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
-        let host = uri.host().unwrap_or_default();
-        let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        let port = uri.port_u16().unwrap_or(default_port);
-        let deadline = Instant::now() + *timeout.after;
-        let addresses = match bare(host).parse::<IpAddr>() {
-            Ok(address) => vec![address],
-            Err(_) if is_localhost(host) => self.rules.loopback(),
-            Err(_) => match self.rules.names.addresses(&absolute(host), deadline) {
-                Answer::Addresses(addresses) => addresses,
-                Answer::Late => return Err(Error::Timeout(Timeout::Resolve)),
-                Answer::Crowded => {
-                    see(|seen| seen.crowded = true);
-                    return Err(Error::HostNotFound);
-                }
-                Answer::Shortage(reason) => {
-                    see(|seen| seen.shortage = Some(reason));
-                    return Err(Error::HostNotFound);
-                }
-                Answer::Failed(reason) => {
-                    see(|seen| seen.unresolved = Some(reason));
-                    return Err(Error::HostNotFound);
-                }
-            },
-        };
-        let addresses = alternate(addresses).into_iter().map(|address| SocketAddr::new(address, port));
-        // One forbidden address among a name's answers refuses the call: which of them is tried is not for the owner
-        // of the name to play with.
-        let denied = |address| Some((address, self.rules.problem(address, deadline)?));
-        if let Some((address, denial)) = addresses.clone().find_map(denied) {
-            denial.note(host, address);
-            return Err(Error::HostNotFound);
-        }
-        let mut resolved = self.empty();
-        for address in addresses {
-            if resolved.try_push(address).is_err() {
-                // A name with more addresses than ureq takes; those will do.
-                break;
-            }
-        }
-        Ok(resolved)
-    }
-}
-
-/// The outermost link.
-#[derive(Debug)]
-pub struct Tap;
-
-impl<In: Transport> Connector<In> for Tap {
-    type Out = Tapped<In>;
+impl<In: Transport> Connector<In> for Recorder {
+    type Out = Recording<In>;
 
     fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
-        let remote = SEEN.with_borrow(|seen| seen.remote);
-        Ok(chained.map(|inner| Tapped::new(inner, remote)))
+        let remote = note(|exchange| exchange.remote);
+        Ok(chained.map(|inner| Recording::new(inner, remote)))
     }
 }
 
-/// A connection whose bytes are seen.
+/// A connection whose bytes are recorded.
 #[derive(Debug)]
-pub struct Tapped<T: Transport> {
+pub struct Recording<T: Transport> {
     inner: T,
     remote: Option<SocketAddr>,
-    /// Has carried a request before this one.
+    /// The connection has carried a request before.
     used: bool,
-    /// An answer, or nothing yet, was the last thing that moved: what is sent next begins a request.
+    /// The last bytes that moved were an answer's, or none have moved: the next bytes that are sent begin a request.
     answering: bool,
-    /// A head that goes out together with the body behind it: ureq writes them apart, and two packets wake the other side
-    /// twice.
+    /// A head that goes out together with the body behind it: ureq writes them apart, and two packets wake the endpoint twice.
     held: Vec<u8>,
     phase: Phase,
-    /// What ureq is given instead of the bytes that came.
+    /// The bytes that ureq gets instead of those that came.
     mended: Option<Mended>,
-    /// The answer is not one that everybody understands alike: no other request goes this way, lest an answer be taken for
-    /// another one's.
+    /// Readers may understand the answer differently. So no other request uses this connection: its answer could be taken for
+    /// another request's.
     spent: bool,
-    /// No more of the answer is read.
+    /// The rest of the answer is not read.
     over: bool,
 }
 
-/// What of an answer comes next.
+/// The part of an answer that comes next.
 #[derive(Debug)]
 enum Phase {
     Head(Heads),
@@ -319,7 +68,7 @@ enum Phase {
 struct Mended {
     bytes: Vec<u8>,
     used: usize,
-    /// Some of it was of use the last time.
+    /// ureq used some of it the last time.
     progress: bool,
 }
 
@@ -337,9 +86,9 @@ impl Mended {
     }
 }
 
-impl<T: Transport> Tapped<T> {
-    fn new(inner: T, remote: Option<SocketAddr>) -> Tapped<T> {
-        Tapped {
+impl<T: Transport> Recording<T> {
+    fn new(inner: T, remote: Option<SocketAddr>) -> Recording<T> {
+        Recording {
             inner,
             remote,
             used: false,
@@ -370,7 +119,7 @@ impl<T: Transport> Tapped<T> {
         let buffers = self.inner.buffers();
         let input = buffers.input().len();
         let over = match step {
-            // Longer than what the parser takes: it is kept elsewhere, and here is room for more.
+            // The head is longer than the parser takes: [`Heads`] has it, and the input gets space for more.
             Step::More if kept > HEAD_BYTES_MAX => input,
             Step::Repaired { .. } => input - rest,
             _ => input.saturating_sub(kept),
@@ -406,7 +155,7 @@ impl<T: Transport> Tapped<T> {
             Phase::Chunks(chunks) => {
                 let given = chunks.feed(new);
                 if chunks.bare {
-                    see(|seen| seen.bare = true);
+                    note(|exchange| exchange.bare = true);
                 }
                 given
             }
@@ -427,10 +176,10 @@ impl<T: Transport> Tapped<T> {
     fn give_instead(&mut self, head: &[u8], record: Record) {
         self.spent = true;
         self.mended.get_or_insert_default().extend(head);
-        see(|seen| seen.record = Some(record));
+        note(|exchange| exchange.record = Some(record));
     }
 
-    /// The answer ends within its head. Whether its status is known nevertheless: then ureq is given an answer without a
+    /// The answer ends within its head. Returns whether its status is known nevertheless: then ureq gets an answer without a
     /// body.
     fn cut(&mut self, why: &str) -> bool {
         let Phase::Head(heads) = &mut self.phase else { return false };
@@ -440,35 +189,29 @@ impl<T: Transport> Tapped<T> {
         true
     }
 
-    /// Reads once; whether something came.
+    /// Reads once. Returns whether something came.
     fn read(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let before = self.inner.buffers().input().len();
         let result = self.inner.await_input(timeout);
         if let Err(Error::Io(error)) = &result {
-            see(|seen| seen.broken = Some(error.to_string()));
+            note(|exchange| exchange.broken = Some(error.to_string()));
         }
         let input = self.inner.buffers().input();
         let new = input.get(before..).unwrap_or_default();
         let in_head = matches!(self.phase, Phase::Head(_));
         if !new.is_empty() {
             self.answering = true;
-            see(|seen| {
-                seen.received += new.len() as u64;
-                if seen.in_head {
-                    let keep = new.len().min(START_MAX.saturating_sub(seen.start.len()));
-                    seen.start.extend_from_slice(&new[..keep]);
-                }
-            });
+            note(|exchange| exchange.receive(new));
             self.look(before);
         }
         let still_in_head = matches!(self.phase, Phase::Head(_));
-        let flooded = see(|seen| seen.received > seen.room) && (still_in_head || !in_head);
+        let flooded = note(|exchange| exchange.is_flood()) && (still_in_head || !in_head);
         match result {
             _ if flooded => {
                 if self.cut("the answer's head does not end; it was not read to its end") {
                     return Ok(true);
                 }
-                see(|seen| seen.flooded = true);
+                note(|exchange| exchange.flooded = true);
                 Err(Error::ConnectionFailed)
             }
             Err(Error::Timeout(reason)) => {
@@ -484,6 +227,7 @@ impl<T: Transport> Tapped<T> {
             result => result,
         }
     }
+
     /// Sends what is held, and `amount` of the output behind it.
     fn send(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         if self.held.is_empty() {
@@ -501,12 +245,7 @@ impl<T: Transport> Tapped<T> {
     }
 }
 
-/// What is left of the time since `start`.
-fn rest(timeout: NextTimeout, start: Instant) -> NextTimeout {
-    NextTimeout { after: timeout.after.saturating_sub(start.elapsed()).into(), ..timeout }
-}
-
-impl<T: Transport> Transport for Tapped<T> {
+impl<T: Transport> Transport for Recording<T> {
     fn buffers(&mut self) -> &mut dyn Buffers {
         if self.mended.is_some() { self } else { self.inner.buffers() }
     }
@@ -518,13 +257,14 @@ impl<T: Transport> Transport for Tapped<T> {
         }
         let (remote, used) = (self.remote, self.used);
         let output = &self.inner.buffers().output()[..amount];
-        see(|seen| {
+        note(|exchange| {
             if begins {
-                (seen.remote, seen.reused) = (remote, used);
-                seen.head.clear();
+                (exchange.remote, exchange.reused) = (remote, used);
+                exchange.request_head.clear();
             }
-            if seen.head.len() < HEAD_MAX && !seen.head.windows(4).any(|end| end == b"\r\n\r\n") {
-                seen.head.extend_from_slice(output);
+            let head = &mut exchange.request_head;
+            if head.len() < REQUEST_HEAD_BYTES_MAX && !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                head.extend_from_slice(output);
             }
         });
         self.used = true;
@@ -548,7 +288,7 @@ impl<T: Transport> Transport for Tapped<T> {
         let (start, limit, unused) = (Instant::now(), timeout, self.unused());
         loop {
             let more = self.read(timeout)?;
-            // ureq is given whole heads, and never nothing.
+            // ureq gets whole heads, and never an empty piece.
             let in_head = matches!(self.phase, Phase::Head(_));
             if !more || (!in_head && self.unused() > unused) {
                 return Ok(more);
@@ -566,8 +306,8 @@ impl<T: Transport> Transport for Tapped<T> {
     }
 }
 
-/// While ureq is given other bytes than those that came.
-impl<T: Transport> Buffers for Tapped<T> {
+/// The buffers that ureq uses while it gets other bytes than those that came.
+impl<T: Transport> Buffers for Recording<T> {
     fn output(&mut self) -> &mut [u8] {
         self.inner.buffers().output()
     }
@@ -599,13 +339,12 @@ impl<T: Transport> Buffers for Tapped<T> {
     }
 }
 
-impl<T: Transport> Drop for Tapped<T> {
+impl<T: Transport> Drop for Recording<T> {
     fn drop(&mut self) {
-        // Connections that rest have none: what is here is of the call of this thread.
+        // Connections that rest have none: these bytes belong to the call of this thread.
         let rest = self.buffers().input();
         if !rest.is_empty() {
-            // Gone at the end of the thread, when there is no call either.
-            SEEN.try_with(|seen| seen.borrow_mut().rest = rest.to_vec()).ok();
+            exchange::note_rest(rest);
         }
     }
 }
@@ -615,15 +354,6 @@ mod tests {
     use ureq::unversioned::transport::LazyBuffers;
 
     use super::*;
-    use crate::delivery::transport::dial::{Dial, Worked};
-
-    /// Every name is 127.0.0.1.
-    fn rules(allow: &[&str]) -> Rules {
-        let allow = allow.iter().map(|net| net.parse().expect("a network")).collect();
-        let names = Resolver::new(Box::new(|_| Ok(vec![Ipv4Addr::LOCALHOST.into()])));
-        let machine = Machine::open().expect("netlink");
-        Rules { allow, never: Vec::new(), reached: Reached::default(), metrics_port: None, machine, names }
-    }
 
     /// Keeps what is sent, packet by packet.
     #[derive(Debug)]
@@ -654,14 +384,14 @@ mod tests {
     /// What goes out when these are written one after the other, and then an answer is waited for.
     fn packets(writes: &[&[u8]]) -> Vec<Vec<u8>> {
         let inner = Packets { buffers: LazyBuffers::new(64, 64), sent: Vec::new() };
-        let mut tapped = Tapped::new(inner, None);
+        let mut recording = Recording::new(inner, None);
         for write in writes {
-            tapped.buffers().output()[..write.len()].copy_from_slice(write);
-            tapped.transmit_output(write.len(), NextTimeout::default()).expect("it takes all");
+            recording.buffers().output()[..write.len()].copy_from_slice(write);
+            recording.transmit_output(write.len(), NextTimeout::default()).expect("it takes all");
         }
-        tapped.await_input(NextTimeout::default()).expect("nothing");
-        take_seen();
-        std::mem::take(&mut tapped.inner.sent)
+        recording.await_input(NextTimeout::default()).expect("nothing");
+        exchange::take();
+        std::mem::take(&mut recording.inner.sent)
     }
 
     #[test]
@@ -673,58 +403,7 @@ mod tests {
         let long = packets(&[head, &body, &body]);
         assert_eq!(long.concat(), [head, &body, &body].concat());
         assert_eq!(long.len(), 3);
-        // A body that looks like the end of a head is none.
+        // A body that looks like the end of a head is a body.
         assert_eq!(packets(&[head, b"\r\n\r\n", b"y"]), [[head, b"\r\n\r\n"].concat(), b"y".to_vec()]);
-    }
-
-    #[test]
-    fn the_database_is_refused_in_every_spelling_of_an_address_at_which_it_was_reached() {
-        let (rules, soon) =
-            (rules(&["0.0.0.0/0", "::/0"]), Instant::now() + std::time::Duration::from_secs(20));
-        for (reached, same, others) in [
-            (
-                "192.0.2.1",
-                &[
-                    "192.0.2.1",
-                    "::ffff:192.0.2.1",
-                    "::ffff:0:192.0.2.1",
-                    "64:ff9b::192.0.2.1",
-                    "2002:c000:201::1",
-                ][..],
-                &["192.0.2.2", "64:ff9b::192.0.2.2", "2002:c000:202::1", "2001:db8::c000:201"][..],
-            ),
-            ("64:ff9b::198.51.100.7", &["198.51.100.7", "64:ff9b::198.51.100.7"], &["198.51.100.8"]),
-            ("2001:db8::7", &["2001:db8::7"], &["2001:db8::8"]),
-            ("127.0.0.1", &["127.9.9.9", "::1", "64:ff9b::127.0.0.1", "2002:7f00:1::"], &["192.0.2.9"]),
-        ] {
-            rules.reached.add(reached.parse().expect("an address"), 5499);
-            let problem =
-                |ip: &str, port| rules.problem(SocketAddr::new(ip.parse().expect("an address"), port), soon);
-            for ip in same {
-                assert!(
-                    problem(ip, 5499).is_some_and(|denial| denial.detail == "the database"),
-                    "{ip} is {reached}"
-                );
-                assert_eq!(problem(ip, 5498), None, "{ip}: the port is another one's");
-            }
-            for ip in others {
-                assert_eq!(problem(ip, 5499), None, "{ip} is not {reached}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_address_that_is_dialled_is_looked_at_whatever_was_before() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let names = Names { rules: Arc::new(rules(&["127.0.0.0/8"])) };
-        let chain = ().chain(Dial { rules: Arc::new(rules(&[])), worked: Worked::default() }).chain(Tap);
-        let config = ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(5)));
-        let agent = ureq::Agent::with_parts(config.build(), chain, names);
-        let url = format!("http://a.example:{}/", listener.local_addr().expect("bound").port());
-        take_seen();
-        assert!(agent.get(url).call().is_err());
-        assert_eq!(take_seen().refused.as_deref(), Some(NAME_REFUSED));
-        listener.set_nonblocking(true).expect("an option");
-        assert!(listener.accept().is_err(), "nothing was dialled");
     }
 }

@@ -1,5 +1,5 @@
-//! One TCP connection of a call. No read and no write outlasts the deadline it is given, however little the other
-//! side moves: each wait is for what is left of it.
+//! One TCP connection of a call. No read and no write outlasts its deadline, however little the endpoint moves: each wait is
+//! for the time that is left.
 //!
 //! Knows neither HTTP nor TLS, and not which addresses may be called.
 
@@ -10,43 +10,43 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, recv, send, socket,
 };
+use ureq::Error;
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
 };
-use ureq::{Error, Timeout};
 
-use crate::delivery::fd_budget::Share;
+use crate::delivery::bulkhead::Permit;
+use crate::delivery::transport::deadline::{Deadline, WAIT_MAX, in_milliseconds};
 
-/// Longest single wait: poll(2) counts milliseconds in an int.
-const WAIT_MAX: Duration = Duration::from_secs(3600);
-/// How long the first wait for an answer is done by the reading itself: one system call for most answers, not two.
+/// How long the first read of an answer waits in the kernel: one system call for most answers, not two.
 const READ_WAITS: Duration = Duration::from_millis(100);
 
 /// A connection.
 #[derive(Debug)]
 pub struct Socket {
-    // Shared, weakly, with the handle that interrupts the call.
+    // The handle that interrupts the call has it, too, as a weak reference.
     stream: Arc<TcpStream>,
     buffers: LazyBuffers,
-    /// The other side takes no more of the request, and has answered already.
+    /// The endpoint takes no more of the request, and has answered already.
     deaf: bool,
-    /// A request has gone out since the last read: the answer is not there yet, so waiting for it comes first.
+    /// A request has gone out since the last read: its answer is not there yet, so the read waits.
     asked: bool,
-    /// An answer was read, and nothing has asked since then whether the connection is open.
+    /// An answer was read, and ureq has not asked since then whether the connection is open.
     answered: bool,
-    _descriptor: Share,
+    /// For its file descriptor.
+    _descriptor: Permit,
 }
 
 impl Socket {
-    /// A connection that was made.
+    /// Takes a connection that was made.
     ///
     /// # Errors
     ///
-    /// What the system says, or that no call may begin any more.
+    /// An error of the system's, or that no call may begin any more.
     pub fn connected(details: &ConnectionDetails, made: Attempt) -> Result<Socket, Error> {
         made.stream.set_nonblocking(false)?;
         let buffers =
@@ -56,7 +56,7 @@ impl Socket {
         Ok(socket)
     }
 
-    fn over(stream: TcpStream, buffers: LazyBuffers, descriptor: Share) -> io::Result<Socket> {
+    fn over(stream: TcpStream, buffers: LazyBuffers, descriptor: Permit) -> io::Result<Socket> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(READ_WAITS))?;
         Ok(Socket {
@@ -69,7 +69,7 @@ impl Socket {
         })
     }
 
-    /// Whether bytes of the other side's are waiting.
+    /// Whether bytes from the endpoint are waiting.
     fn has_input(&self) -> bool {
         self.receive(&mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK).is_ok_and(|length| length > 0)
     }
@@ -125,8 +125,8 @@ impl Transport for Socket {
         Ok(length > 0)
     }
 
-    /// Nothing is to be read between an answer and the next request: neither an end nor a byte. ureq asks when it puts a
-    /// connection away, when the answer has been read a moment ago, and again when it takes it: only then is it looked.
+    /// Whether there is nothing to read between an answer and the next request, neither an end nor a byte. ureq asks twice: when
+    /// it puts a connection away, a moment after the answer was read, and when it takes it again. Only then this looks.
     fn is_open(&mut self) -> bool {
         let put_away = std::mem::take(&mut self.answered);
         let quiet = || self.receive(&mut [0], MsgFlags::MSG_DONTWAIT) == Err(Errno::EAGAIN);
@@ -134,38 +134,40 @@ impl Transport for Socket {
     }
 }
 
-/// A connection that is being made. Dropped, it is given up.
+/// A connection that is being made. Dropping it gives it up.
 #[derive(Debug)]
 pub struct Attempt {
-    /// To whom.
+    /// The address.
     pub address: SocketAddr,
     /// When it began.
     pub since: Instant,
     stream: TcpStream,
-    descriptor: Share,
+    descriptor: Permit,
+    /// One of the attempts that may be made at once.
+    _turn: Permit,
 }
 
 impl Attempt {
-    /// Begins, and does not wait.
+    /// Begins to connect, and does not wait.
     ///
     /// # Errors
     ///
-    /// What the system says at once.
-    pub fn begin(address: SocketAddr, descriptor: Share) -> io::Result<Attempt> {
+    /// An error that the system gives at once.
+    pub fn begin(address: SocketAddr, descriptor: Permit, turn: Permit) -> io::Result<Attempt> {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let stream = TcpStream::from(socket(family, SockType::Stream, flags, None)?);
         match connect(stream.as_raw_fd(), &SockaddrStorage::from(address)) {
-            // Interrupted, it goes on as well.
+            // An interrupted one goes on as well.
             Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(Attempt { address, since: Instant::now(), stream, descriptor })
+        Ok(Attempt { address, since: Instant::now(), stream, descriptor, _turn: turn })
     }
 }
 
-/// Waits until one of the attempts has ended, and says which and how; none when the limit has passed before, or a signal
-/// has come.
+/// Waits until one of the attempts has ended, and returns which and how; none when the limit has passed before, or a signal has
+/// come.
 ///
 /// # Errors
 ///
@@ -189,48 +191,6 @@ pub fn first_ended(attempts: &[Attempt], limit: Duration) -> io::Result<Option<(
     Ok(Some((at, ended)))
 }
 
-/// Rounded up: a wait of 0 ms would be a busy one.
-fn in_milliseconds(limit: Duration) -> PollTimeout {
-    PollTimeout::try_from(limit + Duration::from_micros(999)).expect("an hour fits")
-}
-
-/// When to give up, and what to say then.
-struct Deadline {
-    at: Instant,
-    reason: Timeout,
-}
-
-impl Deadline {
-    /// Fails when it has passed already, also where there would be no need to wait.
-    fn of(timeout: NextTimeout) -> Result<Deadline, Error> {
-        // Calls have a limit; without one a day is as good as any.
-        let left = (*timeout.after).min(WAIT_MAX * 24);
-        if left.is_zero() {
-            return Err(Error::Timeout(timeout.reason));
-        }
-        Ok(Deadline { at: Instant::now() + left, reason: timeout.reason })
-    }
-
-    fn left(&self) -> Duration {
-        self.at.saturating_duration_since(Instant::now())
-    }
-
-    /// Waits until the socket is ready.
-    fn wait(&self, stream: &TcpStream, what: PollFlags) -> Result<(), Error> {
-        loop {
-            let left = self.left().min(WAIT_MAX);
-            if left.is_zero() {
-                return Err(Error::Timeout(self.reason));
-            }
-            match poll(&mut [PollFd::new(stream.as_fd(), what)], in_milliseconds(left)) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
-                Err(error) => return Err(Error::Io(error.into())),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -238,6 +198,7 @@ mod tests {
     use std::thread;
 
     use socket2::SockRef;
+    use ureq::Timeout;
     use ureq::unversioned::transport::time;
 
     use super::*;
@@ -259,8 +220,8 @@ mod tests {
             }
         });
         let buffers = LazyBuffers::new(1024, AMOUNT);
-        let share = fd_budget::take(1).expect("the limit of a test run is far away");
-        let mut socket = Socket::over(stream, buffers, share).expect("options of a socket");
+        let permit = fd_budget::take(1).expect("the limit of a test run is far away");
+        let mut socket = Socket::over(stream, buffers, permit).expect("options of a socket");
         let (reason, start) = (Timeout::Global, Instant::now());
         let timeout = NextTimeout { after: time::Duration::Exact(LIMIT), reason, ..NextTimeout::default() };
         socket.buffers().output();

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::*;
-use crate::postgres::settings::is_known;
+use crate::postgres::keywords::is_known;
 
 /// The parameters in one line, by key.
 fn shown(text: &str) -> String {

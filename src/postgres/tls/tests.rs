@@ -1,14 +1,18 @@
 //! The modes' demands against certificates of every kind, in memory: rustls' two ends without a network.
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     date_time_ymd,
 };
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::ring;
 use rustls::{ClientConnection, ServerConfig, ServerConnection};
 
 use super::*;
+use crate::tls::verifier::Verifier;
 
 #[test]
 fn each_mode_demands_what_libpq_demands() {
@@ -277,7 +281,7 @@ fn the_server_must_hold_the_key_in_every_mode() {
         {
             let trusted: Vec<String> = trusted.into_iter().cloned().collect();
             let error = shake(mode, &trusted, server.clone(), "db1").expect_err("a stolen certificate");
-            assert!(crate::handshake::message(&error).contains("does not prove"), "{mode:?}: {error}");
+            assert!(crate::tls::handshake::message(&error).contains("does not prove"), "{mode:?}: {error}");
         }
     }
 }
@@ -297,18 +301,13 @@ YDNgjUreVJbhtdiWXLwna919MAoGCCqGSM49BAMCA0gAMEUCIQDh4Qd9g8lFOIOD
 #[test]
 fn a_version_1_certificate_is_refused_with_the_remedy() {
     let server = CertificateDer::from_pem_slice(VERSION_1).expect("a certificate");
-    let provider = ring::default_provider();
-    let verifier = Verifier {
-        demand: Demand::Nothing,
-        roots: RootCertStore::empty(),
-        trusted: Vec::new(),
-        algorithms: provider.signature_verification_algorithms,
-    };
+    let demanded = Demanded { demand: Demand::Nothing, roots: RootCertStore::empty(), trusted: Vec::new() };
+    let verifier = Verifier::new(demanded);
     let name = ServerName::try_from("localhost").expect("a name");
     let error = verifier
         .verify_server_cert(&server, &[], &name, &[], UnixTime::now())
         .expect_err("version 1 cannot be read");
-    let message = crate::handshake::message(&error);
+    let message = crate::tls::handshake::message(&error);
     assert!(is_refusal(&error) && message.contains("-extfile"), "{message}");
 }
 

@@ -6,9 +6,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::conninfo::{Params, SPACES};
-use super::settings::bad;
 use crate::error::Result;
+use crate::postgres::conninfo::{Params, SPACES};
+use crate::postgres::keywords::bad;
 
 const DEFAULT_PORT: u16 = 5432;
 
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn without_a_host_and_a_socket_it_is_localhost() {
-        // Port 1 belongs to nobody, least of all to a socket of Postgres.
+        // No server has port 1, least of all Postgres.
         let place = place(String::new(), "", 1).expect("a place");
         assert_eq!(place, Place::Tcp { name: "localhost".into(), address: None });
     }

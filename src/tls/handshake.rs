@@ -1,5 +1,5 @@
-//! Why a TLS handshake failed, for people: what rustls says, made whole where it says too little and true where it
-//! names something else. For the endpoints' side and for Postgres'.
+//! Why a TLS handshake failed, in words for people, on the endpoints' side and on Postgres'. Completes what rustls says where
+//! it says too little, and corrects it where it names another cause.
 //!
 //! Opens nothing and trusts nothing: `judged` and `judged_key` only give a refusal its reason.
 
@@ -17,7 +17,7 @@ use x509_cert::{Certificate, Version};
 /// Lengths of RSA keys that ring takes.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// What rustls has no word for.
+/// Reasons that rustls has no word for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Reason {
     SelfSigned,
@@ -103,7 +103,7 @@ pub(crate) fn judged(
     }
 }
 
-/// Whether it is that nobody who is trusted vouches for the certificate: what can be mended by trusting somebody.
+/// Whether no trusted authority vouches for the certificate. The operator can mend that by trusting one.
 pub(crate) fn lacks_authority(error: &rustls::Error) -> bool {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
@@ -164,7 +164,7 @@ fn rsa_bits(certificate: &Certificate) -> Option<usize> {
     is_rsa.then(|| modulus_bits(key.subject_public_key.raw_bytes()))?
 }
 
-/// The same of a trust anchor's key.
+/// The length of a trust anchor's key, if it is an RSA key.
 fn anchor_rsa_bits(key: &[u8]) -> Option<usize> {
     let mut reader = SliceReader::new(key).ok()?;
     let algorithm = AlgorithmIdentifierRef::decode(&mut reader).ok()?;
@@ -172,7 +172,7 @@ fn anchor_rsa_bits(key: &[u8]) -> Option<usize> {
     (algorithm.oid == rfc5912::RSA_ENCRYPTION).then(|| modulus_bits(key.raw_bytes()))?
 }
 
-/// Of an RSAPublicKey (RFC 8017, A.1.1).
+/// The length of the modulus of an RSAPublicKey (RFC 8017, A.1.1).
 fn modulus_bits(key: &[u8]) -> Option<usize> {
     let mut reader = SliceReader::new(key).ok()?;
     let modulus = reader
@@ -186,7 +186,7 @@ fn modulus_bits(key: &[u8]) -> Option<usize> {
     Some(modulus.as_bytes().len() * 8 - first.leading_zeros() as usize)
 }
 
-/// What is wrong, for people. Says what is known and no more: an alert of the other side is its word.
+/// What is wrong, in words for people. An alert of the server's is told as the server's word, because it may be wrong.
 pub(crate) fn message(error: &rustls::Error) -> String {
     use rustls::{Error as E, InvalidMessage, PeerIncompatible as Incompatible};
     match error {
@@ -272,7 +272,7 @@ fn certificate(error: &CertificateError) -> String {
 }
 
 const UNKNOWN_EXTENSION: &str = "the certificate has a critical extension that is not known here";
-/// Names of a certificate that are told.
+/// Most names of a certificate that a message has.
 const NAMES_MAX: usize = 5;
 
 /// `DnsName("a.example")` without its wrapping, as rustls lists what a certificate is for.
@@ -281,7 +281,7 @@ fn bare_name(name: &str) -> &str {
     inner.trim_matches('"')
 }
 
-/// What webpki says of the path from the certificate to its authority and rustls passes on.
+/// Errors of webpki about the path from the certificate to its authority, which rustls passes on.
 fn path(error: &webpki::Error) -> String {
     use webpki::Error as E;
     match error {
@@ -334,7 +334,7 @@ fn algorithm(id: &[u8]) -> String {
     known.into()
 }
 
-/// The other side's word: often it is all that there is.
+/// An alert of the server's, in words. Often the alert is all that is known.
 fn alerted(alert: rustls::AlertDescription) -> String {
     use rustls::AlertDescription as Alert;
     match alert {

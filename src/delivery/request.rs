@@ -1,0 +1,102 @@
+//! The request of a call: its headers, and sending it. Follows no redirect and repeats nothing by itself.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ureq::http::{Request, Response};
+use ureq::{Agent, Body};
+
+use crate::delivery::failure::Failure;
+use crate::delivery::signature;
+use crate::delivery::target::Target;
+use crate::delivery::transport::agents::OUTPUT_BYTES;
+use crate::delivery::transport::exchange::{self, Exchange};
+use crate::model::call::ErrorKind;
+use crate::model::event::Webhook;
+
+/// What a line of the request has besides a long value: its name, or the method and version.
+const LINE_BYTES: usize = 64;
+
+/// What came of sending a request: an answer as far as its head, or an error; and what the links saw until then.
+pub struct Sent {
+    /// What the HTTP client says.
+    pub result: Result<Response<Body>, ureq::Error>,
+    /// What the links saw.
+    pub exchange: Exchange,
+}
+
+impl Sent {
+    /// Whether the endpoint cannot have looked at the request: it had closed the connection that was used again, and the
+    /// request crossed that on the way.
+    pub fn crossed_a_close(&self) -> bool {
+        let Sent { result, exchange } = self;
+        exchange.reused && exchange.received == 0 && result.as_ref().is_err_and(is_broken)
+    }
+}
+
+/// The request of a row's call to a webhook, signed where the webhook has a secret.
+///
+/// # Errors
+///
+/// When the webhook's secret cannot sign, or the HTTP client refuses the URL.
+pub fn build<'a>(
+    target: &Target,
+    webhook: &Webhook,
+    outbox_id: i64,
+    body: &'a Arc<str>,
+) -> Result<Request<&'a str>, Failure> {
+    let mut request = Request::post(target.uri.clone()).header("Content-Type", "application/json");
+    if let Some(authorization) = &target.authorization {
+        request = request.header("Authorization", authorization);
+    }
+    if let Some(secret) = &webhook.signing_secret {
+        let id = format!("msg_{outbox_id}_{}", webhook.id);
+        let signed = signature::sign(secret, &id, SystemTime::now(), body)
+            .map_err(|problem| Failure::of(ErrorKind::Internal, problem))?;
+        request = request
+            .header("webhook-id", signed.id)
+            .header("webhook-timestamp", signed.timestamp)
+            .header("webhook-signature", signed.signature);
+    }
+    request.body(&**body).map_err(|error| Failure::of(ErrorKind::BadUrl, error.to_string()))
+}
+
+/// Sends a request. Blocks for the agent's time-out at most.
+pub fn send(agent: &Agent, request: Request<&str>, target: &Target) -> Sent {
+    let line = longest_line(&request, target);
+    exchange::begin_head();
+    let result = if line <= OUTPUT_BYTES {
+        agent.run(request)
+    } else {
+        agent.run(agent.configure_request(request).output_buffer_size(line).build())
+    };
+    Sent { result, exchange: exchange::take() }
+}
+
+/// Sends a request on a connection of its own. Blocks for `left` at most.
+pub fn send_afresh(agent: &Agent, request: Request<&str>, left: Duration) -> Sent {
+    let request = agent
+        .configure_request(request)
+        .timeout_global(Some(left))
+        // A configuration other than the agent's keeps ureq from taking a pooled connection.
+        .output_buffer_size(OUTPUT_BYTES + 1)
+        .build();
+    exchange::begin_head();
+    Sent { result: agent.run(request), exchange: exchange::take() }
+}
+
+/// Whether the connection ended without a word.
+fn is_broken(error: &ureq::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+    matches!(error, ureq::Error::Io(e) if matches!(
+        e.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
+    ))
+}
+
+/// Bytes of the longest line that ureq has to write in one piece.
+fn longest_line(request: &Request<&str>, target: &Target) -> usize {
+    let longest = request.headers().values().map(ureq::http::HeaderValue::len).max().unwrap_or_default();
+    longest.max(target.url.as_str().len()) + LINE_BYTES
+}
