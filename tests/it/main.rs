@@ -6,25 +6,31 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod chaos;
+mod claiming;
 mod commands;
 mod delivery;
+mod drain;
 mod hostile;
-mod house;
-mod input;
 mod locks;
 mod logging;
+mod lost_sessions;
 mod memory;
 mod monitoring;
 mod operators;
+mod outbox_constraints;
 mod plans;
 mod pooler;
 mod promptpal;
-mod questions;
-mod recovery;
+mod readme_queries;
+mod recording;
 mod retention;
 mod rights;
 mod rooms;
+mod scenes;
 mod schema;
+mod server_restart;
+mod service_unit;
+mod shipped_files;
 mod support;
+mod takeover;
 mod terminal;
-mod unit;

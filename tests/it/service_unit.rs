@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::support::{Database, Gate, Receiver, Reply, program, repository_file};
+use crate::support::{Database, Gate, Receiver, Relay, Reply, program, repository_file};
 
 /// So many times shorter than in the unit is the watchdog's limit, for the patience of the tests.
 const HASTE: u32 = 10;
@@ -307,4 +307,75 @@ async fn the_daemon_lives_as_its_unit_says() {
     systemd.database_url = there;
     systemd.until("active", |it| it.state == State::Active);
     delivers().await;
+}
+
+#[tokio::test]
+async fn a_systemd_that_does_not_read_holds_nothing_up() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::spawn_unheard(&database.url);
+    database.events(1, 3).await;
+    database.all_done().await;
+    drop(relay);
+    assert_eq!(receiver.requests().len(), 3);
+}
+
+/// Ends with the test, whatever becomes of it.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(mut command: Command) -> Daemon {
+        Daemon(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn drain(mut self) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM).unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // An error: it has ended.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// A host that does not answer takes as long as a connection may: that is no hang.
+#[tokio::test]
+async fn the_watchdog_is_told_while_hosts_do_not_answer() {
+    let database = Database::new().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap();
+    let (head, tail) = database.url.split_once('@').unwrap();
+    let separator = if tail.contains('?') { '&' } else { '?' };
+    let url = format!("{head}@{silent},{tail}{separator}connect_timeout=2");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command = database.command(&["run", "--database-url", &url]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    let daemon = Daemon::start(command);
+    let said = |limit: Duration| {
+        socket.set_read_timeout(Some(limit)).unwrap();
+        let mut text = [0; 1000];
+        let length = socket.recv(&mut text).expect("something is said in time");
+        String::from_utf8(text[..length].to_vec()).unwrap()
+    };
+    assert_eq!(said(Duration::from_secs(60)), "READY=1");
+    let sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name LIKE 'promptpal-relay%'";
+    assert!(!database.client.query(sessions, &[]).await.unwrap().is_empty());
+    // Three sessions, two seconds each.
+    let reconnected = "SELECT count(*) > 1 FROM relay.instances";
+    while !database.client.query_one(reconnected, &[]).await.unwrap().get::<_, bool>(0) {
+        said(Duration::from_millis(1500));
+    }
+    for _ in 0..20 {
+        said(Duration::from_millis(1500));
+    }
+    daemon.drain();
 }
