@@ -1,0 +1,210 @@
+//! The daemon as a child process, and the clock that it goes by.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{Pid, geteuid};
+use tempfile::TempDir;
+
+use super::{BINARY, DEADLINE, Database, LOOK, ends, memory_peak, program};
+
+/// A clock of a program's own.
+pub struct Clock {
+    dir: TempDir,
+}
+
+impl Clock {
+    /// One that goes right.
+    pub fn new() -> Clock {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support/clock.c");
+        let library = dir.path().join("clock.so");
+        let made =
+            Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).status().unwrap();
+        assert!(made.success());
+        File::create(dir.path().join("passed")).unwrap();
+        Clock { dir }
+    }
+
+    /// The program goes by this clock, and takes it to be so many seconds later than it is.
+    pub fn ahead(&self, command: &mut Command, seconds: i64) {
+        command.env("LD_PRELOAD", self.dir.path().join("clock.so"));
+        command.env("CLOCK_PASSED", self.dir.path().join("passed")).env("CLOCK_AHEAD_S", seconds.to_string());
+    }
+
+    /// So many minutes pass at once.
+    pub fn pass(&self, minutes: usize) {
+        let mut file = File::options().append(true).open(self.dir.path().join("passed")).unwrap();
+        file.write_all(&vec![b'.'; minutes]).unwrap();
+    }
+}
+
+/// With loopback allowed.
+const RUN: &[&str] = &["run", "--allow-net", "127.0.0.0/8"];
+
+/// The daemon as a child process; killed on drop.
+pub struct Relay {
+    child: Child,
+    dir: TempDir,
+    // What it tells systemd.
+    socket: UnixDatagram,
+}
+
+impl Relay {
+    /// Starts it with loopback allowed.
+    pub fn spawn(database_url: &str, arguments: &[&str]) -> Relay {
+        Relay::spawn_with(program(RUN, database_url), arguments, |_| ())
+    }
+
+    /// Starts it with a clock of its own.
+    pub fn start_by(clock: &Clock, database_url: &str, arguments: &[&str]) -> Relay {
+        let mut command = program(RUN, database_url);
+        clock.ahead(&mut command, 0);
+        Relay::spawn_with(command, arguments, |_| ()).ready()
+    }
+
+    /// Starts it with a socket to systemd that is full, and that nobody reads.
+    pub fn spawn_unheard(database_url: &str) -> Relay {
+        Relay::spawn_with(program(RUN, database_url), &[], |path| {
+            let filler = UnixDatagram::unbound().unwrap();
+            filler.set_nonblocking(true).unwrap();
+            while filler.send_to(b"full", path).is_ok() {}
+        })
+    }
+
+    /// Calls may take a minute unless the test says otherwise: none shall end while a slow machine gets ready for it.
+    fn spawn_with(mut command: Command, arguments: &[&str], prepare: impl FnOnce(&Path)) -> Relay {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        prepare(&dir.path().join("notify"));
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        command.stdin(Stdio::null()).args(arguments).env("NOTIFY_SOCKET", dir.path().join("notify"));
+        command.env("PROMPTPAL_RELAY_TIMEOUT", "60s");
+        command.stderr(File::create(dir.path().join("log")).unwrap());
+        Relay { child: command.spawn().unwrap(), dir, socket }
+    }
+
+    /// Starts it with loopback allowed and waits until it says that it is ready.
+    pub fn start(database: &Database, arguments: &[&str]) -> Relay {
+        Relay::spawn(&database.url, arguments).ready()
+    }
+
+    /// The same with at most this many open files.
+    pub fn start_with_few_files(database: &Database, arguments: &[&str], files: u32) -> Relay {
+        Relay::start_by_shell(Command::new("sh"), database, &format!("ulimit -n {files}"), arguments)
+    }
+
+    /// The same in a network of its own, which has loopback, what `setup` adds to it, and no way out; none where this
+    /// machine makes no such network.
+    pub fn start_apart(database: &Database, setup: &str, arguments: &[&str]) -> Option<Relay> {
+        let rights: &[&str] = if geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
+        let apart = |program: &str| {
+            let mut command = Command::new("unshare");
+            command.args(rights).args(["--net", program]);
+            command
+        };
+        let made = apart("ip").args(["link", "set", "lo", "up"]).status();
+        let setup = format!("set -e; ip link set lo up; {setup}");
+        made.is_ok_and(|status| status.success())
+            .then(|| Relay::start_by_shell(apart("sh"), database, &setup, arguments))
+    }
+
+    /// Starts it by a shell that first does what is in `setup`.
+    fn start_by_shell(mut shell: Command, database: &Database, setup: &str, arguments: &[&str]) -> Relay {
+        let plain = program(RUN, &database.url);
+        shell.args(["-c", &format!("{setup}; exec \"$0\" \"$@\""), BINARY]).args(plain.get_args());
+        for (variable, value) in plain.get_envs() {
+            match value {
+                Some(value) => shell.env(variable, value),
+                None => shell.env_remove(variable),
+            };
+        }
+        Relay::spawn_with(shell, arguments, |_| ()).ready()
+    }
+
+    /// Waits until it says that it is ready.
+    pub fn ready(self) -> Relay {
+        let relay = self;
+        let mut buffer = [0; 4096];
+        loop {
+            let Ok(length) = relay.socket.recv(&mut buffer) else {
+                panic!("not ready in time:\n{}", relay.log())
+            };
+            if String::from_utf8_lossy(&buffer[..length]).lines().any(|line| line == "READY=1") {
+                return relay;
+            }
+        }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// Most memory that it ever had, in bytes.
+    pub fn memory_peak(&self) -> usize {
+        memory_peak(self.pid()).expect("it runs")
+    }
+
+    /// Sends a signal; waits until all threads stand still if it is the one that stops them.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+        if signal == Signal::SIGSTOP {
+            let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+            waitid(Id::Pid(self.pid()), flags).unwrap();
+        }
+    }
+
+    /// Whether it has ended, and how.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Kills it without a word.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        ends(&mut self.child).unwrap_or_else(|| panic!("does not end:\n{}", self.log()))
+    }
+
+    /// Waits until it has logged a text.
+    pub fn wait_for_log(&self, text: &str) {
+        self.wait_for_log_of(1, text);
+    }
+
+    /// Waits until it has logged a text so many times.
+    pub fn wait_for_log_of(&self, times: usize, text: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.log().matches(text).count() < times {
+            assert!(Instant::now() < deadline, "not logged {times} times: {text:?}:\n{}", self.log());
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+        if thread::panicking() {
+            eprintln!("---- log of the relay\n{}----", self.log());
+        }
+    }
+}
