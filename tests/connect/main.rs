@@ -1,8 +1,5 @@
 //! Connecting, against real servers: one without TLS, one with a certificate of an authority, one self-signed.
 
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-#[path = "../hostile/openssl.rs"]
-mod openssl;
 mod server;
 
 use std::io::{Read, Write};
@@ -13,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use promptpal_relay::error::{Error, one_line};
 use promptpal_relay::postgres::Session;
+use test_support::openssl;
+
 use server::{PLAIN, SELF_SIGNED, SIGNED, Server, free_port, settings};
 
 /// Longer than anything here takes on a busy machine.

@@ -1,7 +1,7 @@
 //! What the tests stand on: a receiver that does what a script says with each connection, certificates for it, and
 //! a caller whose names resolve to what the test says.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,6 +24,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::TempDir;
+use test_support::http::Message;
 
 /// Until then something must have happened; long, because the machine may be busy with other tests.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -243,20 +244,6 @@ pub struct Peer {
     wire: BufReader<Box<dyn Wire>>,
 }
 
-/// A request as it came over the wire.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub line: String,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
-}
-
-impl Request {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    }
-}
-
 impl Peer {
     fn new(stream: TcpStream, number: usize) -> Peer {
         stream.set_nodelay(true).unwrap();
@@ -273,26 +260,8 @@ impl Peer {
     }
 
     /// Reads a request; none when the connection ended before its end.
-    pub fn request(&mut self) -> Option<Request> {
-        let mut line = || {
-            let mut text = String::new();
-            self.wire.read_line(&mut text).ok().filter(|length| *length > 0)?;
-            Some(text.trim_end().to_owned())
-        };
-        let first = line()?;
-        let mut headers = Vec::new();
-        loop {
-            let text = line()?;
-            if text.is_empty() {
-                break;
-            }
-            let (name, value) = text.split_once(':').expect("a header");
-            headers.push((name.to_owned(), value.trim().to_owned()));
-        }
-        let length = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-        let mut body = vec![0; length.map_or(0, |(_, value)| value.parse().unwrap())];
-        self.wire.read_exact(&mut body).ok()?;
-        Some(Request { line: first, headers, body })
+    pub fn request(&mut self) -> Option<Message> {
+        Message::request(&mut self.wire)
     }
 
     /// Reads so many bytes; whether they came.

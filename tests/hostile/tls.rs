@@ -5,8 +5,8 @@ use std::net::TcpStream;
 
 use promptpal_relay::delivery::client::Caller;
 use rcgen::{BasicConstraints, IsCa};
+use test_support::openssl::{NAME, cases};
 
-use crate::openssl::{NAME, cases};
 use crate::support::{
     AUTHORITY, Authority, OK, PATIENT, Peer, Receiver, caller, caller_with, certificate, kind, message, post,
     server_config, settings,

@@ -184,8 +184,7 @@ fn script(prompt_id: i64, path: &str) -> (u16, usize) {
 fn receiver(posts: Arc<Mutex<Posts>>) -> Receiver {
     Receiver::forgetful(move |request| {
         let at = Instant::now();
-        let agent =
-            &request.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("user-agent")).unwrap().1;
+        let agent = request.header("user-agent").unwrap();
         let relay = agent.rsplit_once('@').unwrap().1.to_owned();
         let prompt_id = request.json()["promptId"].as_i64().unwrap();
         let key = (prompt_id, request.path().to_owned());

@@ -697,9 +697,7 @@ async fn secrets_are_neither_logged_nor_recorded() {
     // They were used.
     let requests = receiver.requests();
     let ok = requests.iter().find(|request| request.path() == "/ok?x=1").unwrap();
-    let header =
-        |name: &str| ok.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str());
-    assert_eq!(header("authorization"), Some("Basic dXMzcjpwNHNzdzByZA=="));
-    assert!(header("webhook-signature").is_some_and(|signature| signature.starts_with("v1,")));
+    assert_eq!(ok.header("authorization"), Some("Basic dXMzcjpwNHNzdzByZA=="));
+    assert!(ok.header("webhook-signature").is_some_and(|signature| signature.starts_with("v1,")));
     assert!(requests.iter().all(|request| request.path() != "/never"), "nothing goes out unsigned");
 }

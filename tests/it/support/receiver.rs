@@ -1,40 +1,17 @@
 //! An HTTP server whose answers the test scripts, and the gate at which they wait.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
-use std::time::Instant;
+
+use test_support::http::Message;
 
 use super::DEADLINE;
 
 /// Connections that wait for a receiver.
 const BACKLOG: i32 = 4096;
-
-/// A request as it came over the wire.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub line: String,
-    /// In order, as written.
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
-    pub at: Instant,
-}
-
-impl Request {
-    pub fn path(&self) -> &str {
-        self.line.split(' ').nth(1).unwrap()
-    }
-
-    pub fn text(&self) -> &str {
-        std::str::from_utf8(&self.body).unwrap()
-    }
-
-    pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap()
-    }
-}
 
 /// What a receiver answers.
 pub enum Reply {
@@ -86,10 +63,10 @@ pub struct Receiver {
     shared: Arc<Shared>,
 }
 
-type Script = dyn Fn(&Request) -> Reply + Send + Sync;
+type Script = dyn Fn(&Message) -> Reply + Send + Sync;
 
 struct Shared {
-    requests: Mutex<Vec<Request>>,
+    requests: Mutex<Vec<Message>>,
     arrived: Condvar,
     remember: bool,
     script: Box<Script>,
@@ -99,12 +76,12 @@ struct Shared {
 
 impl Receiver {
     /// One that remembers what came.
-    pub fn start(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Receiver {
+    pub fn start(script: impl Fn(&Message) -> Reply + Send + Sync + 'static) -> Receiver {
         Receiver::listen(true, Box::new(script))
     }
 
     /// One that does not, for a great many requests.
-    pub fn forgetful(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Receiver {
+    pub fn forgetful(script: impl Fn(&Message) -> Reply + Send + Sync + 'static) -> Receiver {
         Receiver::listen(false, Box::new(script))
     }
 
@@ -144,17 +121,17 @@ impl Receiver {
         format!("http://{}{path}", self.address)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Request>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Message>> {
         self.shared.requests.lock().unwrap()
     }
 
     /// What has come so far.
-    pub fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<Message> {
         self.lock().clone()
     }
 
     /// Waits until so many requests have come.
-    pub fn wait_for(&self, count: usize) -> Vec<Request> {
+    pub fn wait_for(&self, count: usize) -> Vec<Message> {
         let arrived = &self.shared.arrived;
         let (requests, _) = arrived.wait_timeout_while(self.lock(), DEADLINE, |r| r.len() < count).unwrap();
         assert!(requests.len() >= count, "{} of {count} requests came in time", requests.len());
@@ -185,7 +162,7 @@ impl Drop for Receiver {
 /// Serves one connection until it ends.
 fn serve(stream: &TcpStream, shared: &Shared) {
     let mut reader = BufReader::new(stream);
-    while let Some(request) = read_request(&mut reader) {
+    while let Some(request) = Message::request(&mut reader) {
         if shared.remember {
             shared.requests.lock().unwrap().push(request.clone());
             shared.arrived.notify_all();
@@ -209,26 +186,4 @@ fn serve(stream: &TcpStream, shared: &Shared) {
             }
         }
     }
-}
-
-fn read_request(reader: &mut impl BufRead) -> Option<Request> {
-    let mut line = || {
-        let mut text = String::new();
-        reader.read_line(&mut text).ok().filter(|length| *length > 0)?;
-        Some(text.trim_end().to_owned())
-    };
-    let first = line()?;
-    let mut headers = Vec::new();
-    loop {
-        let text = line()?;
-        if text.is_empty() {
-            break;
-        }
-        let (name, value) = text.split_once(':').expect("a header");
-        headers.push((name.to_owned(), value.trim().to_owned()));
-    }
-    let length = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-    let mut body = vec![0; length.map_or(0, |(_, value)| value.parse().unwrap())];
-    reader.read_exact(&mut body).ok()?;
-    Some(Request { line: first, headers, body, at: Instant::now() })
 }
