@@ -204,8 +204,8 @@ struct Slot {
     relay: Relay,
     frozen: bool,
     draining: bool,
-    // How often its predecessors found that their rows were somebody else's.
-    fenced: usize,
+    // How many rows its predecessors found to be somebody else's.
+    fenced: u64,
     // What its predecessors logged, by name.
     logs: Vec<(String, String)>,
     // Most memory that it or one of them took, and whose that was.
@@ -224,8 +224,9 @@ impl Slot {
         format!("relay{number}.{generation}")
     }
 
-    fn fenced(&self) -> usize {
-        self.fenced + self.relay.log().matches("nothing recorded").count()
+    fn fenced(&self) -> u64 {
+        let fenced = self.relay.journal().iter().filter_map(|line| line["fenced"].as_u64()).sum::<u64>();
+        self.fenced + fenced
     }
 
     fn name(&self) -> String {
@@ -254,6 +255,7 @@ impl Slot {
                 self.name(),
                 self.relay.log()
             );
+            // The word is Rust's own: a panic of a thread ends no process.
             assert!(!self.relay.log().contains("panicked"), "{}", self.relay.log());
             let fenced = self.fenced();
             let mut logs = std::mem::take(&mut self.logs);
@@ -468,7 +470,7 @@ async fn whatever_is_killed_the_books_are_right() {
     assert!(records.keys().all(|(prompt_id, _)| *prompt_id < ROLLED_BACK));
     slots.iter_mut().for_each(Slot::measure);
     let (peak, name) = slots.iter().map(|slot| &slot.peak).max().unwrap();
-    let fenced: usize = slots.iter().map(Slot::fenced).sum();
+    let fenced: u64 = slots.iter().map(Slot::fenced).sum();
     println!(
         "{rows} rows, {} calls, {done:?}; repeated after {repeats:?}, at most {longest:?} after the POST; {unmarked} of \
          them unmarked after a crash of the server; fenced {fenced}; the slowest row took {slowest} s; {long} long answers, \

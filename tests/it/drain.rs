@@ -4,6 +4,7 @@ use nix::sys::signal::Signal;
 use promptpal_relay::command::demo::postgres::{Cluster, Stop};
 
 use crate::scenes::{COMMIT_WAITS, dead_rows, fill_disk, outcomes};
+use crate::support::scrape::until_unhealthy;
 use crate::support::{Database, Receiver, Relay, Reply, connect, gated};
 
 #[tokio::test]
@@ -70,7 +71,7 @@ async fn a_sleeping_peer_hears_of_the_parked_rows_that_a_stopping_relay_leaves()
     database.eventually("SELECT count(*) = 4 FROM relay.outbox WHERE parked").await;
     second.signal(Signal::SIGCONT);
     first.signal(Signal::SIGTERM);
-    first.wait_for_log("stopping: calls in flight");
+    first.until_given_back();
     gate.open();
     assert_eq!(first.wait().code(), Some(0), "{}", first.log());
     database.all_done().await;
@@ -92,7 +93,7 @@ async fn what_is_taken_over_and_given_back_is_still_repeated() {
     receiver.wait_for(4);
     database.eventually("SELECT bool_and(claimed_by = (SELECT epoch FROM relay.instances ORDER BY started_at DESC LIMIT 1)) FROM relay.outbox").await;
     drained.signal(Signal::SIGTERM);
-    drained.wait_for_log("given_back=6");
+    assert_eq!(drained.until_given_back(), 6);
     gate.open();
     assert_eq!(drained.wait().code(), Some(0), "{}", drained.log());
     assert_eq!(database.number("SELECT count(*) FROM relay.in_flight").await, 0);
@@ -134,7 +135,7 @@ async fn told_to_stop_while_postgres_is_away_it_does_not_wait_for_ever() {
     }
     cluster.halt(Stop::Fast);
     for relay in [&mut idle, &mut busy] {
-        relay.wait_for_log("waiting for Postgres");
+        relay.until_refused(1);
         relay.signal(Signal::SIGTERM);
     }
     assert_eq!(idle.wait().code(), Some(0), "it has nothing to lose: {}", idle.log());
@@ -171,7 +172,7 @@ async fn a_drain_does_not_wait_for_a_disk_that_is_full() {
     fill_disk(&database).await;
     let mut relay = Relay::start(&database, &["--timeout", "1s"]);
     database.events(1, 1).await;
-    relay.wait_for_log("could not extend file");
+    relay.until_refused(1);
     relay.signal(Signal::SIGTERM);
     assert_eq!(relay.wait().code(), Some(1), "{}", relay.log());
     assert!(relay.log().contains("will be posted again: 1"), "{}", relay.log());
@@ -208,7 +209,7 @@ async fn a_second_signal_ends_it_at_once() {
     database.events(1, 1).await;
     receiver.wait_for(1);
     relay.signal(Signal::SIGTERM);
-    relay.wait_for_log("stopping");
+    until_unhealthy(relay.port(), |why| why == "stopping\n");
     relay.signal(Signal::SIGTERM);
     assert_eq!(relay.wait().code(), Some(1), "{}", relay.log());
 }

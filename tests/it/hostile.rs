@@ -535,7 +535,7 @@ async fn the_relays_own_metrics_are_read_by_no_customer() {
             }
         }
         // The operator reads which.
-        relay.wait_for_log("the relay's metrics");
+        relay.until_told("why an address is refused", |line| line["why"] == "the relay's metrics");
     }
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls").await, 6);
 }

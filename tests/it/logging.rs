@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User};
 
 use crate::support::{Database, Receiver, Relay, Reply, as_user, outcome, program};
@@ -54,15 +55,18 @@ async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
     database.client.batch_execute(&role).await.unwrap();
     let url = as_user(&database.url, &user, "topsecret1");
     for format in ["text", "json"] {
-        let relay = Relay::spawn(&url, &["--log-level", "trace", "--log-format", format]);
+        let mut relay = Relay::spawn(&url, &["--log-level", "trace", "--log-format", format]);
         let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
                    VALUES (1, 1, 'topsecret8', 0, 1, 1, 1)";
         database.client.batch_execute(sql).await.unwrap();
         database.all_done().await;
-        relay.wait_for_log("call failed");
-        relay.signal(nix::sys::signal::Signal::SIGTERM);
-        relay.wait_for_log("drained");
+        relay.signal(Signal::SIGTERM);
+        assert!(relay.wait().success());
         let log = relay.log();
+        // The failures are in it.
+        for kind in ["bad_url", "connect", "http_status"] {
+            assert!(log.contains(kind), "{kind}\n{log}");
+        }
         for secret in ["topsecret", "dG9wc2VjcmV0Nw"] {
             assert!(!log.contains(secret), "{log}");
         }
@@ -78,16 +82,12 @@ async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
 async fn numbers_are_numbers_in_json() {
     let database = Database::new().await;
     let receiver = Receiver::start(|_| Reply::status(500));
-    database.webhook(1, &receiver.url("/")).await;
+    let webhook = database.webhook(1, &receiver.url("/")).await;
     let relay = Relay::start(&database, &["--log-format", "json"]);
-    database.events(1, 1).await;
-    relay.wait_for_log("call failed");
-    relay.signal(nix::sys::signal::Signal::SIGTERM);
-    relay.wait_for_log("drained");
-    let log = relay.log();
-    let line = log.lines().find(|line| line.contains("call failed")).unwrap();
-    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    let outbox_id = database.events(1, 1).await;
+    let line = relay.until_told("a call that failed", |line| line["error_kind"] == "http_status");
     assert!(line["duration_ms"].is_u64() && line["status"] == 500, "{line}");
+    assert!(line["webhook_id"] == webhook && line["outbox_id"] == outbox_id, "{line}");
 }
 
 #[tokio::test]

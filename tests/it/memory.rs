@@ -366,9 +366,10 @@ async fn calls_that_wait_while_nothing_moves_are_told() {
     // No call gets a file any more.
     limit_files(&relay, "3");
     database.events(1, 3).await;
-    relay.wait_for_log("3 calls wait, and none has started or been recorded");
+    // No scrape gets a file either.
+    relay.until_told("that nothing moves", |line| line["level"] == "ERROR" && line["rows"] == 3);
     limit_files(&relay, "1024");
-    relay.wait_for_log("calls go on");
+    relay.until("promptpal_relay_healthy", |healthy| healthy == 1.0);
     database.all_done().await;
     assert_eq!(receiver.requests().len(), 3);
 }

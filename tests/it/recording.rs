@@ -33,7 +33,8 @@ async fn a_full_disk_makes_it_try_the_commit_again_and_never_the_post() {
     fill_disk(&database).await;
     let relay = Relay::start(&database, &[]);
     database.events(1, 3).await;
-    relay.wait_for_log("could not extend file");
+    relay.until_refused(1);
+    relay.until("promptpal_relay_healthy", |healthy| healthy == 0.0);
     database.client.batch_execute("DROP TRIGGER full_disk ON relay.webhook_calls").await.unwrap();
     database.all_done().await;
     assert_eq!(receiver.requests().len(), 3);

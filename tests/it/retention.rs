@@ -9,8 +9,8 @@ use promptpal_relay::outbox::Role;
 
 use clap::Parser;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
-use crate::monitoring::{port, until};
 use crate::support::{Database, Receiver, Relay, connect, outcome};
 
 const DAY: Duration = Duration::from_secs(86400);
@@ -150,7 +150,7 @@ async fn records_that_have_nowhere_to_go_wait_until_the_default_partition_is_the
     }
     let relay = Relay::start(&database, &[]);
     database.events(1, 3).await;
-    relay.wait_for_log("no partition of relation");
+    relay.until("promptpal_relay_healthy", |healthy| healthy == 0.0);
     assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NOT NULL").await, 0);
     drop(other);
     run(&database).await;
@@ -307,7 +307,9 @@ async fn a_report_holds_up_the_dropping_and_nothing_else() {
     report.batch_execute("BEGIN; SELECT count(*) FROM relay.webhook_calls").await.unwrap();
     due(&database).await;
     let relay = Relay::start(&database, &[]);
-    relay.wait_for_log("retention could not do all");
+    relay.until_told("why not all is thrown away", |line| {
+        line["level"] == "WARN" && line["error"].is_string()
+    });
     assert_eq!(partitions(&database, -60, -1).await, 1);
     database.events(1, 100).await;
     database.all_done().await;
@@ -451,27 +453,37 @@ async fn left(database: &Database) -> (i64, i64) {
     (partitions(database, -60, -54).await, database.number("SELECT count(*) FROM relay.outbox").await)
 }
 
+/// A line about a run of the retention.
+fn is_run(line: &Value) -> bool {
+    line["outcome"].is_string()
+}
+
+/// A line about one that threw all away that is old.
+fn is_complete(line: &Value) -> bool {
+    line["outcome"] == "Complete"
+}
+
 #[tokio::test]
 async fn sessions_that_flap_and_processes_that_restart_do_not_hasten_it() {
     let database = with_old_things().await;
     due(&database).await;
     let debug = ["--log-level", "debug"];
     let mut relay = Relay::start(&database, &debug);
-    relay.wait_for_log("outcome=Complete");
+    relay.until_told("a complete run", is_complete);
     assert_eq!(left(&database).await, (6, 0));
     let sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                     WHERE datname = current_database() AND application_name LIKE 'promptpal-relay%'";
     for times in 1..=5 {
         database.client.query(sessions, &[]).await.unwrap();
-        relay.wait_for_log_of(times, "found Postgres again");
-        relay.wait_for_log_of(times + 1, "retention outcome=");
+        relay.until_reconnected(times);
+        relay.until_told_of(times as usize + 1, "a run", is_run);
     }
     for _ in 0..2 {
         relay.signal(Signal::SIGTERM);
         assert!(relay.wait().success());
         relay = Relay::start(&database, &debug);
-        relay.wait_for_log("retention outcome=");
-        assert!(!relay.log().contains("outcome=Complete"), "{}", relay.log());
+        relay.until_told("a run", is_run);
+        assert!(!relay.journal().iter().any(is_complete), "{}", relay.log());
     }
     assert_eq!(left(&database).await, (6, 0));
 }
@@ -571,15 +583,17 @@ async fn work_that_is_late_is_a_warning_and_a_metric() {
     let other = connect(&database.url).await;
     other.batch_execute(RETENTION_LOCK).await.unwrap();
     change(&database, "completed_at = now() - interval '2 h'").await;
-    let relay = Relay::start(&database, &["--metrics-listen", "0"]);
-    relay.wait_for_log("retention is late");
-    let (port, series) = (port(&relay), "promptpal_relay_retention_age_seconds");
-    until(port, series, |age| (7200.0..8000.0).contains(&age));
+    let relay = Relay::start(&database, &[]);
+    relay.until_told("that it is late", |line| {
+        line["level"] == "WARN" && line["age_s"].as_u64() >= Some(7200)
+    });
+    let series = "promptpal_relay_retention_age_seconds";
+    relay.until(series, |age| (7200.0..8000.0).contains(&age));
     database.client.batch_execute("DELETE FROM relay.retention").await.unwrap();
-    until(port, series, f64::is_nan);
+    relay.until(series, f64::is_nan);
     drop(other);
     run_of(&Retention::default(), &database).await;
-    until(port, series, |age| age < 100.0);
+    relay.until(series, |age| age < 100.0);
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use promptpal_relay::command::demo::postgres::Cluster;
 use promptpal_relay::outbox::Role;
 use tokio_postgres::Client;
 
-use crate::monitoring::{get, port};
 use crate::promptpal::{TABLES, script};
+use crate::support::scrape::get;
 use crate::support::{Database, Receiver, Relay, as_user, connect, outcome, program};
 
 /// What somebody who wants more puts where the relay comes by: it takes what it can, and notes with whose rights. Read
@@ -109,7 +109,11 @@ async fn the_owner_of_promptpals_tables_gains_nothing_by_mirror_or_feed() {
         assert_eq!(stolen(&database).await, "", "{timing}");
         owner.batch_execute("DROP TRIGGER loot ON webhook_calls").await.unwrap();
     }
-    relay.wait_for_log("webhook_calls runs function loot.trigger() of mallory");
+    // The operator reads whose code is not run.
+    relay.until_told("a warning of Postgres'", |line| {
+        let text = line["message"].as_str().unwrap_or_default();
+        line["level"] == "WARN" && line["role"] == "finish" && text.contains("loot.trigger() of mallory")
+    });
     // A default, which is as good as a trigger.
     owner.batch_execute("ALTER TABLE webhook_calls ADD COLUMN more text DEFAULT loot.note()").await.unwrap();
     run(&database, "TRUNCATE loot.stolen").await;
@@ -490,12 +494,12 @@ async fn row_level_security_is_refused_and_told_with_the_statement_that_helps() 
     run(&database, "DROP VIEW relay.webhooks; ALTER TABLE relay.kept RENAME TO webhooks").await;
 
     // While it runs: no row is done without its call, and /healthz says what to do.
-    let relay = Relay::spawn(&daemon, &["--metrics-listen", "0"]).ready();
+    let relay = Relay::spawn(&daemon, &[]).ready();
     database.events(1, 1).await;
     database.all_done().await;
     run(&database, "ALTER TABLE relay.webhooks ENABLE ROW LEVEL SECURITY").await;
     database.events(1, 1).await;
-    let port = port(&relay);
+    let port = relay.port();
     let deadline = Instant::now() + Duration::from_secs(30);
     while !get(port, "/healthz").1.contains("DISABLE ROW LEVEL SECURITY") {
         assert!(Instant::now() < deadline, "{:?}", get(port, "/healthz"));

@@ -4,6 +4,7 @@ use nix::sys::signal::Signal;
 use promptpal_relay::command::demo::postgres::{Cluster, Stop};
 
 use crate::scenes::{outcomes, terminate};
+use crate::support::scrape::until_unhealthy;
 use crate::support::{Database, Relay, connect, gated};
 
 #[tokio::test]
@@ -51,7 +52,7 @@ async fn who_starts_after_a_crash_of_the_server_waits_for_those_that_come_back()
     let looks = "SELECT started_at < clock_timestamp() - interval '500 ms' FROM relay.instances ORDER BY started_at DESC LIMIT 1";
     database.eventually(looks).await;
     first.signal(Signal::SIGCONT);
-    first.wait_for_log("found Postgres again");
+    first.until_reconnected(1);
     gate.open();
     database.all_done().await;
     assert_eq!(receiver.requests().len(), 1);
@@ -78,7 +79,7 @@ async fn a_takeover_that_a_crash_of_the_server_loses_repeats_no_call() {
     let lose = "UPDATE relay.outbox SET claimed_by = (SELECT epoch FROM relay.instances ORDER BY started_at LIMIT 1)";
     database.client.batch_execute(lose).await.unwrap();
     relay.signal(Signal::SIGCONT);
-    relay.wait_for_log("found Postgres again");
+    relay.until_reconnected(1);
     gate.open();
     database.all_done().await;
     assert_eq!(receiver.requests().len(), 2);
@@ -111,11 +112,11 @@ async fn a_failover_to_a_promoted_standby_repeats_no_call() {
         .eventually(&format!("SELECT bool_and(replay_lsn >= '{switched}'::pg_lsn) FROM pg_stat_replication"))
         .await;
     primary.halt(Stop::Immediate);
-    relay.wait_for_log("waiting for Postgres");
+    relay.until_refused(1);
     let database = connect(&standby.url("postgres")).await;
     database.execute("SELECT pg_promote()", &[]).await.unwrap();
     let database = Database::at(&standby.url("postgres")).await;
-    relay.wait_for_log("found Postgres again");
+    relay.until_reconnected(1);
     gate.open();
     database.events(1, 1).await;
     database.all_done().await;
@@ -142,7 +143,8 @@ async fn a_read_only_database_makes_it_wait_and_repeats_no_call() {
     database.client.batch_execute(&read_only("on")).await.unwrap();
     // What is set for a database holds for new sessions.
     terminate(&database, "%", "promptpal-relay %").await;
-    relay.wait_for_log("cannot be written to");
+    // The operator reads why.
+    until_unhealthy(relay.port(), |why| why.contains("cannot be written to"));
     gate.open();
     database.client.batch_execute(&read_only("off")).await.unwrap();
     database.all_done().await;

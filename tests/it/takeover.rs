@@ -5,7 +5,6 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use promptpal_relay::outbox::Role;
 
-use crate::monitoring;
 use crate::scenes::{COMMIT_WAITS, busy, cut_off, outcomes};
 use crate::support::{Database, Receiver, Relay, connect, gated};
 
@@ -38,13 +37,15 @@ async fn a_peer_takes_the_rows_of_a_killed_relay_over() {
     let relays = vec![Relay::start(&database, &flags), Relay::start(&database, &flags)];
     database.events(1, 1).await;
     receiver.wait_for(1);
-    let (killed, _others) = busy(&database, relays).await;
+    let (killed, others) = busy(&database, relays).await;
+    let epoch = database.number("SELECT claimed_by FROM relay.outbox").await;
     let start = Instant::now();
     killed.kill();
     println!("kill to the peer's POST: {:?}", receiver.wait_for(2)[1].at - start);
     gate.open();
     database.all_done().await;
     assert_eq!(outcomes(&database).await, [(true, true)]);
+    assert_eq!(others[0].declared_dead(), [epoch]);
 }
 
 #[tokio::test]
@@ -108,7 +109,7 @@ async fn a_frozen_relay_records_nothing_for_rows_that_a_peer_took() {
         frozen.pid()
     );
     database.eventually(&back).await;
-    frozen.wait_for_log("nothing recorded");
+    frozen.until_fenced(1);
     assert_eq!(outcomes(&database).await, [(true, true)]);
 }
 
@@ -119,7 +120,7 @@ async fn a_row_that_was_taken_from_a_relay_and_came_back_has_one_record_and_is_m
     let good = Receiver::good();
     database.webhook(1, &receiver.url("/")).await;
     database.webhook(2, &good.url("/")).await;
-    let flags = ["--timeout", "1h", "--metrics-listen", "0"];
+    let flags = ["--timeout", "1h"];
     let mut relays = vec![Relay::start(&database, &flags), Relay::start(&database, &flags)];
     database.events(1, 1).await;
     receiver.wait_for(1);
@@ -128,7 +129,7 @@ async fn a_row_that_was_taken_from_a_relay_and_came_back_has_one_record_and_is_m
     cut_off(&database).await;
     receiver.wait_for(2);
     first.signal(Signal::SIGCONT);
-    first.wait_for_log("found Postgres again");
+    first.until_reconnected(1);
     // Its call is in flight all the while.
     relays = peers;
     relays.pop().unwrap().kill();
@@ -140,10 +141,10 @@ async fn a_row_that_was_taken_from_a_relay_and_came_back_has_one_record_and_is_m
     database.events(2, 1).await;
     database.eventually(COMMIT_WAITS).await;
     gate.open();
-    monitoring::until(monitoring::port(&first), "promptpal_relay_calls_running", |running| running == 0.0);
+    first.until("promptpal_relay_calls_running", |running| running == 0.0);
     lock.rollback().await.unwrap();
     database.all_done().await;
-    first.wait_for_log("nothing recorded");
+    first.until_fenced(1);
     assert_eq!(outcomes(&database).await, [(true, true), (true, false)]);
 }
 
@@ -170,7 +171,10 @@ async fn a_thawed_relay_does_not_begin_calls_of_rows_that_a_peer_took() {
         )
         .await;
     frozen.signal(Signal::SIGCONT);
-    frozen.wait_for_log("their calls are not begun");
+    // Of rows that it had claimed, and whose calls it does not begin: that is what this test is about.
+    frozen
+        .until_told("that rows were taken from it", |line| line["level"] == "WARN" && line["rows"].is_u64());
+    frozen.until_reconnected(1);
     // It works on.
     database.events(1, 1).await;
     database.all_done().await;

@@ -5,6 +5,7 @@ mod database;
 mod network;
 mod receiver;
 mod relay;
+pub mod scrape;
 
 use std::env;
 use std::io::Read;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,9 +12,10 @@ use std::time::Instant;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, geteuid};
+use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{BINARY, DEADLINE, Database, LOOK, ends, memory_peak, program};
+use super::{BINARY, DEADLINE, Database, LOOK, ends, memory_peak, program, scrape};
 
 /// A clock of a program's own.
 pub struct Clock {
@@ -49,6 +51,13 @@ impl Clock {
 /// With loopback allowed.
 const RUN: &[&str] = &["run", "--allow-net", "127.0.0.0/8"];
 
+const RECONNECTS: &str = "promptpal_relay_reconnects_total";
+
+/// A line about something that failed with Postgres and is tried again after that time.
+fn is_refusal(line: &Value) -> bool {
+    line["retry_ms"].is_u64()
+}
+
 /// The daemon as a child process; killed on drop.
 pub struct Relay {
     child: Child,
@@ -79,7 +88,8 @@ impl Relay {
         })
     }
 
-    /// Calls may take a minute unless the test says otherwise: none shall end while a slow machine gets ready for it.
+    /// Calls may take a minute unless the test says otherwise: none shall end while a slow machine gets ready for it. Metrics
+    /// are served at a free port, and the journal is JSON, so that a test need not know the words of a message.
     fn spawn_with(mut command: Command, arguments: &[&str], prepare: impl FnOnce(&Path)) -> Relay {
         let dir = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
@@ -87,6 +97,7 @@ impl Relay {
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         command.stdin(Stdio::null()).args(arguments).env("NOTIFY_SOCKET", dir.path().join("notify"));
         command.env("PROMPTPAL_RELAY_TIMEOUT", "60s");
+        command.env("PROMPTPAL_RELAY_METRICS_LISTEN", "0").env("PROMPTPAL_RELAY_LOG_FORMAT", "json");
         command.stderr(File::create(dir.path().join("log")).unwrap());
         Relay { child: command.spawn().unwrap(), dir, socket }
     }
@@ -177,21 +188,99 @@ impl Relay {
         ends(&mut self.child).unwrap_or_else(|| panic!("does not end:\n{}", self.log()))
     }
 
-    /// Waits until it has logged a text.
-    pub fn wait_for_log(&self, text: &str) {
-        self.wait_for_log_of(1, text);
+    /// The port at which it serves metrics.
+    pub fn port(&self) -> u16 {
+        let line = self.until_told("where it serves metrics", |line| line["address"].is_string());
+        let address: SocketAddr = line["address"].as_str().unwrap().parse().unwrap();
+        address.port()
     }
 
-    /// Waits until it has logged a text so many times.
-    pub fn wait_for_log_of(&self, times: usize, text: &str) {
+    /// A metric as it is now.
+    pub fn metric(&self, series: &str) -> f64 {
+        let (_, metrics) = scrape::get(self.port(), "/metrics");
+        scrape::value(&metrics, series).unwrap_or_else(|| panic!("no {series} in\n{metrics}"))
+    }
+
+    /// Waits until a metric has a value that is wanted.
+    pub fn until(&self, series: &str, wanted: impl Fn(f64) -> bool) {
+        scrape::until(self.port(), series, wanted);
+    }
+
+    /// Waits until it has made its sessions with Postgres anew so many times.
+    pub fn until_reconnected(&self, times: u32) {
+        self.until(RECONNECTS, |count| count >= f64::from(times));
+    }
+
+    /// How often it has made its sessions with Postgres anew.
+    pub fn reconnects(&self) -> f64 {
+        self.metric(RECONNECTS)
+    }
+
+    /// Waits until it has found so many rows of its own finished or taken over by somebody else.
+    pub fn until_fenced(&self, rows: u32) {
+        self.until("promptpal_relay_rows_fenced_total", |count| count >= f64::from(rows));
+    }
+
+    /// Waits until something has failed with Postgres so many times that it tries again.
+    pub fn until_refused(&self, times: usize) {
+        self.until_told_of(times, "a try that failed", is_refusal);
+    }
+
+    /// Whether anything has failed with Postgres that it tries again.
+    pub fn was_refused(&self) -> bool {
+        self.journal().iter().any(is_refusal)
+    }
+
+    /// The epochs of instances that it has declared dead.
+    pub fn declared_dead(&self) -> Vec<i64> {
+        let journal = self.journal();
+        journal
+            .iter()
+            .filter(|line| line["level"] == "WARN")
+            .filter_map(|line| line["epoch"].as_i64())
+            .collect()
+    }
+
+    /// Waits until it has given back what it has not begun, because it stops; how many rows.
+    pub fn until_given_back(&self) -> u64 {
+        let line = self.until_told("that it has given rows back", |line| line["given_back"].is_u64());
+        line["given_back"].as_u64().unwrap()
+    }
+
+    /// Waits for a line of its journal; `what` is for the failure.
+    pub fn until_told(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        self.until_told_of(1, what, is_it).remove(0)
+    }
+
+    /// Waits for so many of them.
+    pub fn until_told_of(&self, times: usize, what: &str, is_it: impl Fn(&Value) -> bool) -> Vec<Value> {
         let deadline = Instant::now() + DEADLINE;
-        while self.log().matches(text).count() < times {
-            assert!(Instant::now() < deadline, "not logged {times} times: {text:?}:\n{}", self.log());
+        loop {
+            let lines: Vec<Value> = self.journal().into_iter().filter(&is_it).collect();
+            if lines.len() >= times {
+                return lines;
+            }
+            assert!(Instant::now() < deadline, "not told {times} times: {what}:\n{}", self.log());
             thread::sleep(LOOK);
         }
     }
 
-    /// What it has logged.
+    /// Waits until a text that is not the relay's own stands in its journal so many times.
+    pub fn until_written(&self, times: usize, text: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.log().matches(text).count() < times {
+            assert!(Instant::now() < deadline, "not written {times} times: {text:?}:\n{}", self.log());
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Its journal, for a relay that writes JSON: each line with `level`, `message` and the fields beside them. Leaves out
+    /// what is no JSON: the error that the program ends with, a panic, and a line that is not whole yet.
+    pub fn journal(&self) -> Vec<Value> {
+        self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// What it has written to standard error.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
