@@ -14,7 +14,7 @@ use test_support::openssl;
 
 use server::{PLAIN, SELF_SIGNED, SIGNED, Server, free_port, settings};
 
-/// Longer than anything here takes on a busy machine.
+/// How long anything here may take; long, because the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const PASSWORD: &str = "right:pass";
@@ -269,7 +269,7 @@ async fn the_next_host_is_tried_when_one_is_dead_or_read_only() {
     assert!(!asked.load(std::sync::atomic::Ordering::SeqCst));
 }
 
-/// A port that notes that it was asked.
+/// Listens on a port, and notes whether a client came.
 #[tokio::test]
 async fn where_a_session_was_opened_is_remembered_whatever_its_name_stands_for_later() {
     let server = PLAIN.server().await;

@@ -64,7 +64,7 @@ const IANA: &[(&str, bool)] = &[
     ("ff00::/8", false),
 ];
 
-/// Public networks that are a cloud's, for its own machines.
+/// Public networks that clouds use for services to their own machines.
 const CLOUDS: &[&str] = &["161.26.0.0/16", "166.8.0.0/14", "168.63.129.16/32"];
 
 #[test]
@@ -232,7 +232,7 @@ fn every_spelling_of_an_address_is_that_address() {
         let call = post(&strict, &url);
         assert_eq!(kind(&call), "blocked_address", "{url}: {}", message(&call));
         assert_eq!(strict.problem(&webhook(&url)).as_deref(), Some(message(&call)), "{url}");
-        // And it is one that can be called.
+        // The address is one that can be called.
         let call = post(&open, &url);
         assert_eq!(
             (kind(&call), open.problem(&webhook(&url))),
@@ -877,7 +877,7 @@ fn a_name_of_our_own_postgres_is_looked_up_when_its_port_is_called_and_until_it_
     assert_eq!(outcome(&beside.url()), refused, "where it was reached");
 }
 
-/// The address that this machine has in its network, if it is in one.
+/// This machine's address in its network; none where it is in none.
 fn own_address() -> Option<IpAddr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     // Documentation: nothing is sent.

@@ -15,7 +15,7 @@ use test_support::http::Message;
 
 use crate::support::{OK, PATIENT, Receiver, caller, kind, made, signed, webhook};
 
-/// Of the specification's own example.
+/// The secret of the specification's own example.
 const FIRST: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const SECOND: &str = "whsec_c2Vjb25kIHNlY3JldCBvZiB0aGUgdGVzdHM=";
 
@@ -32,7 +32,7 @@ fn keeping() -> (Receiver, Arc<Mutex<Vec<Message>>>) {
     (receiver, kept)
 }
 
-/// Whether one of the signatures is of this secret, the way the specification's libraries look for it.
+/// Whether one of the signatures was made with this secret, checked as the specification's libraries check it.
 fn verifies(request: &Message, secret: &str) -> bool {
     let header = |name| request.header(name).unwrap();
     let key = STANDARD.decode(secret.trim_start_matches("whsec_")).unwrap();

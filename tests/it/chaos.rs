@@ -1,4 +1,4 @@
-//! Three relays, a writer, and somebody who kills, freezes, cuts off and restarts things at random; afterwards the
+//! Three relays and a writer work while the test kills, freezes, cuts off and restarts things at random. Afterwards the
 //! books must be right. A few of the rows have hundreds of webhooks, long answers or long texts, and no relay may
 //! take more memory than is promised.
 //!
@@ -46,7 +46,7 @@ enum Action {
     Restart(Stop),
 }
 
-/// What happens when, from the seed alone.
+/// Draws the schedule from the seed alone.
 fn schedule(rng: &mut Rng, length: Duration) -> Vec<(Duration, Action)> {
     let sessions = ["promptpal-relay listen", "promptpal-relay claim", "promptpal-relay finish"];
     let mut actions = Vec::new();
@@ -74,8 +74,8 @@ fn schedule(rng: &mut Rng, length: Duration) -> Vec<(Duration, Action)> {
 // ---- the writer ---------------------------------------------------------------------------------------------------
 
 /// Inserts until told to stop: transactions of one to forty rows, one in ten of which rolls back. Those for the projects
-/// with many webhooks are few and small: their calls are about a third of all. A transaction that Postgres' end interrupts
-/// is given up; whether it was committed is for the database to say.
+/// with many webhooks are few and small: their calls are about a third of all. The writer gives up a transaction that the
+/// end of Postgres interrupts; only the database knows whether it was committed.
 async fn write(url: String, mut rng: Rng, stop: Arc<AtomicBool>) {
     let mut prompt_id = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -118,7 +118,7 @@ async fn transaction(
     client.batch_execute(if rolls_back { "ROLLBACK" } else { "COMMIT" }).await
 }
 
-/// Who did what to each row, for whoever has to find out why the books are wrong.
+/// Keeps a history of each row, for the report when the books are wrong.
 const HISTORY: &str = "
     CREATE TABLE public.history (at timestamptz, who text, id bigint, was bigint, became bigint, parked boolean, done boolean);
     CREATE FUNCTION public.write_history() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -180,7 +180,7 @@ fn script(prompt_id: i64, path: &str) -> (u16, usize) {
     (if prompt_id % 10 == 0 { 500 } else { 200 }, length)
 }
 
-/// A receiver that answers by the script within 100 ms, and writes down who called.
+/// A receiver that answers by the script within 100 ms, and notes which relay called.
 fn receiver(posts: Arc<Mutex<Posts>>) -> Receiver {
     Receiver::forgetful(move |request| {
         let at = Instant::now();
@@ -233,7 +233,7 @@ impl Slot {
         Slot::name_of(self.number, self.generation)
     }
 
-    /// Looks at its memory while it lives.
+    /// Notes how much memory it takes, while it lives.
     fn measure(&mut self) {
         if self.relay.ended().is_none()
             && let Some(bytes) = memory_peak(self.relay.pid())
@@ -243,19 +243,19 @@ impl Slot {
         }
     }
 
-    /// As systemd would: starts it again when it has ended.
+    /// Starts it again when it has ended, as systemd would.
     fn keep_alive(&mut self, url: &str) {
         self.measure();
         if let Some(status) = self.relay.ended() {
             let code = status.code();
-            // 1: Postgres was away at the start, or at the end of a drain. None: killed.
+            // 1: Postgres was away at the start or at the end of a drain. None: the test killed it.
             assert!(
                 matches!(code, Some(0 | 1) | None),
                 "{} ended with {status}: {}",
                 self.name(),
                 self.relay.log()
             );
-            // The word is Rust's own: a panic of a thread ends no process.
+            // Rust writes this word; a panic of a thread does not end the process.
             assert!(!self.relay.log().contains("panicked"), "{}", self.relay.log());
             let fenced = self.fenced();
             let mut logs = std::mem::take(&mut self.logs);

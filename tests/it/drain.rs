@@ -63,7 +63,7 @@ async fn a_sleeping_peer_hears_of_the_parked_rows_that_a_stopping_relay_leaves()
     let flags = ["--poll-interval", "1h", "--workers", "16", "--per-webhook", "2"];
     let mut first = Relay::start(&database, &flags);
     let second = Relay::start(&database, &flags);
-    // It looks around when it begins; what is parked after that it must be told.
+    // A relay looks for parked rows when it begins; of those that are parked later it must be told.
     second.signal(Signal::SIGSTOP);
     database.events(1, 4).await;
     receiver.wait_for(1);
@@ -141,7 +141,7 @@ async fn told_to_stop_while_postgres_is_away_it_does_not_wait_for_ever() {
     assert_eq!(idle.wait().code(), Some(0), "it has nothing to lose: {}", idle.log());
     assert_eq!(busy.wait().code(), Some(1), "{}", busy.log());
     assert!(busy.log().contains("will be posted again: 1"), "{}", busy.log());
-    // And so it is.
+    // The next relay posts it.
     cluster.boot().unwrap();
     gate.open();
     let database = database.reconnect().await;
@@ -176,7 +176,7 @@ async fn a_drain_does_not_wait_for_a_disk_that_is_full() {
     relay.signal(Signal::SIGTERM);
     assert_eq!(relay.wait().code(), Some(1), "{}", relay.log());
     assert!(relay.log().contains("will be posted again: 1"), "{}", relay.log());
-    // And so it is.
+    // The next relay posts it.
     database.client.batch_execute("DROP TRIGGER full_disk ON relay.webhook_calls").await.unwrap();
     let _next = Relay::start(&database, &[]);
     database.all_done().await;

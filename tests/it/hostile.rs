@@ -301,7 +301,8 @@ async fn the_application_and_readers_may_ask_what_is_wrong_with_a_url_and_nobody
     assert!(!database.client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0));
 }
 
-/// What is wrong with a signing secret: what the SQL function says, what the daemon says, and whether the table takes it.
+/// For each signing secret: the fault that the SQL function names, the fault that the daemon names, and whether the table
+/// takes it.
 async fn verdicts(database: &Database, secrets: &[String]) -> Vec<(Option<String>, Option<String>, bool)> {
     let caller = strict();
     let sql = "SELECT relay.secret_problem(secret) FROM unnest($1::text[]) WITH ORDINALITY AS list(secret, at) ORDER BY at";
@@ -574,7 +575,7 @@ async fn a_low_limit_of_open_files_fails_no_call() {
     assert_eq!(i64::try_from(posted).unwrap(), 10 * project, "once each");
 }
 
-/// A server that answers each request with a byte now and then, for ever.
+/// Starts a server that answers each request with a byte now and then, without an end; returns its URL.
 fn dripping(stop: &Arc<AtomicBool>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());

@@ -1,4 +1,5 @@
-//! What somebody who can connect, and may nothing else, does to the relay by advisory locks and notifications.
+//! A stranger who may connect to the database, and nothing else, takes advisory locks and sends notifications. The relay
+//! does its work all the same.
 
 use std::time::{Duration, Instant};
 
@@ -58,7 +59,7 @@ async fn run(database: &Database, sql: &str) {
     database.client.batch_execute(sql).await.unwrap();
 }
 
-/// A daemon's login of its own.
+/// Makes a login for a daemon; returns the URL with it.
 async fn daemon(database: &Database, name: &str) -> String {
     let name = format!("{name}_{}", std::process::id());
     run(database, &format!("CREATE ROLE {name} LOGIN PASSWORD 'x' IN ROLE relay_daemon")).await;
@@ -112,7 +113,7 @@ async fn a_strangers_locks_take_no_row_from_an_instance_that_lives_or_comes_back
         database.events(1, 1).await;
         receiver.wait_for(1);
         let held = stranger.on_each_lock(mode).await;
-        // The next epochs, where they are counted.
+        // The stranger holds the epochs that would be next if they were counted.
         let next = stranger.session().await;
         let many =
             "SELECT count(pg_advisory_lock(1886415986, n) IS NULL) + count(pg_advisory_lock(n) IS NULL)
@@ -138,7 +139,8 @@ async fn a_strangers_locks_take_no_row_from_an_instance_that_lives_or_comes_back
         assert_eq!(receiver.requests().len(), 1, "{mode}\n{logs}");
         for relay in &relays {
             assert_eq!(relay.declared_dead(), [0; 0], "{mode}");
-            // Each time it asked for the end of its older sessions, twice, and was not refused it for a stranger's.
+            // At each reconnection the relay ends its older sessions, in two steps. Postgres refuses a step that would
+            // end a stranger's session.
             let journal = relay.journal();
             let asked =
                 journal.iter().filter(|line| line["level"] == "DEBUG" && line["ended"].is_u64()).count();
@@ -190,12 +192,12 @@ async fn a_refused_epoch_is_drawn_anew_a_few_times() {
     assert!(database.number("SELECT last_value FROM tries").await < 20);
 }
 
-/// How many wake-ups of this cause there are within three seconds.
+/// Counts the wake-ups of this cause within three seconds.
 fn wakeups(port: u16, cause: &str) -> f64 {
     let series = format!("promptpal_relay_wakeups_total{{cause=\"{cause}\"}}");
     let now = || scrape::value(&scrape::get(port, "/metrics").1, &series).unwrap_or_default();
     let before = now();
-    // A rate needs a time; nothing is waited for.
+    // The count is of this time; the test waits for no condition here.
     std::thread::sleep(Duration::from_secs(3));
     now() - before
 }
@@ -257,7 +259,7 @@ async fn a_stranger_who_has_the_sleep_lock_and_lets_it_go_leaves_no_row_waiting(
     session.batch_execute("SELECT pg_advisory_lock(1886415987, 0)").await.unwrap();
     let relay = Relay::start(&database, &["--poll-interval", "1h"]);
     let port = relay.port();
-    // Also with a notification, which it hears.
+    // The relay hears a notification also then.
     database.events(1, 1).await;
     database.all_done().await;
     // It looks by itself, and not only when it begins to.

@@ -1,4 +1,5 @@
-//! The journal: what is in it, what never is, and that it holds nothing up. Where the database's URL is read from.
+//! The journal has what it should, never a secret, and holds nothing up. The program reads the database's URL from the
+//! places that it names.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -202,7 +203,7 @@ async fn a_password_that_other_users_can_read_is_a_warning() {
     assert_eq!(warned(&["--database-url", "postgres://127.0.0.1:1/app"], 0o600, false), "");
 }
 
-/// Of a program that runs as an ordinary user, another program of the same user reads neither environment nor memory.
+/// The daemon runs as an ordinary user here. Another program of the same user reads neither its environment nor its memory.
 #[tokio::test]
 async fn no_other_process_of_the_same_user_reads_the_daemons_environment_or_memory() {
     // A Postgres that never answers.

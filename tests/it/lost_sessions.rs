@@ -27,7 +27,7 @@ async fn a_terminated_session_repeats_no_call() {
         gate.open();
         database.all_done().await;
         assert_eq!(outcomes(&database).await, [(true, false)], "{session}\n{}", relay.log());
-        // And it works on, by notification.
+        // The relay works on, by notification.
         database.events(1, 1).await;
         receiver.wait_for(2);
         database.all_done().await;
@@ -48,14 +48,14 @@ async fn a_peer_does_not_take_the_rows_of_one_that_comes_right_back() {
     for session in ["promptpal-relay listen", "promptpal-relay claim", "promptpal-relay finish"] {
         let epoch = database.number("SELECT claimed_by FROM relay.outbox").await;
         let pid = relay.pid().as_raw();
-        // One session of this relay, which is told from the other's by the liveness lock.
+        // The liveness lock tells this relay's session from the other relay's.
         let sql = "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                    JOIN relay.instances i ON (l.classid::bigint << 32 | l.objid::bigint) = ANY (i.locks)
                    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND i.epoch = $1
                      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                      AND a.application_name = $2";
         assert_eq!(database.client.query(sql, &[&epoch, &session]).await.unwrap().len(), 1, "{session}");
-        // It is back as soon as all its sessions are.
+        // The relay is back when all its sessions are.
         let back = format!(
             "SELECT EXISTS (SELECT FROM relay.outbox o JOIN relay.instances i ON i.epoch = o.claimed_by
                  WHERE i.epoch <> {epoch} AND i.pid = {pid}
@@ -84,7 +84,7 @@ async fn a_relay_that_gets_some_of_its_sessions_keeps_its_rows() {
     database.events(1, 1).await;
     receiver.wait_for(1);
     let peer = Relay::start(&database, &[]);
-    // Two sessions are left to it, and it may have no more: one too few. A peer looks at it all the while.
+    // The relay keeps two sessions and may have no more, which is one too few. A peer looks at it all the while.
     run(format!("ALTER ROLE {user} CONNECTION LIMIT 2")).await;
     terminate(&database, &user, "promptpal-relay finish").await;
     relay.until_refused(4);
@@ -143,11 +143,11 @@ async fn a_server_that_is_full_keeps_no_relay_away() {
     let relay = Relay::spawn(&url, &[]);
     database.events(1, 1).await;
     receiver.wait_for(1);
-    // Its three sessions and that for the status: the retention is done.
+    // The relay has its three sessions and the one that measures; the retention has ended.
     let four = "SELECT count(*) = 4 AND bool_or(application_name = 'promptpal-relay metrics')
                 FROM pg_stat_activity WHERE usename = 'relay'";
     database.eventually(four).await;
-    // The application takes what is left, but for the places that only superusers may have.
+    // The application takes all sessions that are left, but for those that only superusers may have.
     let mut others = Vec::new();
     while let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await {
         tokio::spawn(connection);
@@ -216,7 +216,7 @@ struct Remote {
 }
 
 impl Remote {
-    /// Everything takes so long to get to the server, and back.
+    /// Starts it; what is sent takes `delay` in each direction.
     async fn start(delay: Duration) -> Remote {
         let cluster = Cluster::start(&[]).unwrap();
         let network = Network::to(cluster.port(), delay);
@@ -231,7 +231,7 @@ impl Remote {
     }
 }
 
-/// The server has the sessions of one registration, and none of an older one.
+/// Whether the server has the three sessions of one registration, and none of an older one.
 const NONE_IS_LEFT: &str = "SELECT count(*) = 3 FROM pg_stat_activity WHERE application_name IN
     ('promptpal-relay claim', 'promptpal-relay finish', 'promptpal-relay listen')";
 
@@ -252,7 +252,7 @@ async fn a_connection_that_has_gone_silent_is_noticed() {
 
 #[tokio::test]
 async fn a_single_session_that_is_not_heard_is_noticed() {
-    // The session, and whether it is the server's words that go astray.
+    // The session, and whether the network drops the server's words or the client's.
     for (session, server) in [("claim", false), ("finish", false), ("finish", true)] {
         let Remote { relay, receiver, gate, database, network, _cluster } =
             Remote::start(Duration::ZERO).await;
@@ -275,7 +275,7 @@ async fn a_single_session_that_is_not_heard_is_noticed() {
     }
 }
 
-/// A server of its own, and a relay that has one call in flight.
+/// A server of the test's own, and a relay that has one call in flight.
 async fn one_in_flight() -> (Cluster, Database, Receiver, Gate, Relay) {
     let cluster = Cluster::start(&[]).unwrap();
     let database = Database::on(&cluster.url("postgres")).await;
@@ -290,7 +290,7 @@ async fn one_in_flight() -> (Cluster, Database, Receiver, Gate, Relay) {
 #[tokio::test]
 async fn a_session_of_an_older_epoch_that_has_the_rows_locked_is_ended() {
     let (cluster, database, receiver, gate, relay) = one_in_flight().await;
-    // As the end of a session that the server hears no more of, in the middle of a statement.
+    // This stands for a session of the relay that the server hears no more of, in the middle of a transaction.
     let left = connect(&cluster.url("postgres")).await;
     left.batch_execute("SELECT pg_advisory_lock(7); UPDATE relay.instances SET locks = locks || 7::bigint")
         .await

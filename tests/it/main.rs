@@ -1,6 +1,6 @@
 //! The program against a real Postgres and scripted receivers, through its public face: the binary, SQL and HTTP.
 //!
-//! One test binary, so that one private Postgres serves all tests of a run; a database for each test.
+//! It is one test binary, so that one private Postgres serves all tests of a run. Each test has a database of its own.
 
 #![allow(missing_docs, reason = "tests are named by sentences")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

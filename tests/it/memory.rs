@@ -1,5 +1,5 @@
-//! No input stops the relay, or makes it grow without bound: long answers, long texts, many webhooks, and records that
-//! Postgres does not take.
+//! No input stops the relay or makes it grow without bound: neither long answers, long texts and many webhooks, nor
+//! records that Postgres refuses.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -267,7 +267,8 @@ async fn a_row_whose_record_is_refused_in_any_form_holds_up_no_other() {
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls WHERE project_id = 1").await, 1);
 }
 
-/// A way to a server over TCP that ends a connection over which the client has sent more than so many bytes.
+/// Forwards to a server over TCP, and ends a connection over which the client has sent more than `most` bytes. Returns
+/// the port, and the count of connections that it ended.
 fn narrow_way(server: u16, most: usize) -> (u16, Arc<AtomicUsize>) {
     fn carry(mut from: TcpStream, mut to: TcpStream, most: usize, ended: &AtomicUsize) {
         let (mut buffer, mut sum) = (vec![0; 16 * KIB], 0);

@@ -1,4 +1,4 @@
-//! What a monitoring system sees: /metrics, /healthz, and what is made for it in `monitoring/`.
+//! What a monitoring system sees: `/metrics`, `/healthz`, and the files for it in `monitoring/`.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -74,7 +74,7 @@ async fn ages_are_told_whatever_the_application_says_of_its_rows() {
         let view =
             "SELECT coalesce(min(extract(epoch FROM oldest_age)), 0)::double precision FROM relay.backlog";
         let view: f64 = database.client.query_one(view, &[]).await.unwrap().get(0);
-        // No instance runs, which is told when all else was.
+        // The command tells last that no instance runs.
         let (code, out, err) = outcome(database.command(&["status", "--json"]));
         assert!(code == 1 && err.contains("no instance runs"), "{out}{err}");
         let status: serde_json::Value = serde_json::from_str(&out).unwrap();
@@ -154,7 +154,7 @@ fn told(clock: &Clock, relay: &Relay, words: [&str; 2]) {
     let errors = |journal: &[Value]| journal.iter().filter(|line| is_error(line)).count();
     assert_eq!(errors(&relay.journal()), 0, "it may pass");
     let deadline = Instant::now() + Duration::from_secs(30);
-    // What was under way when the time passed may be cut short by it, and begin anew.
+    // The time that passes may cut short what is under way, which then begins anew.
     let mut lines = 0;
     loop {
         let journal = relay.journal();
@@ -275,7 +275,7 @@ async fn an_address_that_cannot_be_had_is_configuration() {
     assert!(TcpStream::connect(("127.0.0.1", closed_port())).is_err());
 }
 
-/// Names of ours in a text of PromQL.
+/// The relay's metrics that a PromQL text names.
 fn names(text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for (at, _) in text.match_indices("promptpal_relay_") {

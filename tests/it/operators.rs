@@ -1,4 +1,4 @@
-//! What operators type: status, calls, replay, send-test, each as a user of the roles it is meant for.
+//! The operators' commands: status, calls, replay and send-test, each as a user with the role that it is meant for.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::{Clock, Database, Receiver, Relay, Reply, as_user, connect, memory_peak, outcome};
 
-/// The program as a new login that is a member of these roles, and no superuser.
+/// The program as a new login that is a member of these roles and no superuser.
 async fn as_member(database: &Database, roles: &str, arguments: &[&str]) -> Command {
     let name = database
         .url

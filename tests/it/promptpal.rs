@@ -26,7 +26,7 @@ pub const TABLES: &str = "
         prompt_call_provider bigint);
     INSERT INTO providers (name, default_model) VALUES ('a provider', 'model-1')";
 
-/// Runs a script of `sql/promptpal` with psql; exit code and what it said.
+/// Runs a script of `sql/promptpal` with psql; returns the exit code and the output.
 pub fn script(database: &Database, name: &str, variables: &[&str]) -> (i32, String) {
     let mut command = psql();
     command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", &format!("sql/promptpal/{name}.sql")]);
@@ -219,7 +219,7 @@ async fn while_promptpals_table_is_locked_calls_are_recorded_all_the_same() {
     database.events(1, 3).await;
     database.all_done().await;
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls WHERE succeeded").await, 3);
-    // Nor do the scripts wait for long, and others behind them.
+    // The scripts do not wait for long either, with others waiting behind them.
     let (code, output) = script(&database, "uninstall", &[]);
     assert!(code != 0 && output.contains("lock timeout"), "{code} {output}");
     other.batch_execute("COMMIT").await.unwrap();

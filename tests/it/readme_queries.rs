@@ -1,4 +1,4 @@
-//! The README's questions: each can be asked as it stands there, by whom it is for, and none reads a whole table.
+//! The README's questions: the roles that they are for can ask each as it stands there, and none reads a whole table.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What the daemon makes ahead and throws away, and that it is in nobody's way with it.
+//! The retention makes partitions ahead, throws old calls and rows away, and holds up neither the daemon nor a DBA.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,7 @@ use crate::support::{Database, Receiver, Relay, connect, outcome};
 
 const DAY: Duration = Duration::from_secs(86400);
 
-/// What an instance that does the retention has.
+/// Takes the lock that an instance holds while it does the retention.
 const RETENTION_LOCK: &str = "SELECT pg_advisory_lock(1886415989, 0)";
 
 /// Tries one run of the retention, as a process that goes on: 30 days of calls, a day of the outbox.
@@ -31,13 +31,13 @@ async fn run_of(process: &Retention, database: &Database) -> Outcome {
     panic!("somebody has the retention for ever");
 }
 
-/// One run that is due and may do everything.
+/// Makes one run that is due and may do everything.
 async fn run(database: &Database) {
     due(database).await;
     assert_eq!(run_of(&Retention::default(), database).await, Outcome::Complete);
 }
 
-/// The last run was long enough ago, and the clock is steady.
+/// Notes that the last run was long enough ago, and that the clock is steady.
 async fn due(database: &Database) {
     change(
         database,
@@ -46,12 +46,12 @@ async fn due(database: &Database) {
     .await;
 }
 
-/// Changes what stands about the retention.
+/// Changes what the database has noted about the retention.
 async fn change(database: &Database, what: &str) {
     database.client.batch_execute(&format!("UPDATE relay.retention SET {what}")).await.unwrap();
 }
 
-/// As if Postgres' clock had been put ahead, or back: all that was noted lies that much further away.
+/// Moves all noted times back by `ahead`, as if Postgres' clock had been put ahead.
 async fn put_the_clock(database: &Database, ahead: &str) {
     let times = ["seen_at", "steady_since", "next_at", "completed_at", "dropped_at"];
     let times = times.map(|time| format!("{time} = {time} - interval '{ahead}'"));
@@ -448,7 +448,7 @@ async fn with_old_things() -> Database {
     database
 }
 
-/// Old partitions and done rows that are left.
+/// How many old partitions and how many rows are left.
 async fn left(database: &Database) -> (i64, i64) {
     (partitions(database, -60, -54).await, database.number("SELECT count(*) FROM relay.outbox").await)
 }

@@ -12,8 +12,7 @@ use crate::promptpal::{TABLES, script};
 use crate::support::scrape::get;
 use crate::support::{Database, Receiver, Relay, as_user, connect, outcome, program};
 
-/// What somebody who wants more puts where the relay comes by: it takes what it can, and notes with whose rights. Read
-/// by `stolen`.
+/// The attacker's code: it takes what it can, and notes whose rights it ran with. `stolen` reads the notes.
 const LOOT: &str = "
     CREATE SCHEMA loot AUTHORIZATION mallory;
     SET ROLE mallory;
@@ -58,7 +57,7 @@ async fn run(database: &Database, sql: &str) {
     database.client.batch_execute(sql).await.unwrap();
 }
 
-/// With whose rights mallory's code ran; "SUPERUSER" when that made mallory one.
+/// The roles whose rights mallory's code ran with; "SUPERUSER" when mallory became one.
 async fn stolen(database: &Database) -> String {
     let sql = "SELECT coalesce(string_agg(DISTINCT by::text, ' '), '')
                       || CASE WHEN (SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory') THEN ' SUPERUSER' ELSE '' END

@@ -2,7 +2,7 @@
 
 use crate::support::{Database, Relay, connect};
 
-/// The relay that has rows in hand, and the others.
+/// Tells the relay that has rows in hand from the others.
 pub async fn busy(database: &Database, relays: Vec<Relay>) -> (Relay, Vec<Relay>) {
     let sql =
         "SELECT i.pid::bigint FROM relay.instances i JOIN relay.outbox o ON o.claimed_by = i.epoch LIMIT 1";
@@ -12,12 +12,12 @@ pub async fn busy(database: &Database, relays: Vec<Relay>) -> (Relay, Vec<Relay>
     (busy.pop().expect("one of them"), others)
 }
 
-/// Whether each call succeeded, and whether it is marked as repeated.
+/// For each call, whether it succeeded, and whether it is marked as repeated.
 pub async fn outcomes(database: &Database) -> Vec<(bool, bool)> {
     database.calls().await.iter().map(|call| (call.get("succeeded"), call.get("repeated"))).collect()
 }
 
-/// Ends sessions of a user's relays.
+/// Ends the sessions of this user and application name; both are patterns of LIKE.
 pub async fn terminate(database: &Database, user: &str, application: &str) {
     let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                WHERE datname = current_database() AND usename LIKE $1 AND application_name LIKE $2";
@@ -25,8 +25,8 @@ pub async fn terminate(database: &Database, user: &str, application: &str) {
     assert!(ended > 0, "no session is called {application}");
 }
 
-/// Ends the sessions of the relay that has rows in hand, found by the liveness lock: Postgres does not notice by itself
-/// that a relay is frozen.
+/// Ends the sessions of the relay that has rows in hand, which it finds by the liveness locks. Postgres does not notice by
+/// itself that a relay is frozen.
 pub async fn cut_off(database: &Database) {
     let sql = "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l
                JOIN relay.instances i ON (l.classid::bigint << 32 | l.objid::bigint) = ANY (i.locks)
@@ -36,12 +36,13 @@ pub async fn cut_off(database: &Database) {
     assert_eq!(database.number(sql).await, 3);
 }
 
-/// A finish waits for a lock.
+/// Whether a finish waits for a lock.
 pub const COMMIT_WAITS: &str =
     "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
     AND application_name = 'promptpal-relay finish' AND wait_event_type = 'Lock')";
 
-/// Rows whose dead versions stand before all that come after them, for as long as the report runs that is returned.
+/// Makes rows whose dead versions stand before all rows that follow, for as long as the returned session has its
+/// transaction open.
 pub async fn dead_rows(database: &Database) -> tokio_postgres::Client {
     let report = connect(&database.url).await;
     let hold = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM relay.outbox";
@@ -52,7 +53,7 @@ pub async fn dead_rows(database: &Database) -> tokio_postgres::Client {
     report
 }
 
-/// From now on nothing can be added to the call log, until the trigger is dropped.
+/// Makes Postgres refuse all call logs as if the disk were full, until the trigger `full_disk` is dropped.
 pub async fn fill_disk(database: &Database) {
     let sql = "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
                    'BEGIN RAISE EXCEPTION ''could not extend file'' USING ERRCODE = ''disk_full''; END';

@@ -18,7 +18,7 @@ async fn a_restart_of_postgres_repeats_no_call() {
         let relays = [Relay::start(&database, &[]), Relay::start(&database, &[])];
         database.events(1, 10).await;
         receiver.wait_for(2);
-        // Claims are not flushed; a crash may lose them, and nobody may take the rows for unclaimed.
+        // Claims are not flushed, so a crash may lose them. No relay may take the rows for unclaimed.
         cluster.halt(how);
         cluster.boot().unwrap();
         let database = database.reconnect().await;
@@ -45,10 +45,10 @@ async fn who_starts_after_a_crash_of_the_server_waits_for_those_that_come_back()
     cluster.halt(Stop::Immediate);
     cluster.boot().unwrap();
     let database = database.reconnect().await;
-    // The crash may lose the claim, which is not flushed; here it has, even if some other process did flush it.
+    // The crash may lose the claim, which is not flushed. The update loses it in any case.
     database.client.batch_execute("UPDATE relay.outbox SET claimed_by = NULL").await.unwrap();
     let _second = Relay::start(&database, &[]);
-    // It has looked at the locks, and more than once.
+    // The second relay has looked at the locks more than once.
     let looks = "SELECT started_at < clock_timestamp() - interval '500 ms' FROM relay.instances ORDER BY started_at DESC LIMIT 1";
     database.eventually(looks).await;
     first.signal(Signal::SIGCONT);
@@ -75,7 +75,7 @@ async fn a_takeover_that_a_crash_of_the_server_loses_repeats_no_call() {
     cluster.halt(Stop::Immediate);
     cluster.boot().unwrap();
     let database = database.reconnect().await;
-    // The crash may lose the claim, which is not flushed; here it has.
+    // The crash may lose the claim, which is not flushed. The update loses it in any case.
     let lose = "UPDATE relay.outbox SET claimed_by = (SELECT epoch FROM relay.instances ORDER BY started_at LIMIT 1)";
     database.client.batch_execute(lose).await.unwrap();
     relay.signal(Signal::SIGCONT);
@@ -104,8 +104,8 @@ async fn a_failover_to_a_promoted_standby_repeats_no_call() {
     database.events(1, 5).await;
     receiver.wait_for(2);
     database.eventually("SELECT count(claimed_by) = 5 FROM relay.outbox").await;
-    // Flushes the claims, too. Up to there and not up to the end, which is behind the new file's header while no record
-    // follows.
+    // The switch flushes the claims, too. The standby replays up to there; the end of the log is behind the new file's
+    // header while no record follows.
     let switched = database.client.query_one("SELECT pg_switch_wal()::text", &[]).await.unwrap();
     let switched: &str = switched.get(0);
     database
@@ -141,7 +141,7 @@ async fn a_read_only_database_makes_it_wait_and_repeats_no_call() {
         )
     };
     database.client.batch_execute(&read_only("on")).await.unwrap();
-    // What is set for a database holds for new sessions.
+    // Postgres applies a database's settings to new sessions only.
     terminate(&database, "%", "promptpal-relay %").await;
     // The operator reads why.
     until_unhealthy(relay.port(), |why| why.contains("cannot be written to"));

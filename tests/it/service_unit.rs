@@ -1,5 +1,6 @@
-//! The daemon's life under its unit, where there is no systemd: a supervisor that reads the unit as it ships and does what
-//! that says. tests/systemd/life-cycle asks systemd itself about the same life.
+//! The daemon under a supervisor: started, watched, restarted and stopped as its unit says. Most machines that run the
+//! tests have no systemd, so a supervisor of the test's own reads the unit as it ships, and does what systemd would.
+//! tests/systemd/life-cycle tests the same life with systemd itself.
 
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
@@ -13,9 +14,9 @@ use tempfile::TempDir;
 
 use crate::support::{Database, Gate, Receiver, Relay, Reply, program, repository_file};
 
-/// So many times shorter than in the unit is the watchdog's limit, for the patience of the tests.
+/// The tests make the watchdog's limit this many times shorter than the unit does, so that they end soon.
 const HASTE: u32 = 10;
-/// Until then a condition must have come true; long, because the machine may be busy with other tests.
+/// How long a condition may take to come true; long, because the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The text of a unit.
@@ -31,7 +32,7 @@ impl Unit {
         humantime::parse_duration(self.setting(name)).unwrap()
     }
 
-    /// None: it is off.
+    /// The watchdog's limit; none when the unit turns it off.
     fn watchdog(&self) -> Option<Duration> {
         let limit = self.time("WatchdogSec") / HASTE;
         Some(limit).filter(|limit| !limit.is_zero())
@@ -124,7 +125,7 @@ impl Supervisor {
     }
 
     fn reload(&self) {
-        // The shell's own: a small machine has no other.
+        // The shell has a kill of its own, and a small machine may have no other.
         let script = self.unit.setting("ExecReload").replace("/bin/kill", "kill");
         let mut command = Command::new("sh");
         command.args(["-c", &script]).env("MAINPID", self.pid().to_string());
@@ -152,7 +153,7 @@ impl Supervisor {
 
     fn turn(&mut self) {
         let mut text = [0; 4096];
-        // What was told while nobody listened counts before any judgement.
+        // The supervisor reads what the daemon has told before it judges the daemon.
         if let Ok(length) = self.socket.recv(&mut text) {
             let text = String::from_utf8(text[..length].to_vec()).unwrap();
             for line in text.lines() {
@@ -179,7 +180,7 @@ impl Supervisor {
         {
             self.watchdog_ends += 1;
             self.heard = Instant::now();
-            // A process that was stopped gets it when it goes on.
+            // A stopped process gets the signal when it goes on.
             self.signal(Signal::SIGABRT);
             self.signal(Signal::SIGCONT);
         }
@@ -221,7 +222,7 @@ impl Drop for Supervisor {
     }
 }
 
-/// The log file, while there is one.
+/// The only file in the folder.
 fn only_file(folder: &Path) -> PathBuf {
     std::fs::read_dir(folder).unwrap().next().expect("there is a log file").unwrap().path()
 }
@@ -321,7 +322,7 @@ async fn a_systemd_that_does_not_read_holds_nothing_up() {
     assert_eq!(receiver.requests().len(), 3);
 }
 
-/// Ends with the test, whatever becomes of it.
+/// A daemon that ends with the test, also when the test fails.
 struct Daemon(Child);
 
 impl Daemon {
@@ -343,7 +344,7 @@ impl Drop for Daemon {
     }
 }
 
-/// A host that does not answer takes as long as a connection may: that is no hang.
+/// While the relay waits for a host that does not answer, it is not hanging, and tells the watchdog so.
 #[tokio::test]
 async fn the_watchdog_is_told_while_hosts_do_not_answer() {
     let database = Database::new().await;

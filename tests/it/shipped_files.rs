@@ -23,7 +23,7 @@ fn the_two_units_differ_in_nothing_but_their_names() {
     assert!(many.contains("\nLogsDirectory=promptpal-relay promptpal-relay/%i\n"));
 }
 
-/// scripts/systemd-test looks at the same from outside, where there is a systemd.
+/// Reads the files only; scripts/systemd-test asks a real systemd about it.
 #[test]
 fn neither_core_dumps_nor_other_users_get_at_what_the_daemon_knows() {
     for name in ["promptpal-relay.service", "promptpal-relay@.service"] {
@@ -72,7 +72,7 @@ fn the_env_file_and_the_readme_name_each_setting_with_its_default() {
             assert_eq!(Some(value), default.to_str(), "{variable}");
         }
     }
-    // And no others.
+    // The file names no others.
     for line in file.lines().filter_map(|line| line.strip_prefix("#PROMPTPAL")) {
         let variable = format!("PROMPTPAL{}", line.split('=').next().unwrap());
         let known = command.get_arguments().chain(run.get_arguments()).filter_map(clap::Arg::get_env);
@@ -80,7 +80,7 @@ fn the_env_file_and_the_readme_name_each_setting_with_its_default() {
     }
 }
 
-/// systemd's judgement of the units; skipped where there is no systemd-analyze.
+/// Asks systemd-analyze about the units; skipped where there is none.
 #[test]
 fn the_units_are_right_and_hardened() {
     let folder = tempfile::tempdir().unwrap();

@@ -103,7 +103,7 @@ async fn a_frozen_relay_records_nothing_for_rows_that_a_peer_took() {
     gate.open();
     database.all_done().await;
     frozen.signal(Signal::SIGCONT);
-    // It is back, under a new epoch, and has tried to record its result.
+    // The relay is back under a new epoch, and has tried to record its result.
     let back = format!(
         "SELECT EXISTS (SELECT FROM relay.instances WHERE pid = {} AND dead_at IS NULL AND started_at > (SELECT started_at FROM relay.instances ORDER BY started_at OFFSET 1 LIMIT 1))",
         frozen.pid()
@@ -164,18 +164,18 @@ async fn a_thawed_relay_does_not_begin_calls_of_rows_that_a_peer_took() {
     receiver.wait_for(4);
     gate.open();
     database.all_done().await;
-    // Longer than a relay goes on without having looked at the locks.
+    // This is longer than a relay begins calls without a look at the locks.
     database
         .eventually(
             "SELECT dead_at < clock_timestamp() - interval '500 ms' FROM relay.instances ORDER BY started_at LIMIT 1",
         )
         .await;
     frozen.signal(Signal::SIGCONT);
-    // Of rows that it had claimed, and whose calls it does not begin: that is what this test is about.
+    // Rows that it had claimed, and had not begun, were among those that the peer took.
     frozen
         .until_told("that rows were taken from it", |line| line["level"] == "WARN" && line["rows"].is_u64());
     frozen.until_reconnected(1);
-    // It works on.
+    // The relay works on.
     database.events(1, 1).await;
     database.all_done().await;
     assert_eq!(receiver.requests().len(), 2 + 8 + 1, "{}", frozen.log());

@@ -1,5 +1,5 @@
-//! Texts of strangers on a terminal: endpoints, applications and the database say what they like, and none of it steers
-//! the terminal of who reads it, or forges a line of the journal.
+//! Texts of strangers on a terminal: endpoints, applications and the database say what they like. None of it steers the
+//! reader's terminal or forges a line of the journal.
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use crate::support::{Database, Receiver, Relay, Reply, outcome, program};
 /// Clears the screen, deletes, begins a control sequence of one byte, turns the direction of writing, ends lines, hides.
 const EVIL: &str = "a\u{1b}[2J\u{7f}\u{9b}31m\u{61c}\u{200e}\u{202e}b\u{2028}c\u{2029}d\u{2066}\u{feff}\u{e0041}\r\n<3>forged\te";
 
-/// None of what steers or deceives, but for the ends of our own lines.
+/// Asserts that a text has no character that steers a terminal or deceives a reader, but for the ends of its lines.
 fn assert_harmless(what: &str, text: &str) {
     let harmful = |c: char| {
         (c.is_control() && c != '\n')
@@ -19,7 +19,7 @@ fn assert_harmless(what: &str, text: &str) {
     assert!(!text.lines().any(|line| line.starts_with("<3>forged")), "{what}: {text:?}");
 }
 
-/// What a command says, which must be harmless on both streams.
+/// Runs a command, and asserts that its output is harmless on both streams.
 fn harmless(database: &Database, arguments: &[&str]) -> (i32, String, String) {
     let (code, stdout, stderr) = outcome(database.command(arguments));
     assert_harmless(&format!("{arguments:?}"), &stdout);

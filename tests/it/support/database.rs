@@ -23,7 +23,7 @@ extern "C" fn stop_cluster() {
     drop(CLUSTER.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
 }
 
-/// URL of a database on the server of this run.
+/// The URL of a database on the server of this run.
 fn server_url(database: &str) -> String {
     if let Ok(url) = env::var("TEST_DATABASE_URL") {
         let (base, query) =
@@ -47,7 +47,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// An empty one.
+    /// Makes an empty database.
     pub async fn empty() -> Database {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -62,24 +62,24 @@ impl Database {
         Database { url, name: Some(name), client }
     }
 
-    /// A database that exists, on a server of the test's own; gets the schema.
+    /// Takes a database that exists, on a server of the test's own, and gives it the schema.
     pub async fn on(url: &str) -> Database {
         let database = Database::at(url).await;
         database.migrate();
         database
     }
 
-    /// A database with the schema, on a server of the test's own.
+    /// Takes a database that has the schema, on a server of the test's own.
     pub async fn at(url: &str) -> Database {
         Database { url: url.to_owned(), name: None, client: connect(url).await }
     }
 
-    /// The same database after its server was restarted.
+    /// Connects to the database again after its server was restarted.
     pub async fn reconnect(self) -> Database {
         Database::at(&self.url).await
     }
 
-    /// One with the schema.
+    /// Makes a database with the schema.
     pub async fn new() -> Database {
         let database = Database::empty().await;
         database.migrate();
@@ -96,7 +96,7 @@ impl Database {
         program(arguments, &self.url)
     }
 
-    /// A session as the daemon has them.
+    /// Opens a session with the settings that the daemon's sessions have.
     pub async fn session(&self, role: Role) -> Store {
         let cli = Cli::try_parse_from(["promptpal-relay", "--database-url", &self.url, "migrate"]).unwrap();
         Store::connect(&config::database(&cli.global).unwrap(), role).await.unwrap()
@@ -115,7 +115,7 @@ impl Database {
         self.client.query(sql, &[&project_id, &count]).await.unwrap()[0].get(0)
     }
 
-    /// The calls, oldest first.
+    /// The calls on record, in the order of their rows.
     pub async fn calls(&self) -> Vec<Row> {
         let sql = "SELECT *, request_headers::text AS request_headers_text, response_headers::text AS response_headers_text
                    FROM relay.webhook_calls ORDER BY outbox_id, webhook_id, id";
@@ -136,7 +136,7 @@ impl Database {
         }
     }
 
-    /// What a query gives.
+    /// The number that a query gives.
     pub async fn number(&self, sql: &str) -> i64 {
         self.client.query_one(sql, &[]).await.unwrap().get(0)
     }
@@ -159,8 +159,7 @@ impl Drop for Database {
     }
 }
 
-/// The URL with another user, who has this password. Whoever logs in with it, also on a server that wants none, is made
-/// with it.
+/// The URL with another user and password. A server that wants no password takes any.
 pub fn as_user(url: &str, user: &str, password: &str) -> String {
     let (scheme, rest) = url.split_once("://").expect("a URL");
     let (authority, path) = rest.split_once('/').expect("a URL with a database name");
@@ -174,7 +173,7 @@ pub async fn connect(url: &str) -> Client {
     client
 }
 
-/// psql, beside the server's binaries or on the path.
+/// The program psql: the one beside the server's binaries, else the one of PATH.
 pub fn psql() -> Command {
     let cluster = CLUSTER.lock().unwrap();
     let beside = cluster.as_ref().map(|cluster| cluster.bin().join("psql")).filter(|path| path.is_file());

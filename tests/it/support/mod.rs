@@ -23,14 +23,14 @@ pub use self::network::Network;
 pub use self::receiver::{Gate, Receiver, Reply, gated};
 pub use self::relay::{Clock, Relay};
 
-/// Until then a condition must have come true; long, because the machine may be busy with other tests.
+/// How long a condition may take to come true; long, because the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Pause between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(5);
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_promptpal-relay");
 
-/// The program with these arguments, and nothing in its environment that belongs to whoever runs the tests.
+/// The program with these arguments, and without the settings that the environment of the tests has for it.
 pub fn program(arguments: &[&str], database_url: &str) -> Command {
     let mut command = Command::new(BINARY);
     for (variable, _) in env::vars_os() {
@@ -43,7 +43,7 @@ pub fn program(arguments: &[&str], database_url: &str) -> Command {
     command
 }
 
-/// Exit code, standard output, standard error of a program that ends by itself.
+/// Waits for a program that ends by itself; returns exit code, standard output and standard error.
 pub fn outcome(mut command: Command) -> (i32, String, String) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
@@ -76,19 +76,19 @@ fn ends(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
-/// Most memory that a child ever had, in bytes; none when it has ended and was not waited for.
+/// The most memory that a child ever had, in bytes; none when it has ended and was not waited for.
 pub fn memory_peak(pid: Pid) -> Option<usize> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     Some(line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024)
 }
 
-/// A port on loopback where nobody listens.
+/// A port on loopback where no server listens.
 pub fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A file in the repository.
+/// The text of a file of the repository.
 pub fn repository_file(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// A way to a server over TCP, as long as wanted, that can be made silent: from then on what is sent over connections
-/// that are open goes nowhere, and nobody is told. New ones work.
+/// Forwards to a server over TCP, with a delay, until the test makes it silent. From then on it drops what is sent over
+/// the connections that are open, and tells neither end. New connections work.
 pub struct Network {
     pub port: u16,
     connections: Arc<Mutex<Vec<Arc<Carried>>>>,
@@ -18,12 +18,12 @@ pub struct Network {
 struct Carried {
     /// The port that the server sees.
     port: u16,
-    /// What the client says, and what the server says, goes nowhere.
+    /// Whether what the client says is dropped, and whether what the server says is.
     silent: [AtomicBool; 2],
 }
 
 impl Network {
-    /// A way to this port of loopback; everything takes so long to get there, and back.
+    /// Forwards to this port of loopback; what is sent takes `delay` in each direction.
     pub fn to(server: u16, delay: Duration) -> Network {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -52,8 +52,8 @@ impl Network {
             .for_each(|silent| silent.store(true, Ordering::Relaxed));
     }
 
-    /// Makes one of them silent, which the server sees come from this port: what the client says, or what the server
-    /// says.
+    /// Drops what one end of one connection says: the server's words with `server`, the client's without. `port` is the
+    /// port that the server sees the connection come from.
     pub fn silence(&self, port: i32, server: bool) {
         let connections = self.connections.lock().unwrap();
         let connection = connections.iter().find(|connection| i32::from(connection.port) == port);

@@ -10,16 +10,16 @@ use test_support::http::Message;
 
 use super::DEADLINE;
 
-/// Connections that wait for a receiver.
+/// How many connections may wait for a receiver to accept them: more than any test opens at once.
 const BACKLOG: i32 = 4096;
 
 /// What a receiver answers.
 pub enum Reply {
-    /// These bytes.
+    /// It sends these bytes.
     Bytes(Vec<u8>),
-    /// Nothing, for as long as the receiver lives.
+    /// It answers nothing, for as long as the receiver lives.
     Never,
-    /// Nothing, and the connection is closed.
+    /// It closes the connection without an answer.
     Close,
 }
 
@@ -75,20 +75,20 @@ struct Shared {
 }
 
 impl Receiver {
-    /// One that remembers what came.
+    /// Starts a receiver that remembers the requests.
     pub fn start(script: impl Fn(&Message) -> Reply + Send + Sync + 'static) -> Receiver {
         Receiver::listen(true, Box::new(script))
     }
 
-    /// One that does not, for a great many requests.
+    /// Starts a receiver that does not remember them, for a great many requests.
     pub fn forgetful(script: impl Fn(&Message) -> Reply + Send + Sync + 'static) -> Receiver {
         Receiver::listen(false, Box::new(script))
     }
 
     fn listen(remember: bool, script: Box<Script>) -> Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        // With room for all the connections that wait while this process is not given the processor: what is too
-        // many may be reset.
+        // The system may reset connections that the queue has no room for, and this process may wait long for the
+        // processor.
         socket2::SockRef::from(&listener).listen(BACKLOG).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
@@ -112,7 +112,7 @@ impl Receiver {
         Receiver { address, shared }
     }
 
-    /// Answers 200 to everything.
+    /// Starts a receiver that answers 200 to everything.
     pub fn good() -> Receiver {
         Receiver::start(|_| Reply::status(200))
     }
@@ -125,7 +125,7 @@ impl Receiver {
         self.shared.requests.lock().unwrap()
     }
 
-    /// What has come so far.
+    /// The requests that have come so far.
     pub fn requests(&self) -> Vec<Message> {
         self.lock().clone()
     }
@@ -139,7 +139,7 @@ impl Receiver {
     }
 }
 
-/// A receiver whose answers wait at a gate.
+/// Starts a receiver whose answers wait at a gate.
 pub fn gated() -> (Receiver, Gate) {
     let gate = Gate::default();
     let door = gate.clone();

@@ -17,13 +17,13 @@ use tempfile::TempDir;
 
 use super::{BINARY, DEADLINE, Database, LOOK, ends, memory_peak, program, scrape};
 
-/// A clock of a program's own.
+/// A clock that only the programs which use it go by.
 pub struct Clock {
     dir: TempDir,
 }
 
 impl Clock {
-    /// One that goes right.
+    /// Makes a clock that is right.
     pub fn new() -> Clock {
         let dir = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support/clock.c");
@@ -35,25 +35,25 @@ impl Clock {
         Clock { dir }
     }
 
-    /// The program goes by this clock, and takes it to be so many seconds later than it is.
+    /// Makes the program go by this clock, `seconds` ahead.
     pub fn ahead(&self, command: &mut Command, seconds: i64) {
         command.env("LD_PRELOAD", self.dir.path().join("clock.so"));
         command.env("CLOCK_PASSED", self.dir.path().join("passed")).env("CLOCK_AHEAD_S", seconds.to_string());
     }
 
-    /// So many minutes pass at once.
+    /// Puts the clock ahead by so many minutes, for the programs that run, too.
     pub fn pass(&self, minutes: usize) {
         let mut file = File::options().append(true).open(self.dir.path().join("passed")).unwrap();
         file.write_all(&vec![b'.'; minutes]).unwrap();
     }
 }
 
-/// With loopback allowed.
+/// The daemon's command, with loopback allowed: the receivers listen there.
 const RUN: &[&str] = &["run", "--allow-net", "127.0.0.0/8"];
 
 const RECONNECTS: &str = "promptpal_relay_reconnects_total";
 
-/// A line about something that failed with Postgres and is tried again after that time.
+/// Whether a line is about something that failed with Postgres, and that the relay tries again after `retry_ms`.
 fn is_refusal(line: &Value) -> bool {
     line["retry_ms"].is_u64()
 }
@@ -79,7 +79,7 @@ impl Relay {
         Relay::spawn_with(command, arguments, |_| ()).ready()
     }
 
-    /// Starts it with a socket to systemd that is full, and that nobody reads.
+    /// Starts it with a notify socket that is full and that nobody reads.
     pub fn spawn_unheard(database_url: &str) -> Relay {
         Relay::spawn_with(program(RUN, database_url), &[], |path| {
             let filler = UnixDatagram::unbound().unwrap();
@@ -88,8 +88,9 @@ impl Relay {
         })
     }
 
-    /// Calls may take a minute unless the test says otherwise: none shall end while a slow machine gets ready for it. Metrics
-    /// are served at a free port, and the journal is JSON, so that a test need not know the words of a message.
+    /// Starts it with settings that suit tests. Calls may take a minute unless the test says otherwise, so that none ends
+    /// while a slow machine gets ready for it. The relay serves metrics at a free port and writes its journal as JSON, so
+    /// that a test need not know the words of a message.
     fn spawn_with(mut command: Command, arguments: &[&str], prepare: impl FnOnce(&Path)) -> Relay {
         let dir = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
@@ -107,12 +108,12 @@ impl Relay {
         Relay::spawn(&database.url, arguments).ready()
     }
 
-    /// The same with at most this many open files.
+    /// Starts it with at most this many open files.
     pub fn start_with_few_files(database: &Database, arguments: &[&str], files: u32) -> Relay {
         Relay::start_by_shell(Command::new("sh"), database, &format!("ulimit -n {files}"), arguments)
     }
 
-    /// The same in a network of its own, which has loopback, what `setup` adds to it, and no way out; none where this
+    /// Starts it in a network of its own, which has loopback, what `setup` adds to it, and no way out. None where this
     /// machine makes no such network.
     pub fn start_apart(database: &Database, setup: &str, arguments: &[&str]) -> Option<Relay> {
         let rights: &[&str] = if geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
@@ -127,7 +128,7 @@ impl Relay {
             .then(|| Relay::start_by_shell(apart("sh"), database, &setup, arguments))
     }
 
-    /// Starts it by a shell that first does what is in `setup`.
+    /// Starts it by a shell that runs `setup` first.
     fn start_by_shell(mut shell: Command, database: &Database, setup: &str, arguments: &[&str]) -> Relay {
         let plain = program(RUN, &database.url);
         shell.args(["-c", &format!("{setup}; exec \"$0\" \"$@\""), BINARY]).args(plain.get_args());
@@ -163,7 +164,7 @@ impl Relay {
         memory_peak(self.pid()).expect("it runs")
     }
 
-    /// Sends a signal; waits until all threads stand still if it is the one that stops them.
+    /// Sends a signal. After SIGSTOP it waits until all threads stand still.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
         if signal == Signal::SIGSTOP {
@@ -177,7 +178,7 @@ impl Relay {
         self.child.try_wait().unwrap()
     }
 
-    /// Kills it without a word.
+    /// Kills it with SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -252,7 +253,7 @@ impl Relay {
         self.until_told_of(1, what, is_it).remove(0)
     }
 
-    /// Waits for so many of them.
+    /// Waits for so many lines of its journal; `what` is for the failure.
     pub fn until_told_of(&self, times: usize, what: &str, is_it: impl Fn(&Value) -> bool) -> Vec<Value> {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -274,7 +275,7 @@ impl Relay {
         }
     }
 
-    /// Its journal, for a relay that writes JSON: each line with `level`, `message` and the fields beside them. Leaves out
+    /// The journal of a relay that writes JSON: each line has `level`, `message` and the fields of the event. Leaves out
     /// what is no JSON: the error that the program ends with, a panic, and a line that is not whole yet.
     pub fn journal(&self) -> Vec<Value> {
         self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
