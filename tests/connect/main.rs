@@ -262,7 +262,7 @@ async fn the_next_host_is_tried_when_one_is_dead_or_read_only() {
         .await
         .expect("asked for");
 
-    // Who answers for good ends the search: the second host is not asked with the same wrong password.
+    // A final answer ends the search: the session does not try the second host with the same wrong password.
     let (silent, asked) = counting_listener();
     let wrong = format!("postgres://relay:wrong@localhost:{alive},127.0.0.1:{silent}/app");
     assert_eq!(outcome(&wrong).await, "exit 78");
@@ -398,7 +398,7 @@ async fn notifications_wake_once_however_many_came() {
     for _ in 0..100 {
         sender.batch_execute("NOTIFY wake").await.expect("notified");
     }
-    // What was sent before this answer has arrived before it.
+    // All that was sent before this answer has arrived by now.
     listener.batch_execute("SELECT 1").await.expect("alive");
     within("the wake-up", listener.notified()).await;
     let more = tokio::time::timeout(Duration::from_millis(50), listener.notified()).await;
@@ -437,7 +437,7 @@ async fn a_dropped_session_is_closed_also_while_a_statement_runs() {
     drop(idle);
     eventually("the end of the idle session", async || sessions("idle").await == 0).await;
 
-    // The server looks for its client while it runs a statement; here more often than we ask it to.
+    // The server checks its client while it runs a statement. The test has it check more often than the relay does.
     let busy = "application_name=busy options='-c client_connection_check_interval=100ms'";
     let busy = connect(&relay(&server, busy)).await.expect("connected");
     let given_up =

@@ -274,7 +274,7 @@ fn names_are_absolute_and_neither_search_list_nor_hosts_file_has_a_part_in_it() 
         assert_eq!(kind(&call), "success", "{host}: {}", message(&call));
         assert_eq!(hosts.lock().unwrap().pop(), Some(format!("{host}:{port}")), "as it was typed");
     }
-    // The customer reads no address; who may read the log at this level finds it there.
+    // The customer reads no address. The log has it at this level.
     let call = post(&caller, "http://inner.corp.example/");
     assert_eq!((kind(&call), &call.remote_addr), ("blocked_address", &None));
     assert!(!format!("{call:?}").contains("10.20.30.40"), "{call:?}");

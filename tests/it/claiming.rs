@@ -13,7 +13,7 @@ async fn a_row_that_appears_below_others_is_found_though_dead_rows_are_kept() {
     let _relay = Relay::start(&database, &[]);
     let late = connect(&database.url).await;
     for round in 1..=20 {
-        // Others come and go until the relay has looked beyond it more than once.
+        // Other rows come and go until the relay has looked beyond this one more than once.
         late.batch_execute("BEGIN").await.unwrap();
         let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
                    VALUES (2, 1, 'user', 0, 1, 1, 1)";
@@ -37,7 +37,7 @@ async fn rows_that_nobody_is_called_for_are_not_claimed_without_end() {
     lock.batch_execute("LOCK TABLE relay.webhook_calls IN SHARE MODE").await.unwrap();
     database.events(1, 20_000).await;
     let _relay = Relay::start(&database, &[]);
-    // It has not claimed for a while although there is more.
+    // The relay has not claimed for a while although there are more rows.
     let rests = "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database()
                  AND application_name = 'promptpal-relay claim' AND state_change < clock_timestamp() - interval '500 ms'";
     database.eventually(COMMIT_WAITS).await;

@@ -33,7 +33,7 @@ async fn what_a_restart_does_not_change_is_told_by_78() {
     let database = Database::new().await;
     let nowhere = database.url.replace("promptpal_relay_test", "no_such_database");
     fails_with_one_line(&["run"], &nowhere, 78, "does not exist");
-    // Where a password is wanted it is the password that is wrong.
+    // Where the server wants a password, the password is wrong.
     let nobody = as_user(&database.url, "no_such_role", "x");
     fails_with_one_line(&["run"], &nobody, 78, "\"no_such_role\"");
     fails_with_one_line(&["run"], "postgres://a?sslmode=sometimes", 78, "sslmode");
@@ -158,7 +158,7 @@ async fn the_demo_ends_in_order_whatever_the_terminal_sends_to_all_of_its_proces
                 .strip_prefix("psql 'postgres")
                 .map(|rest| format!("postgres{}", rest.trim_end_matches('\'')))
         });
-        // The silent receiver has a call in hand.
+        // The demo's silent receiver has a call in hand.
         let database = Database::at(&url.unwrap()).await;
         database.events(123, 1).await;
         database

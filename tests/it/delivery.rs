@@ -322,7 +322,7 @@ async fn a_project_that_hangs_holds_up_nobody_else() {
     database
         .eventually("SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL AND project_id = 2)")
         .await;
-    // One call finds out that it hangs; then it gets all of its places, and no more.
+    // One call finds out that the endpoint hangs. Then the endpoint gets all of its slots, and no more.
     let requests = receiver.wait_for(108);
     assert_eq!(requests.iter().filter(|r| r.path() == "/hangs").count(), 8);
 }
@@ -385,7 +385,7 @@ async fn commits_that_are_slower_than_the_calls_stop_the_claiming_and_repeat_not
     let receiver = Receiver::start(|_| Reply::full(200, &[], &vec![b'x'; ANSWER]));
     database.webhook(1, &receiver.url("/")).await;
     let mut relay = Relay::start(&database, &["--memory", "32MiB"]);
-    // Nothing can be recorded while somebody has the log to himself.
+    // The relay can record nothing while another session has the call log locked.
     let slow = connect(&database.url).await;
     slow.batch_execute("BEGIN; LOCK TABLE relay.webhook_calls IN SHARE MODE").await.unwrap();
     database.events(1, ROWS).await;
@@ -438,7 +438,7 @@ async fn a_view_with_integers_and_varchars_takes_the_place_of_the_webhooks_while
     database.all_done().await;
     let (code, stdout, stderr) = outcome(database.command(&["check", "--allow-net", "127.0.0.0/8"]));
     assert!(code == 0 && stdout.contains("ok       webhooks       1 enabled"), "{stdout}{stderr}");
-    // What cannot be meant is told in a line of its own.
+    // The command says in a line of its own what cannot be meant.
     let view = "DROP VIEW relay.webhooks;
                 CREATE VIEW relay.webhooks AS
                 SELECT gen_random_uuid() AS id, 1 AS project_id, '' AS event, '' AS url, true AS enabled, '' AS signing_secret";

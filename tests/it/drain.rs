@@ -38,7 +38,7 @@ async fn what_a_stopping_relay_gives_back_is_found_though_dead_rows_are_kept() {
     database.events(2, 8).await;
     receiver.wait_for(2);
     let _second = Relay::start(&database, &flags);
-    // It has seen what comes after the rows of the first.
+    // The second relay has seen the rows that follow the first one's.
     let (other, other_gate) = gated();
     other_gate.open();
     database.webhook(3, &other.url("/")).await;

@@ -245,7 +245,7 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
         let sql: Option<String> =
             database.client.query_one("SELECT relay.url_problem($1)", &[&url]).await.unwrap().get(0);
         assert_eq!(sql.is_some(), daemon.is_some(), "{url:?}: SQL {sql:?}, daemon {daemon:?}");
-        // What is wrong with an address is said in the same words, but for the outside of what is given out.
+        // Both name the fault of an address in the same words, but for networks that no registry has given out.
         let shown = format!("{sql:?} {daemon:?}");
         assert!(!shown.contains("p4ssw0rd") && !shown.contains("us3r"), "{shown}");
         if let (Some(sql), Some(daemon)) = (&sql, &daemon)
@@ -496,7 +496,7 @@ async fn the_sql_function_and_the_daemon_agree_on_thousands_of_near_urls() {
         let sql: Option<String> = row.get(0);
         let webhook = Webhook { id: 1, url: url.clone(), signing_secret: None };
         let daemon = caller.problem(&webhook);
-        // Labels that begin with xn--, or are in other scripts, are looked into by the daemon alone.
+        // Only the daemon looks into labels that begin with xn-- or are in other scripts.
         let lower = url.to_lowercase();
         let unknown = lower.contains("xn--")
             || lower.split('%').skip(1).any(|hex| hex.starts_with(['8', '9', 'a', 'b', 'c', 'd', 'e', 'f']));
@@ -622,8 +622,7 @@ async fn with_fifty_endpoints_that_drip_a_good_one_keeps_its_pace() {
         database.webhook(project, &dripping(&stop)).await;
         database.events(project, 200).await;
     }
-    // All that they can have, they have: their other rows are parked, or wait unclaimed.
-    // As many as there is room for are claimed, or set aside.
+    // The endpoints that drip have all the calls that they can have, and the relay has claimed or parked many more rows.
     database
         .eventually("SELECT count(*) >= 1000 FROM relay.outbox WHERE project_id >= 100 AND (claimed_by IS NOT NULL OR parked)")
         .await;

@@ -210,7 +210,7 @@ async fn who_keeps_the_relay_awake_costs_it_little_and_is_named() {
     database.webhook(1, &receiver.url("/")).await;
     let (code, out, err) = outcome(database.command(&["check"]));
     assert!(code == 0 && out.contains("nobody else holds them"), "{out}{err}");
-    // One by its lock alone, before the relay can sleep; one that has inserted, and whose person has gone for a coffee.
+    // One session holds the lock before the relay can sleep. The other has inserted, and its transaction stays open.
     let (holder, inserter) = (stranger.session().await, connect(&database.url).await);
     holder.batch_execute("SELECT pg_advisory_lock_shared(1886415987, 0)").await.unwrap();
     let relay = Relay::start(&database, &["--poll-interval", "1h"]);
@@ -238,7 +238,7 @@ async fn who_keeps_the_relay_awake_costs_it_little_and_is_named() {
     let (_, out, _) = outcome(database.command(&["status", "--json"]));
     let status: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(status["lock_holders"].as_array().unwrap().len(), 2, "{out}");
-    // What they keep it awake for is found.
+    // The relay finds the row that was inserted meanwhile.
     inserter.batch_execute("COMMIT").await.unwrap();
     database.all_done().await;
     drop((holder, inserter));
@@ -262,7 +262,7 @@ async fn a_stranger_who_has_the_sleep_lock_and_lets_it_go_leaves_no_row_waiting(
     // The relay hears a notification also then.
     database.events(1, 1).await;
     database.all_done().await;
-    // It looks by itself, and not only when it begins to.
+    // The relay looks by itself, again and again.
     scrape::until(port, "promptpal_relay_wakeups_total{cause=\"dozing\"}", |count| count >= 24.0);
     session.batch_execute("SELECT pg_advisory_unlock(1886415987, 0)").await.unwrap();
     database.events(1, 1).await;

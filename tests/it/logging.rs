@@ -64,7 +64,7 @@ async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
         relay.signal(Signal::SIGTERM);
         assert!(relay.wait().success());
         let log = relay.log();
-        // The failures are in it.
+        // The log has the failures.
         for kind in ["bad_url", "connect", "http_status"] {
             assert!(log.contains(kind), "{kind}\n{log}");
         }
@@ -164,7 +164,7 @@ async fn the_databases_url_is_read_from_a_file_or_a_credential() {
     assert!(code == 78 && err.contains("more than one line") && !err.contains("topsecret"), "{err}");
     fs::write(&path, "\n").unwrap();
     assert!(run(&[], true).2.contains("empty"));
-    // What stands in a variable and cannot be read is not passed over: another database would be the next.
+    // The program does not pass over a variable that it cannot read: it would go on to another database.
     let mut command = program(&["check"], "");
     command.env("DATABASE_URL", OsStr::from_bytes(b"postgres://a\xff"));
     let (code, out, _) = outcome(command);
@@ -197,7 +197,7 @@ async fn a_password_that_other_users_can_read_is_a_warning() {
         assert!(warned(&["--database-url", flag], 0o600, false).contains("in the process list"), "{flag}");
     }
     assert!(warned(&["--database-url-file", file], 0o604, false).contains("chmod o-r"));
-    // Where others do not see it, or there is none.
+    // No warning where others do not see the password, or where there is none.
     assert_eq!(warned(&["--database-url-file", file], 0o640, false), "");
     assert_eq!(warned(&[], 0o600, true), "");
     assert_eq!(warned(&["--database-url", "postgres://127.0.0.1:1/app"], 0o600, false), "");
@@ -211,7 +211,7 @@ async fn no_other_process_of_the_same_user_reads_the_daemons_environment_or_memo
     let url = format!("postgres://u:topsecret@{}/x?connect_timeout=0", listener.local_addr().unwrap());
     let user = if Uid::effective().is_root() { User::from_name("nobody").unwrap() } else { None };
     let user = user.unwrap_or_else(|| User::from_uid(Uid::effective()).unwrap().unwrap());
-    // Where every user may run it.
+    // The program stands where every user may run it.
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let binary = folder.path().join("promptpal-relay");

@@ -367,7 +367,7 @@ async fn calls_that_wait_while_nothing_moves_are_told() {
     // No call gets a file any more.
     limit_files(&relay, "3");
     database.events(1, 3).await;
-    // No scrape gets a file either.
+    // No scrape gets a file either, so the journal has to say it.
     relay.until_told("that nothing moves", |line| line["level"] == "ERROR" && line["rows"] == 3);
     limit_files(&relay, "1024");
     relay.until("promptpal_relay_healthy", |healthy| healthy == 1.0);
@@ -389,12 +389,12 @@ async fn a_project_with_hundreds_of_hanging_webhooks_keeps_no_other_project_wait
     webhooks(&database, 1, &hanging, 200).await;
     database.webhook(2, &good.url("/")).await;
     let relay = Relay::start(&database, &[]);
-    // It is known to be quick.
+    // The relay knows this webhook to be quick.
     database.events(2, 1).await;
     good.wait_for(1);
     database.events(1, 200).await;
     hanging.wait_for(10);
-    // Those that have no place go to the slow lane.
+    // Rows whose webhooks have no free slot are parked.
     database.eventually("SELECT count(*) > 100 FROM relay.outbox WHERE parked AND claimed_by IS NULL").await;
     for done in 1..=5 {
         database.events(2, 10).await;

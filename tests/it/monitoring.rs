@@ -182,7 +182,7 @@ async fn a_privilege_that_is_lost_is_told_with_what_to_do() {
     told(&clock, &relay, ["waiting for Postgres", &format!("GRANT relay_daemon TO {user}")]);
     run(format!("GRANT relay_daemon TO {user}")).await;
     relay.until_reconnected(1);
-    // No session is left to a role that may not log in.
+    // The role may not log in, and loses the sessions that it has.
     run(format!("ALTER ROLE {user} NOLOGIN")).await;
     let sessions =
         format!("SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity WHERE usename = '{user}'");
@@ -235,7 +235,7 @@ async fn a_scraper_is_answered_at_once_however_many_say_nothing() {
     let database = Database::new().await;
     let (_relay, port) = start(&database, &[]);
     let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
-    // Some say nothing, some half of what they have to say, and some do not read what they are told.
+    // Some clients say nothing, some send half of a request, and some do not read the answer.
     let mut silent = Vec::new();
     for number in 0..200 {
         let mut stream = connect();
@@ -252,7 +252,7 @@ async fn a_scraper_is_answered_at_once_however_many_say_nothing() {
             assert!(start.elapsed() < Duration::from_millis(900), "{number}: {:?}", start.elapsed());
         }
     }
-    // Those that were too many are closed, and the rest when their time is over.
+    // The relay closes at once those that are too many, and the rest when their time is over.
     for mut stream in silent {
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut answer = Vec::new();

@@ -165,7 +165,7 @@ async fn behind_a_pooler_that_keeps_sessions_it_hears_of_rows_and_peers_take_ove
     let Some(pooler) = Pooler::start(&cluster, "session", 20) else { return };
     let (code, out, err) = outcome(program(&["check"], &pooler.url()));
     assert_eq!(code, 0, "{out}{err}");
-    // Only a notification tells it of rows.
+    // Only a notification can tell the relay of rows.
     let flags = ["--poll-interval", "1h"];
     let relay = Relay::spawn(&pooler.url(), &flags).ready();
     let asleep = "SELECT EXISTS (SELECT FROM pg_locks WHERE classid = 1886415987 AND mode = 'ExclusiveLock' AND granted)";

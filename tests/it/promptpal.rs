@@ -128,7 +128,7 @@ async fn a_webhook_that_is_deleted_while_it_is_called_holds_up_nothing() {
     database.events(1, 1).await;
     receiver.wait_for(3);
     database.client.batch_execute(&format!("DELETE FROM webhooks WHERE id = {gone}")).await.unwrap();
-    // Somebody is deleting this one and does not come to an end.
+    // Another session is deleting this webhook, and its transaction does not end.
     let other = connect(&database.url).await;
     other.batch_execute(&format!("BEGIN; DELETE FROM webhooks WHERE id = {going}")).await.unwrap();
     gate.open();
@@ -165,7 +165,7 @@ async fn a_record_that_promptpals_table_refuses_is_left_out_alone() {
             .await,
         6
     );
-    // PromptPal has moved on, and nobody has run the script again.
+    // PromptPal has changed its tables, and no operator has run the script again.
     database.client.batch_execute("ALTER TABLE webhook_calls DROP COLUMN ip").await.unwrap();
     database.events(1, 1).await;
     database.all_done().await;
@@ -193,7 +193,7 @@ async fn odd_prompt_calls_never_make_the_applications_insert_fail() {
     let rows: Vec<(i32, i32, i32, i64)> =
         rows.iter().map(|r| (r.get(0), r.get(1), r.get(2), r.get(3))).collect();
     assert_eq!(rows, [(8, 0, 1, 0), (0, i32::MAX, 0, 1), (0, 0, 1, 0), (i32::MAX, 0, 0, 1)]);
-    // PromptPal has moved on: there is no event, but the insert is made.
+    // PromptPal has changed its tables: there is no event, but the insert succeeds.
     let sql = "ALTER TABLE prompt_calls DROP COLUMN ua;
                INSERT INTO prompt_calls (prompt_calls, project_calls, user_id, duration, result) VALUES (1, 1, 'u', 1, 0)";
     database.client.batch_execute(sql).await.unwrap();
@@ -243,7 +243,7 @@ async fn whatever_becomes_of_promptpals_webhooks_calls_are_recorded() {
         line["level"] == "WARN" && line["role"] == "finish" && line["code"] == "01000"
     });
     other.batch_execute("COMMIT").await.unwrap();
-    // PromptPal has moved on, and nobody has run the script again.
+    // PromptPal has changed its tables, and no operator has run the script again.
     for change in [
         "ALTER TABLE webhooks RENAME id TO hook_id",
         "ALTER TABLE webhooks RENAME TO hooks",

@@ -119,7 +119,7 @@ async fn a_missing_partition_loses_no_log_and_gets_what_came_before_it() {
     let database = Database::new().await;
     let receiver = Receiver::good();
     database.webhook(1, &receiver.url("/")).await;
-    // The daemon's own retention finds it busy.
+    // The lock keeps the daemon's own retention out.
     let other = connect(&database.url).await;
     other.batch_execute(RETENTION_LOCK).await.unwrap();
     let today = partition(&database, 0).await;
@@ -202,7 +202,7 @@ async fn what_a_dba_made_or_took_away_is_left_alone() {
             .await,
         8
     );
-    // Also through these holes no log is lost.
+    // No log is lost through these holes either.
     for at in ["now()", "now() + interval '1 day'"] {
         calls(&database, 1, at).await;
     }

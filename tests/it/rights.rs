@@ -96,7 +96,7 @@ async fn the_owner_of_promptpals_tables_gains_nothing_by_mirror_or_feed() {
     assert_eq!(database.number("SELECT count(*) FROM webhook_calls").await, 1, "the mirror works");
     receiver.wait_for(1);
 
-    // A trigger at once; and one at the end of the transaction, when nobody's rights are lent any more.
+    // One trigger runs at once. The other runs at the end of the transaction, when the function lends its rights no more.
     for timing in ["", "DEFERRABLE INITIALLY DEFERRED"] {
         let constraint = if timing.is_empty() { "" } else { "CONSTRAINT" };
         let sql = format!(
@@ -108,7 +108,7 @@ async fn the_owner_of_promptpals_tables_gains_nothing_by_mirror_or_feed() {
         assert_eq!(stolen(&database).await, "", "{timing}");
         owner.batch_execute("DROP TRIGGER loot ON webhook_calls").await.unwrap();
     }
-    // The operator reads whose code is not run.
+    // The operator reads whose code would have run.
     relay.until_told("a warning of Postgres'", |line| {
         let text = line["message"].as_str().unwrap_or_default();
         line["level"] == "WARN" && line["role"] == "finish" && text.contains("loot.trigger() of mallory")
@@ -136,7 +136,7 @@ async fn the_owner_of_promptpals_tables_gains_nothing_by_mirror_or_feed() {
         2,
         "again mirrored, without the code"
     );
-    // What is gained by the installation is taken back.
+    // Uninstalling takes back the rights that the installation gave.
     assert_eq!(script(&database, "uninstall", &[]), (0, String::new()));
     let left = "SELECT count(*) FROM pg_class c WHERE c.relacl::text ~ 'relay_owner=' AND c.relnamespace = 'public'::regnamespace";
     assert_eq!(database.number(left).await, 0);
@@ -165,7 +165,7 @@ async fn a_trigger_of_a_superusers_on_promptpals_table_is_no_hindrance_to_the_mi
     database.events(1, 1).await;
     database.all_done().await;
     assert_eq!(database.number("SELECT count(*) FROM webhook_calls WHERE ip = 'seen'").await, 1);
-    // Where the code is there already, the installation says so.
+    // The installation says so where such code is there already.
     run(&database, "ALTER FUNCTION fine() OWNER TO mallory").await;
     let (code, said) = script(&database, "install", &[]);
     assert!(
@@ -222,7 +222,7 @@ async fn a_view_in_the_place_of_the_webhooks_lends_nobody_the_relays_rights() {
     run(&database, &format!("SELECT relay.send_test({id})")).await;
     database.all_done().await;
     assert_eq!(receiver.requests().len(), 2);
-    // Through a view one writes with the rights of its owner.
+    // A user who writes through a view writes with the rights of its owner.
     assert_eq!(
         database
             .number("SELECT has_table_privilege('relay_app', 'relay.webhooks', 'SELECT')::integer::bigint")
@@ -375,7 +375,7 @@ async fn migrate_hands_over_what_was_ours_and_not_what_somebody_else_made() {
     assert_eq!(database.number(not_ours).await, 1);
     let theirs = database.client.batch_execute("SET ROLE mallory; SELECT relay.secrets()").await.unwrap_err();
     assert_eq!(theirs.code().unwrap().code(), "42501");
-    // A role that somebody may log in as is given nothing.
+    // migrate gives nothing to a role that may log in.
     run(&database, "RESET ROLE; REASSIGN OWNED BY relay_owner TO postgres; ALTER ROLE relay_owner LOGIN")
         .await;
     let (code, _, err) = outcome(database.command(&["migrate"]));

@@ -85,7 +85,7 @@ fn the_env_file_and_the_readme_name_each_setting_with_its_default() {
 fn the_units_are_right_and_hardened() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["promptpal-relay.service", "promptpal-relay@.service"] {
-        // systemd-analyze wants the program to be there.
+        // systemd-analyze fails a unit whose program is missing.
         let unit = repository_file(&format!("systemd/{name}"));
         let unit = unit
             .replace("/usr/bin/promptpal-relay", crate::support::BINARY)

@@ -22,7 +22,7 @@ async fn the_next_start_finds_the_rows_of_a_killed_relay() {
     gate.open();
     database.all_done().await;
     assert_eq!(outcomes(&database).await, [(true, true)]);
-    // A row that nobody had in hand is not marked.
+    // A row that no instance had in hand before is not marked.
     database.events(1, 1).await;
     database.all_done().await;
     assert_eq!(outcomes(&database).await, [(true, true), (true, false)]);
@@ -58,7 +58,7 @@ async fn a_peer_finds_the_rows_that_a_killed_relay_had_parked() {
     database.events(1, 1).await;
     receiver.wait_for(1);
     let (busy, others) = busy(&database, relays).await;
-    // The other one sees none of them before they are parked.
+    // The other relay sees none of these rows before they are parked.
     others[0].signal(Signal::SIGSTOP);
     database.events(1, 50).await;
     database.eventually("SELECT count(*) FILTER (WHERE parked) > 0 AND count(*) FILTER (WHERE NOT parked AND claimed_by IS NULL) = 0 FROM relay.outbox").await;
@@ -130,7 +130,7 @@ async fn a_row_that_was_taken_from_a_relay_and_came_back_has_one_record_and_is_m
     receiver.wait_for(2);
     first.signal(Signal::SIGCONT);
     first.until_reconnected(1);
-    // Its call is in flight all the while.
+    // The first relay's call is in flight all the while.
     relays = peers;
     relays.pop().unwrap().kill();
     receiver.wait_for(3);
@@ -189,7 +189,7 @@ async fn a_dead_instance_is_cleared_when_it_has_no_rows_left_and_all_of_them_wer
     let died = "INSERT INTO relay.instances (epoch, locks, host, pid, version, dead_at) SELECT n, ARRAY[n], 'h', 1, '1', now() - interval '1 hour'";
     run(&format!("{died} FROM generate_series(1, 3) AS n")).await;
     database.events(1, 12_000).await;
-    // One has a parked row, one another; the third has none.
+    // Of the three instances one has a parked row, one has another row, and the third has none.
     run("UPDATE relay.outbox SET claimed_by = id, parked = id = 2 WHERE id <= 2").await;
     let session = database.session(Role::Retention).await;
     assert_eq!(session.clear_dead().await.unwrap(), [0; 0], "the backlog is too long to know");
