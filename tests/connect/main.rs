@@ -1,8 +1,5 @@
 //! Connecting, against real servers: one without TLS, one with a certificate of an authority, one self-signed.
 
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-#[path = "../hostile/openssl.rs"]
-mod openssl;
 mod server;
 
 use std::io::{Read, Write};
@@ -13,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use promptpal_relay::error::{Error, one_line};
 use promptpal_relay::postgres::Session;
+use test_support::openssl;
+
 use server::{PLAIN, SELF_SIGNED, SIGNED, Server, free_port, settings};
 
-/// Longer than anything here takes on a busy machine.
+/// How long anything here may take; long, because the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const PASSWORD: &str = "right:pass";
@@ -263,14 +262,14 @@ async fn the_next_host_is_tried_when_one_is_dead_or_read_only() {
         .await
         .expect("asked for");
 
-    // Who answers for good ends the search: the second host is not asked with the same wrong password.
+    // A final answer ends the search: the session does not try the second host with the same wrong password.
     let (silent, asked) = counting_listener();
     let wrong = format!("postgres://relay:wrong@localhost:{alive},127.0.0.1:{silent}/app");
     assert_eq!(outcome(&wrong).await, "exit 78");
     assert!(!asked.load(std::sync::atomic::Ordering::SeqCst));
 }
 
-/// A port that notes that it was asked.
+/// Listens on a port, and notes whether a client came.
 #[tokio::test]
 async fn where_a_session_was_opened_is_remembered_whatever_its_name_stands_for_later() {
     let server = PLAIN.server().await;
@@ -399,7 +398,7 @@ async fn notifications_wake_once_however_many_came() {
     for _ in 0..100 {
         sender.batch_execute("NOTIFY wake").await.expect("notified");
     }
-    // What was sent before this answer has arrived before it.
+    // All that was sent before this answer has arrived by now.
     listener.batch_execute("SELECT 1").await.expect("alive");
     within("the wake-up", listener.notified()).await;
     let more = tokio::time::timeout(Duration::from_millis(50), listener.notified()).await;
@@ -438,7 +437,7 @@ async fn a_dropped_session_is_closed_also_while_a_statement_runs() {
     drop(idle);
     eventually("the end of the idle session", async || sessions("idle").await == 0).await;
 
-    // The server looks for its client while it runs a statement; here more often than we ask it to.
+    // The server checks its client while it runs a statement. The test has it check more often than the relay does.
     let busy = "application_name=busy options='-c client_connection_check_interval=100ms'";
     let busy = connect(&relay(&server, busy)).await.expect("connected");
     let given_up =

@@ -1,4 +1,4 @@
-//! A private Postgres for one test binary: own folder, own port, own certificates, gone on drop.
+//! A private Postgres for one test binary, with a folder, a port and certificates of its own. It is gone on drop.
 
 use std::fs;
 use std::net::TcpListener;
@@ -32,7 +32,7 @@ pub static SIGNED: Shared = Shared(Mutex::const_new(Weak::new()), Tls::Signed);
 pub static SELF_SIGNED: Shared = Shared(Mutex::const_new(Weak::new()), Tls::SelfSigned);
 
 impl Shared {
-    /// The running server; starts it if need be.
+    /// The running server; starts it if none runs.
     pub async fn server(&self) -> Arc<Server> {
         let mut place = self.0.lock().await;
         if let Some(server) = place.upgrade() {
@@ -52,7 +52,7 @@ pub struct Server {
     pub port: u16,
 }
 
-/// Who may log in and how; first match wins.
+/// The rules of pg_hba.conf; the first one that fits counts.
 const RULES: &str = "
 local     all all                     trust
 hostnossl all plain_only 127.0.0.1/32 trust

@@ -64,7 +64,7 @@ const IANA: &[(&str, bool)] = &[
     ("ff00::/8", false),
 ];
 
-/// Public networks that are a cloud's, for its own machines.
+/// Public networks that clouds use for services to their own machines.
 const CLOUDS: &[&str] = &["161.26.0.0/16", "166.8.0.0/14", "168.63.129.16/32"];
 
 #[test]
@@ -232,7 +232,7 @@ fn every_spelling_of_an_address_is_that_address() {
         let call = post(&strict, &url);
         assert_eq!(kind(&call), "blocked_address", "{url}: {}", message(&call));
         assert_eq!(strict.problem(&webhook(&url)).as_deref(), Some(message(&call)), "{url}");
-        // And it is one that can be called.
+        // The address is one that can be called.
         let call = post(&open, &url);
         assert_eq!(
             (kind(&call), open.problem(&webhook(&url))),
@@ -546,7 +546,7 @@ fn a_customer_does_not_read_what_a_refused_name_stands_for() {
     .collect();
     assert_eq!(told.len(), 1, "all are told alike: {told:?}");
     assert!(told.iter().all(|told| told.contains("private")), "{told:?}");
-    // Who has typed the address itself knows it.
+    // A customer who typed the address knows it already.
     assert_eq!(message(&call("10.0.0.1", "10.0.0.1", 80)), "10.0.0.1 may not be called: private");
 }
 
@@ -556,7 +556,7 @@ fn the_next_address_is_tried_when_one_is_dead() {
     let port = receiver.address.port();
     let hanging = [Dead::on([127, 0, 0, 2], port), Dead::on([127, 0, 0, 3], port)];
     let mut addresses: Vec<IpAddr> = hanging.iter().map(|dead| dead.address.ip()).collect();
-    // Nobody listens on these.
+    // No server listens on these.
     addresses.extend((4..10).map(|last| IpAddr::from([127, 0, 0, last])));
     addresses.push(Ipv4Addr::LOCALHOST.into());
     let limit = Duration::from_secs(5);
@@ -797,7 +797,7 @@ fn a_dead_address_gives_its_file_to_the_next_when_there_is_no_other_and_has_had_
     let made = crate::support::made(call(&caller));
     assert_eq!(kind(&made), "success", "{}", message(&made));
     assert_eq!(made.remote_addr, Some(receiver.address.to_string()));
-    // Who has lost gives back what it took.
+    // The connection that lost the race gives its file back.
     let before = shares.len() + 1;
     drop((shares, caller));
     let addresses = vec![dead.address.ip(), receiver.address.ip()];
@@ -864,7 +864,7 @@ fn a_name_of_our_own_postgres_is_looked_up_when_its_port_is_called_and_until_it_
     let elsewhere = IpAddr::from([192, 0, 2, 1]);
     let refused = "127.0.0.1 may not be called: the relay's own";
     let outcome = |url: &str| message(&post(&caller, url)).to_owned();
-    // Where the database is, and what it is called, is not for customers.
+    // Customers do not read where the database is, or what it is called.
     assert_eq!(outcome(&receiver.url()), refused, "not resolved yet");
     assert_eq!(caller.problem(&webhook(&receiver.url())).as_deref(), Some(refused));
     for (ip, is_refused) in
@@ -877,7 +877,7 @@ fn a_name_of_our_own_postgres_is_looked_up_when_its_port_is_called_and_until_it_
     assert_eq!(outcome(&beside.url()), refused, "where it was reached");
 }
 
-/// The address that this machine has in its network, if it is in one.
+/// This machine's address in its network; none where it is in none.
 fn own_address() -> Option<IpAddr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     // Documentation: nothing is sent.

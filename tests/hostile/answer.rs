@@ -1,4 +1,4 @@
-//! Bounded answers: whatever comes back is one record, of the right kind, with what was received up to the cap.
+//! Bounded answers: each answer becomes one record of the right kind, with the body up to the cap.
 
 use std::thread;
 use std::time::Duration;

@@ -1,17 +1,18 @@
 //! Names with several addresses, some of which are dead: they race, and what worked is remembered.
 
-use std::io::{Read, Write};
+use std::io::{BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use promptpal_relay::delivery::client::Caller;
+use test_support::http::Message;
 
 use crate::support::{Dead, PATIENT, Receiver, caller_to, kind, message, post, settings};
 
-/// What a call takes at most that does not wait for a dead address: a share of its time would be more, and a busy machine
-/// has time enough.
+/// The longest that a call may take which does not wait for a dead address. A dead address would cost it more, and a busy
+/// machine needs less.
 const SOON: Duration = Duration::from_secs(5);
-/// Each call needs a connection of its own.
+/// An answer after which the connection is closed, so that each call needs one of its own.
 const CLOSED: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 fn live(ip: impl Into<IpAddr>, port: u16) -> Receiver {
@@ -89,7 +90,7 @@ fn what_worked_and_works_no_more_costs_a_moment() {
     // One connection and no more.
     let once = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        stream.read_exact(&mut [0; 100]).unwrap();
+        Message::request(&mut BufReader::new(&stream)).unwrap();
         stream.write_all(CLOSED.as_bytes()).unwrap();
     });
     assert_reaches(&caller, port, second);

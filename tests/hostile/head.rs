@@ -1,4 +1,4 @@
-//! Answers whose head or chunks are not as they should be: the status decides, and what can be told is kept.
+//! Answers whose head or chunks are wrong: the status decides, and the record keeps what can be read.
 
 use promptpal_relay::model::call::Call;
 

@@ -188,11 +188,11 @@ fn a_connection_that_rested_too_long_is_not_used() {
 /// What an endpoint does with the second request of its first connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Crossing {
-    /// Closes before it comes.
+    /// Closes the connection before the request comes.
     Before,
-    /// Closes when so many bytes of it have come.
+    /// Closes the connection when so many bytes of it have come.
     After(usize),
-    /// The same with a reset.
+    /// Resets the connection when so many bytes of it have come.
     Reset(usize),
 }
 

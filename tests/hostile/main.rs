@@ -1,5 +1,5 @@
 //! Endpoints and addresses that mean harm: the caller against receivers that are scripted by bytes and delays, and
-//! against names that resolve to whatever a test says. No Postgres; loopback only.
+//! against names that resolve to what the test says. The tests need no Postgres, and use loopback only.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod address;
@@ -8,8 +8,8 @@ mod dial;
 mod head;
 mod keepalive;
 mod network;
-mod openssl;
 mod property;
+mod reader;
 mod signing;
 mod support;
 mod timeout;

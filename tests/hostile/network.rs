@@ -1,5 +1,5 @@
-//! What a machine's own network has to do with what may be called: its public addresses, its search list, its hosts
-//! file. Each test runs again in a network of its own, without a way out: the addresses are somebody's.
+//! The machine's own network and what may be called: its public addresses, its search list, its hosts file. Each test
+//! runs again in a network of its own without a way out, because others own the addresses.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -19,12 +19,12 @@ fn ip(arguments: &str) {
     assert!(Command::new("ip").args(arguments.split(' ')).status().unwrap().success(), "ip {arguments}");
 }
 
-/// Allows these networks, and no others.
+/// The settings of a caller that may call these networks, and no other private ones.
 fn allowing(nets: &[&str]) -> Settings {
     Settings { allow_net: nets.iter().map(|net| net.parse().unwrap()).collect(), ..settings(PATIENT) }
 }
 
-/// On all addresses, of both families where there are two.
+/// Listens on all addresses, of both families where there are two.
 fn everywhere() -> Receiver {
     let listener = TcpListener::bind("[::]:0").unwrap();
     Receiver::on(listener, |peer| while peer.request().is_some() && peer.send(OK) {})
@@ -35,9 +35,11 @@ fn this_machines_public_addresses_are_not_called_unless_the_operator_allows_them
     if !is_alone() {
         return run_apart(
             "network::this_machines_public_addresses_are_not_called_unless_the_operator_allows_them",
-            // The second address of a network, networks that are routed here as a whole.
+            // The second address of a network, and networks that are routed here as a whole. The kernel makes the local
+            // route of a new IPv6 address a moment after it has taken the address.
             "ip addr add 8.8.4.4/24 dev lo; ip addr add 8.8.4.5/24 dev lo; ip route add local 9.9.9.0/24 dev lo;
-             ip -6 addr add 2606:4700::1111/128 dev lo; ip -6 route add local 2a00:1450::/64 dev lo",
+             ip -6 addr add 2606:4700::1111/128 dev lo; ip -6 route add local 2a00:1450::/64 dev lo;
+             timeout 30 sh -c 'until ip -6 route get 2606:4700::1111 | grep -q ^local; do sleep 0.01; done'",
         );
     }
     let receiver = everywhere();
@@ -181,7 +183,8 @@ impl Lines {
     }
 }
 
-/// A name server on the usual port, which knows the addresses of these names. Returns the names that it is asked for.
+/// Starts a name server on the usual port, which knows the addresses of these names. Returns the names that it is asked
+/// for.
 fn name_server(known: Vec<(&'static str, Ipv4Addr)>) -> Arc<Mutex<Vec<String>>> {
     let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
     let asked: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -271,7 +274,7 @@ fn names_are_absolute_and_neither_search_list_nor_hosts_file_has_a_part_in_it() 
         assert_eq!(kind(&call), "success", "{host}: {}", message(&call));
         assert_eq!(hosts.lock().unwrap().pop(), Some(format!("{host}:{port}")), "as it was typed");
     }
-    // The customer reads no address; who may read the log at this level finds it there.
+    // The customer reads no address. The log has it at this level.
     let call = post(&caller, "http://inner.corp.example/");
     assert_eq!((kind(&call), &call.remote_addr), ("blocked_address", &None));
     assert!(!format!("{call:?}").contains("10.20.30.40"), "{call:?}");

@@ -75,7 +75,7 @@ fn nearly_url() -> impl Strategy<Value = String> {
         .prop_map(|(start, parts)| format!("{start}{}", parts.concat()))
 }
 
-/// What the flag means; none when it is refused.
+/// The value of the flag; none when the program refuses it.
 fn typed(flag: &str, text: &str) -> Option<Run> {
     let typed = Cli::try_parse_from(["promptpal-relay", "run", &format!("--{flag}={text}")]).ok()?;
     let Command::Run(run) = typed.command else { panic!("it is run that was typed") };

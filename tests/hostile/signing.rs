@@ -11,16 +11,17 @@ use promptpal_relay::delivery::signature::sign;
 use promptpal_relay::model::event::Secret;
 use promptpal_relay::model::memory::Room;
 use sha2::Sha256;
+use test_support::http::Message;
 
-use crate::support::{OK, PATIENT, Receiver, Request, caller, kind, made, signed, webhook};
+use crate::support::{OK, PATIENT, Receiver, caller, kind, made, signed, webhook};
 
-/// Of the specification's own example.
+/// The secret of the specification's own example.
 const FIRST: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const SECOND: &str = "whsec_c2Vjb25kIHNlY3JldCBvZiB0aGUgdGVzdHM=";
 
 /// A receiver that keeps its requests.
-fn keeping() -> (Receiver, Arc<Mutex<Vec<Request>>>) {
-    let kept: Arc<Mutex<Vec<Request>>> = Arc::default();
+fn keeping() -> (Receiver, Arc<Mutex<Vec<Message>>>) {
+    let kept: Arc<Mutex<Vec<Message>>> = Arc::default();
     let keep = kept.clone();
     let receiver = Receiver::start(move |peer| {
         while let Some(request) = peer.request() {
@@ -31,8 +32,8 @@ fn keeping() -> (Receiver, Arc<Mutex<Vec<Request>>>) {
     (receiver, kept)
 }
 
-/// Whether one of the signatures is of this secret, the way the specification's libraries look for it.
-fn verifies(request: &Request, secret: &str) -> bool {
+/// Whether one of the signatures was made with this secret, checked as the specification's libraries check it.
+fn verifies(request: &Message, secret: &str) -> bool {
     let header = |name| request.header(name).unwrap();
     let key = STANDARD.decode(secret.trim_start_matches("whsec_")).unwrap();
     let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();

@@ -1,7 +1,7 @@
-//! What the tests stand on: a receiver that does what a script says with each connection, certificates for it, and
-//! a caller whose names resolve to what the test says.
+//! What the tests stand on: a receiver that runs a script for each connection, certificates for it, and a caller whose
+//! names resolve to what the test says.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,13 +24,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::TempDir;
+use test_support::http::Message;
 
-/// Until then something must have happened; long, because the machine may be busy with other tests.
+/// How long something may take to happen; long, because the machine may be busy with other tests.
 pub const DEADLINE: Duration = Duration::from_secs(30);
-/// Limit of calls that are not meant to reach it.
+/// The timeout of calls that are not meant to reach it.
 pub const PATIENT: Duration = Duration::from_secs(30);
 
-/// So many random cases, or as many as the variable says.
+/// Runs this many random cases, or as many as PROPTEST_CASES says.
 pub fn cases(usual: u32) -> ProptestConfig {
     let more = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     ProptestConfig { cases: more.unwrap_or(usual), failure_persistence: None, ..ProptestConfig::default() }
@@ -132,7 +133,7 @@ pub fn assert_storable(call: &Call) {
 
 // ---- processes ----------------------------------------------------------------------------------------------------
 
-/// Set in a process of its own.
+/// The variable that tells a test's own process from the run of all tests.
 const ALONE: &str = "PROMPTPAL_RELAY_TEST_ALONE";
 
 /// Whether this process is a test's own: limits, variables and networks belong to a process.
@@ -140,14 +141,13 @@ pub fn is_alone() -> bool {
     std::env::var_os(ALONE).is_some()
 }
 
-/// Runs this test again, in a process of its own: by a shell that first does what is in `setup`. The test is named with
-/// its module.
+/// Runs this test again in a process of its own, by a shell that runs `setup` first. The name of the test has its module.
 pub fn run_alone(test: &str, setup: &str) {
     run_by(Command::new("sh"), test, setup);
 }
 
-/// The same in a network of its own, which has loopback and no way out, and with mounts of its own. Says so where this
-/// machine makes no such network.
+/// Runs this test again in a network of its own, which has loopback and no way out, and with mounts of its own. Says so
+/// where this machine makes no such network.
 pub fn run_apart(test: &str, setup: &str) {
     let rights: &[&str] = if geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
     let apart = |program: &str| {
@@ -184,7 +184,7 @@ impl Receiver {
         Receiver::on(TcpListener::bind("127.0.0.1:0").unwrap(), script)
     }
 
-    /// Takes in very little before somebody reads.
+    /// Starts a receiver whose system takes in very little before the script reads.
     pub fn narrow(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Receiver {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         // Inherited by the connections; the system makes it a little larger.
@@ -194,7 +194,7 @@ impl Receiver {
         Receiver::on(socket.into(), script)
     }
 
-    /// Speaks TLS with this configuration before the script has its turn.
+    /// Starts a receiver that speaks TLS with this configuration before its script begins.
     pub fn tls(config: Arc<ServerConfig>, script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Receiver {
         Receiver::start(move |peer| {
             if peer.encrypt(config.clone()).is_ok() {
@@ -221,7 +221,7 @@ impl Receiver {
         format!("http://{}/", self.address)
     }
 
-    /// With a name that is in its certificate.
+    /// The HTTPS URL, with a name that is in its certificate.
     pub fn https(&self) -> String {
         format!("https://good.example:{}/", self.address.port())
     }
@@ -243,20 +243,6 @@ pub struct Peer {
     wire: BufReader<Box<dyn Wire>>,
 }
 
-/// A request as it came over the wire.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub line: String,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
-}
-
-impl Request {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    }
-}
-
 impl Peer {
     fn new(stream: TcpStream, number: usize) -> Peer {
         stream.set_nodelay(true).unwrap();
@@ -273,29 +259,11 @@ impl Peer {
     }
 
     /// Reads a request; none when the connection ended before its end.
-    pub fn request(&mut self) -> Option<Request> {
-        let mut line = || {
-            let mut text = String::new();
-            self.wire.read_line(&mut text).ok().filter(|length| *length > 0)?;
-            Some(text.trim_end().to_owned())
-        };
-        let first = line()?;
-        let mut headers = Vec::new();
-        loop {
-            let text = line()?;
-            if text.is_empty() {
-                break;
-            }
-            let (name, value) = text.split_once(':').expect("a header");
-            headers.push((name.to_owned(), value.trim().to_owned()));
-        }
-        let length = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-        let mut body = vec![0; length.map_or(0, |(_, value)| value.parse().unwrap())];
-        self.wire.read_exact(&mut body).ok()?;
-        Some(Request { line: first, headers, body })
+    pub fn request(&mut self) -> Option<Message> {
+        Message::request(&mut self.wire)
     }
 
-    /// Reads so many bytes; whether they came.
+    /// Reads so many bytes; returns whether they came.
     pub fn read(&mut self, count: usize) -> bool {
         self.wire.read_exact(&mut vec![0; count]).is_ok()
     }
@@ -306,7 +274,7 @@ impl Peer {
         while self.wire.read(&mut rest).is_ok_and(|length| length > 0) {}
     }
 
-    /// Sends; whether it went out.
+    /// Sends; returns whether the system took it.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         let wire = self.wire.get_mut();
         wire.write_all(bytes.as_ref()).and_then(|()| wire.flush()).is_ok()
@@ -371,7 +339,7 @@ impl Dead {
         Dead::try_on(ip, port).unwrap()
     }
 
-    /// The same; an error where this machine does not have the address.
+    /// Makes one on this address; an error where this machine does not have it.
     pub fn try_on(ip: impl Into<IpAddr>, port: u16) -> io::Result<Dead> {
         let address = SocketAddr::new(ip.into(), port);
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -402,7 +370,7 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    /// Waits until it is open; whether that came in time.
+    /// Waits until it is open; returns whether that came in time.
     pub fn pass(&self) -> bool {
         let (open, _) =
             self.0.1.wait_timeout_while(self.0.0.lock().unwrap(), DEADLINE, |open| !*open).unwrap();
@@ -428,7 +396,7 @@ pub struct Authority {
     _folder: TempDir,
 }
 
-/// The one that callers trust.
+/// The authority that the tests' callers trust.
 pub static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::new("an authority"));
 
 impl Authority {
@@ -450,7 +418,7 @@ impl Authority {
         server_config(certificate.der().clone(), &key)
     }
 
-    /// For `good.example`.
+    /// A server's configuration with a good certificate for `good.example`.
     pub fn good(&self) -> Arc<ServerConfig> {
         self.server("good.example", 2000..2999)
     }

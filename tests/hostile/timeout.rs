@@ -1,8 +1,8 @@
-//! A timeout that holds: whatever the endpoint does, and in whatever phase, a call ends when its time is over.
+//! A timeout that holds: a call ends when its time is over, whatever the endpoint does and in any phase.
 //!
-//! What is promised is 200 ms beyond the limit. A busy machine cannot hold anybody to that: so threads that merely sleep
-//! for as long, at the same time, say by how much it is late itself, and who is later than that tries again, alone with
-//! the others that were. The worst excess is printed (`--nocapture`).
+//! The promise is 200 ms beyond the limit. A busy machine is late by itself, so threads that merely sleep measure by how
+//! much. The calls that were later than that try again, together and without the others. The test prints the worst
+//! excess (`--nocapture`).
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -17,22 +17,22 @@ use crate::support::{
     post_body, settings, webhook,
 };
 
-/// Longer than the longest pause between two bytes.
+/// The timeout of the calls: longer than the longest pause between two bytes.
 const LIMIT: Duration = Duration::from_secs(2);
-/// What is promised beyond the limit.
+/// How late a call may end, as promised.
 const EXCESS_MAX: Duration = Duration::from_millis(200);
-/// Threads that merely sleep.
+/// How many threads merely sleep.
 const SLEEPERS: usize = 8;
-/// So often somebody may be late, but for the last time.
+/// How often a call may try; it must be in time once.
 const TRIES: usize = 3;
-/// Between two bytes.
+/// The pauses between two bytes.
 const PAUSES_MS: [u64; 4] = [1, 300, 900, 1500];
 
 fn took(call: &Call) -> Duration {
     call.end_time.duration_since(call.start_time).unwrap()
 }
 
-/// That the call ended at its limit or later, as a timeout; returns how much later.
+/// Asserts that the call ended as a timeout, at its limit or later; returns how much later.
 fn excess(name: &str, call: &Call) -> Duration {
     assert_eq!(kind(call), "timeout", "{name}: {} after {:?}", message(call), took(call));
     assert!(call.is_timeout() && message(call).ends_with(" within 2s"), "{name}: {}", message(call));

@@ -5,8 +5,8 @@ use std::net::TcpStream;
 
 use promptpal_relay::delivery::client::Caller;
 use rcgen::{BasicConstraints, IsCa};
+use test_support::openssl::{NAME, cases};
 
-use crate::openssl::{NAME, cases};
 use crate::support::{
     AUTHORITY, Authority, OK, PATIENT, Peer, Receiver, caller, caller_with, certificate, kind, message, post,
     server_config, settings,
@@ -76,7 +76,7 @@ fn the_log_says_truly_what_is_wrong_with_a_certificate_or_a_handshake() {
     }
 }
 
-/// None of the libraries' texts.
+/// Asserts that a message has no words of the libraries.
 fn assert_in_our_words(name: &str, message: &str) {
     for word in
         ["rustls", "webpki", "invalid peer", "fatal alert", "docs.rs", "corrupt message", "tls handshake eof"]

@@ -1,4 +1,4 @@
-//! Three relays, a writer, and somebody who kills, freezes, cuts off and restarts things at random; afterwards the
+//! Three relays and a writer work while the test kills, freezes, cuts off and restarts things at random. Afterwards the
 //! books must be right. A few of the rows have hundreds of webhooks, long answers or long texts, and no relay may
 //! take more memory than is promised.
 //!
@@ -46,7 +46,7 @@ enum Action {
     Restart(Stop),
 }
 
-/// What happens when, from the seed alone.
+/// Draws the schedule from the seed alone.
 fn schedule(rng: &mut Rng, length: Duration) -> Vec<(Duration, Action)> {
     let sessions = ["promptpal-relay listen", "promptpal-relay claim", "promptpal-relay finish"];
     let mut actions = Vec::new();
@@ -74,8 +74,8 @@ fn schedule(rng: &mut Rng, length: Duration) -> Vec<(Duration, Action)> {
 // ---- the writer ---------------------------------------------------------------------------------------------------
 
 /// Inserts until told to stop: transactions of one to forty rows, one in ten of which rolls back. Those for the projects
-/// with many webhooks are few and small: their calls are about a third of all. A transaction that Postgres' end interrupts
-/// is given up; whether it was committed is for the database to say.
+/// with many webhooks are few and small: their calls are about a third of all. The writer gives up a transaction that the
+/// end of Postgres interrupts; only the database knows whether it was committed.
 async fn write(url: String, mut rng: Rng, stop: Arc<AtomicBool>) {
     let mut prompt_id = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -118,7 +118,7 @@ async fn transaction(
     client.batch_execute(if rolls_back { "ROLLBACK" } else { "COMMIT" }).await
 }
 
-/// Who did what to each row, for whoever has to find out why the books are wrong.
+/// Keeps a history of each row, for the report when the books are wrong.
 const HISTORY: &str = "
     CREATE TABLE public.history (at timestamptz, who text, id bigint, was bigint, became bigint, parked boolean, done boolean);
     CREATE FUNCTION public.write_history() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -180,12 +180,11 @@ fn script(prompt_id: i64, path: &str) -> (u16, usize) {
     (if prompt_id % 10 == 0 { 500 } else { 200 }, length)
 }
 
-/// A receiver that answers by the script within 100 ms, and writes down who called.
+/// A receiver that answers by the script within 100 ms, and notes which relay called.
 fn receiver(posts: Arc<Mutex<Posts>>) -> Receiver {
     Receiver::forgetful(move |request| {
         let at = Instant::now();
-        let agent =
-            &request.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("user-agent")).unwrap().1;
+        let agent = request.header("user-agent").unwrap();
         let relay = agent.rsplit_once('@').unwrap().1.to_owned();
         let prompt_id = request.json()["promptId"].as_i64().unwrap();
         let key = (prompt_id, request.path().to_owned());
@@ -205,8 +204,8 @@ struct Slot {
     relay: Relay,
     frozen: bool,
     draining: bool,
-    // How often its predecessors found that their rows were somebody else's.
-    fenced: usize,
+    // How many rows its predecessors found to be somebody else's.
+    fenced: u64,
     // What its predecessors logged, by name.
     logs: Vec<(String, String)>,
     // Most memory that it or one of them took, and whose that was.
@@ -225,15 +224,16 @@ impl Slot {
         format!("relay{number}.{generation}")
     }
 
-    fn fenced(&self) -> usize {
-        self.fenced + self.relay.log().matches("nothing recorded").count()
+    fn fenced(&self) -> u64 {
+        let fenced = self.relay.journal().iter().filter_map(|line| line["fenced"].as_u64()).sum::<u64>();
+        self.fenced + fenced
     }
 
     fn name(&self) -> String {
         Slot::name_of(self.number, self.generation)
     }
 
-    /// Looks at its memory while it lives.
+    /// Notes how much memory it takes, while it lives.
     fn measure(&mut self) {
         if self.relay.ended().is_none()
             && let Some(bytes) = memory_peak(self.relay.pid())
@@ -243,18 +243,19 @@ impl Slot {
         }
     }
 
-    /// As systemd would: starts it again when it has ended.
+    /// Starts it again when it has ended, as systemd would.
     fn keep_alive(&mut self, url: &str) {
         self.measure();
         if let Some(status) = self.relay.ended() {
             let code = status.code();
-            // 1: Postgres was away at the start, or at the end of a drain. None: killed.
+            // 1: Postgres was away at the start or at the end of a drain. None: the test killed it.
             assert!(
                 matches!(code, Some(0 | 1) | None),
                 "{} ended with {status}: {}",
                 self.name(),
                 self.relay.log()
             );
+            // Rust writes this word; a panic of a thread does not end the process.
             assert!(!self.relay.log().contains("panicked"), "{}", self.relay.log());
             let fenced = self.fenced();
             let mut logs = std::mem::take(&mut self.logs);
@@ -469,7 +470,7 @@ async fn whatever_is_killed_the_books_are_right() {
     assert!(records.keys().all(|(prompt_id, _)| *prompt_id < ROLLED_BACK));
     slots.iter_mut().for_each(Slot::measure);
     let (peak, name) = slots.iter().map(|slot| &slot.peak).max().unwrap();
-    let fenced: usize = slots.iter().map(Slot::fenced).sum();
+    let fenced: u64 = slots.iter().map(Slot::fenced).sum();
     println!(
         "{rows} rows, {} calls, {done:?}; repeated after {repeats:?}, at most {longest:?} after the POST; {unmarked} of \
          them unmarked after a crash of the server; fenced {fenced}; the slowest row took {slowest} s; {long} long answers, \

@@ -1,4 +1,4 @@
-//! Clear errors, one line each, and the exit codes.
+//! The commands end with the documented exit codes, and each error is one clear line.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -33,7 +33,7 @@ async fn what_a_restart_does_not_change_is_told_by_78() {
     let database = Database::new().await;
     let nowhere = database.url.replace("promptpal_relay_test", "no_such_database");
     fails_with_one_line(&["run"], &nowhere, 78, "does not exist");
-    // Where a password is wanted it is the password that is wrong.
+    // Where the server wants a password, the password is wrong.
     let nobody = as_user(&database.url, "no_such_role", "x");
     fails_with_one_line(&["run"], &nobody, 78, "\"no_such_role\"");
     fails_with_one_line(&["run"], "postgres://a?sslmode=sometimes", 78, "sslmode");
@@ -106,8 +106,8 @@ async fn check_says_what_can_never_work() {
     assert!(code == 0 && stdout.contains("warning  wake-up"), "{stdout}");
 }
 
-/// A folder for temporary ones that the ordinary user may enter whom the demo's Postgres runs as when root runs the
-/// tests, with characters in its name that mean something in a URL.
+/// A folder for temporary files, whose name has characters that mean something in a URL. The demo's Postgres may enter it
+/// also when root runs the tests and it runs as another user.
 fn folder_for_the_demo() -> TempDir {
     let temporary = tempfile::Builder::new().prefix("a%40@b").tempdir().unwrap();
     fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -125,7 +125,7 @@ fn nothing_is_left(temporary: &TempDir) {
     assert_eq!(processes(temporary), 0, "a process is left");
 }
 
-/// Those that name the folder among their arguments.
+/// The processes that name the folder among their arguments.
 fn processes(temporary: &TempDir) -> usize {
     let path = temporary.path().display().to_string();
     let named = fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
@@ -158,7 +158,7 @@ async fn the_demo_ends_in_order_whatever_the_terminal_sends_to_all_of_its_proces
                 .strip_prefix("psql 'postgres")
                 .map(|rest| format!("postgres{}", rest.trim_end_matches('\'')))
         });
-        // The silent receiver has a call in hand.
+        // The demo's silent receiver has a call in hand.
         let database = Database::at(&url.unwrap()).await;
         database.events(123, 1).await;
         database

@@ -1,4 +1,4 @@
-//! From an outbox row to its call log.
+//! A row of the outbox becomes a POST to each enabled webhook, and a call log.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::support::{
     Database, Gate, Receiver, Relay, Reply, closed_port, connect, outcome, repository_file,
 };
 
-/// The JSON example of the guide, as it goes over the wire: without the white space that makes it readable.
+/// The JSON example of the guide without the white space that makes it readable: as it goes over the wire.
 fn guide_example() -> String {
     let guide = repository_file("docs/webhook-integration.md");
     let (_, after) = guide.split_once("## Payload Structure").expect("the section");
@@ -94,7 +94,7 @@ async fn every_enabled_webhook_of_the_project_gets_one_post_and_nobody_else() {
     let sql = "UPDATE relay.webhooks SET enabled = id <> $1, event = CASE id WHEN $2 THEN 'onSomethingElse' ELSE event END";
     database.client.execute(sql, &[&disabled, &other_event]).await.unwrap();
     database.events(1, 1).await;
-    // Nobody is interested in project 3: its row is done at once, without a call.
+    // Project 3 has no webhook: its row is done at once, without a call.
     database.events(3, 1).await;
     let _relay = Relay::start(&database, &[]);
     database.all_done().await;
@@ -118,7 +118,7 @@ async fn a_row_for_one_webhook_goes_to_that_one_only() {
     assert_eq!(requests.len(), 1);
     assert_eq!(requests[0].path(), "/b");
     assert_eq!(requests[0].json()["userId"], "promptpal-relay test");
-    // And the call can be repeated, also when its outbox row is gone.
+    // The call can be repeated, also when its outbox row is gone.
     let call: i64 = database.calls().await[0].get("id");
     database.client.execute("DELETE FROM relay.outbox WHERE id = $1", &[&id]).await.unwrap();
     database.client.execute("SELECT relay.replay($1)", &[&call]).await.unwrap();
@@ -322,7 +322,7 @@ async fn a_project_that_hangs_holds_up_nobody_else() {
     database
         .eventually("SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL AND project_id = 2)")
         .await;
-    // One call finds out that it hangs; then it gets all of its places, and no more.
+    // One call finds out that the endpoint hangs. Then the endpoint gets all of its slots, and no more.
     let requests = receiver.wait_for(108);
     assert_eq!(requests.iter().filter(|r| r.path() == "/hangs").count(), 8);
 }
@@ -385,12 +385,12 @@ async fn commits_that_are_slower_than_the_calls_stop_the_claiming_and_repeat_not
     let receiver = Receiver::start(|_| Reply::full(200, &[], &vec![b'x'; ANSWER]));
     database.webhook(1, &receiver.url("/")).await;
     let mut relay = Relay::start(&database, &["--memory", "32MiB"]);
-    // Nothing can be recorded while somebody has the log to himself.
+    // The relay can record nothing while another session has the call log locked.
     let slow = connect(&database.url).await;
     slow.batch_execute("BEGIN; LOCK TABLE relay.webhook_calls IN SHARE MODE").await.unwrap();
     database.events(1, ROWS).await;
     let held = MEMORY / ANSWER;
-    // Claiming stops before it is full.
+    // The relay stops claiming before the memory is full.
     receiver.wait_for(held / 2);
     let mut before = 0;
     while before < receiver.requests().len() {
@@ -438,7 +438,7 @@ async fn a_view_with_integers_and_varchars_takes_the_place_of_the_webhooks_while
     database.all_done().await;
     let (code, stdout, stderr) = outcome(database.command(&["check", "--allow-net", "127.0.0.0/8"]));
     assert!(code == 0 && stdout.contains("ok       webhooks       1 enabled"), "{stdout}{stderr}");
-    // What cannot be meant is told in a line of its own.
+    // The command says in a line of its own what cannot be meant.
     let view = "DROP VIEW relay.webhooks;
                 CREATE VIEW relay.webhooks AS
                 SELECT gen_random_uuid() AS id, 1 AS project_id, '' AS event, '' AS url, true AS enabled, '' AS signing_secret";

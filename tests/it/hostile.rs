@@ -245,7 +245,7 @@ async fn the_sql_function_says_of_a_url_what_the_daemon_says() {
         let sql: Option<String> =
             database.client.query_one("SELECT relay.url_problem($1)", &[&url]).await.unwrap().get(0);
         assert_eq!(sql.is_some(), daemon.is_some(), "{url:?}: SQL {sql:?}, daemon {daemon:?}");
-        // What is wrong with an address is said in the same words, but for the outside of what is given out.
+        // Both name the fault of an address in the same words, but for networks that no registry has given out.
         let shown = format!("{sql:?} {daemon:?}");
         assert!(!shown.contains("p4ssw0rd") && !shown.contains("us3r"), "{shown}");
         if let (Some(sql), Some(daemon)) = (&sql, &daemon)
@@ -301,7 +301,8 @@ async fn the_application_and_readers_may_ask_what_is_wrong_with_a_url_and_nobody
     assert!(!database.client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0));
 }
 
-/// What is wrong with a signing secret: what the SQL function says, what the daemon says, and whether the table takes it.
+/// For each signing secret: the fault that the SQL function names, the fault that the daemon names, and whether the table
+/// takes it.
 async fn verdicts(database: &Database, secrets: &[String]) -> Vec<(Option<String>, Option<String>, bool)> {
     let caller = strict();
     let sql = "SELECT relay.secret_problem(secret) FROM unnest($1::text[]) WITH ORDINALITY AS list(secret, at) ORDER BY at";
@@ -495,7 +496,7 @@ async fn the_sql_function_and_the_daemon_agree_on_thousands_of_near_urls() {
         let sql: Option<String> = row.get(0);
         let webhook = Webhook { id: 1, url: url.clone(), signing_secret: None };
         let daemon = caller.problem(&webhook);
-        // Labels that begin with xn--, or are in other scripts, are looked into by the daemon alone.
+        // Only the daemon looks into labels that begin with xn-- or are in other scripts.
         let lower = url.to_lowercase();
         let unknown = lower.contains("xn--")
             || lower.split('%').skip(1).any(|hex| hex.starts_with(['8', '9', 'a', 'b', 'c', 'd', 'e', 'f']));
@@ -535,7 +536,7 @@ async fn the_relays_own_metrics_are_read_by_no_customer() {
             }
         }
         // The operator reads which.
-        relay.wait_for_log("the relay's metrics");
+        relay.until_told("why an address is refused", |line| line["why"] == "the relay's metrics");
     }
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls").await, 6);
 }
@@ -574,7 +575,7 @@ async fn a_low_limit_of_open_files_fails_no_call() {
     assert_eq!(i64::try_from(posted).unwrap(), 10 * project, "once each");
 }
 
-/// A server that answers each request with a byte now and then, for ever.
+/// Starts a server that answers each request with a byte now and then, without an end; returns its URL.
 fn dripping(stop: &Arc<AtomicBool>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -621,8 +622,7 @@ async fn with_fifty_endpoints_that_drip_a_good_one_keeps_its_pace() {
         database.webhook(project, &dripping(&stop)).await;
         database.events(project, 200).await;
     }
-    // All that they can have, they have: their other rows are parked, or wait unclaimed.
-    // As many as there is room for are claimed, or set aside.
+    // The endpoints that drip have all the calls that they can have, and the relay has claimed or parked many more rows.
     database
         .eventually("SELECT count(*) >= 1000 FROM relay.outbox WHERE project_id >= 100 AND (claimed_by IS NOT NULL OR parked)")
         .await;
@@ -697,9 +697,7 @@ async fn secrets_are_neither_logged_nor_recorded() {
     // They were used.
     let requests = receiver.requests();
     let ok = requests.iter().find(|request| request.path() == "/ok?x=1").unwrap();
-    let header =
-        |name: &str| ok.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str());
-    assert_eq!(header("authorization"), Some("Basic dXMzcjpwNHNzdzByZA=="));
-    assert!(header("webhook-signature").is_some_and(|signature| signature.starts_with("v1,")));
+    assert_eq!(ok.header("authorization"), Some("Basic dXMzcjpwNHNzdzByZA=="));
+    assert!(ok.header("webhook-signature").is_some_and(|signature| signature.starts_with("v1,")));
     assert!(requests.iter().all(|request| request.path() != "/never"), "nothing goes out unsigned");
 }

@@ -1,4 +1,5 @@
-//! What somebody who can connect, and may nothing else, does to the relay by advisory locks and notifications.
+//! A stranger who may connect to the database, and nothing else, takes advisory locks and sends notifications. The relay
+//! does its work all the same.
 
 use std::time::{Duration, Instant};
 
@@ -6,8 +7,7 @@ use promptpal_relay::config;
 use promptpal_relay::daemon::retention::{Outcome, Retention};
 use tokio_postgres::Client;
 
-use crate::monitoring;
-use crate::support::{Database, Receiver, Relay, as_user, connect, gated, outcome};
+use crate::support::{Database, Receiver, Relay, as_user, connect, gated, outcome, scrape};
 
 /// A login that is a member of nothing.
 struct Stranger<'a> {
@@ -59,7 +59,7 @@ async fn run(database: &Database, sql: &str) {
     database.client.batch_execute(sql).await.unwrap();
 }
 
-/// A daemon's login of its own.
+/// Makes a login for a daemon; returns the URL with it.
 async fn daemon(database: &Database, name: &str) -> String {
     let name = format!("{name}_{}", std::process::id());
     run(database, &format!("CREATE ROLE {name} LOGIN PASSWORD 'x' IN ROLE relay_daemon")).await;
@@ -107,12 +107,13 @@ async fn a_strangers_locks_take_no_row_from_an_instance_that_lives_or_comes_back
         // Two logins: each sees the other's sessions as little as a stranger's.
         let mut relays = Vec::new();
         for name in names {
-            relays.push(Relay::spawn(&daemon(&database, name).await, &["--poll-interval", "1h"]).ready());
+            let flags = ["--poll-interval", "1h", "--log-level", "debug"];
+            relays.push(Relay::spawn(&daemon(&database, name).await, &flags).ready());
         }
         database.events(1, 1).await;
         receiver.wait_for(1);
         let held = stranger.on_each_lock(mode).await;
-        // The next epochs, where they are counted.
+        // The stranger holds the epochs that would be next if they were counted.
         let next = stranger.session().await;
         let many =
             "SELECT count(pg_advisory_lock(1886415986, n) IS NULL) + count(pg_advisory_lock(n) IS NULL)
@@ -123,7 +124,7 @@ async fn a_strangers_locks_take_no_row_from_an_instance_that_lives_or_comes_back
                        WHERE a.datname = current_database() AND a.application_name LIKE $1
                          AND a.usename LIKE '%\\_daemon\\_%'";
             assert!(database.client.query(sql, &[&session]).await.unwrap().len() >= 2);
-            relays.iter().for_each(|relay| relay.wait_for_log_of(times, "found Postgres again"));
+            relays.iter().for_each(|relay| relay.until_reconnected(times));
         }
         // Both have looked at each other for a while.
         let looked = format!(
@@ -136,10 +137,15 @@ async fn a_strangers_locks_take_no_row_from_an_instance_that_lives_or_comes_back
         database.all_done().await;
         let logs = relays.iter().map(Relay::log).collect::<String>();
         assert_eq!(receiver.requests().len(), 1, "{mode}\n{logs}");
-        assert!(
-            !logs.contains("found a dead instance") && !logs.contains("lost sessions may be left"),
-            "{mode}\n{logs}"
-        );
+        for relay in &relays {
+            assert_eq!(relay.declared_dead(), [0; 0], "{mode}");
+            // At each reconnection the relay ends its older sessions, in two steps. Postgres refuses a step that would
+            // end a stranger's session.
+            let journal = relay.journal();
+            let asked =
+                journal.iter().filter(|line| line["level"] == "DEBUG" && line["ended"].is_u64()).count();
+            assert!(asked as f64 >= 2.0 * relay.reconnects(), "{mode}: {asked}\n{logs}");
+        }
         let calls = database.calls().await;
         assert!(calls.len() == 1 && !calls[0].get::<_, bool>("repeated"), "{mode}");
         drop((held, next, relays));
@@ -186,12 +192,12 @@ async fn a_refused_epoch_is_drawn_anew_a_few_times() {
     assert!(database.number("SELECT last_value FROM tries").await < 20);
 }
 
-/// How many wake-ups of this cause there are within three seconds.
+/// Counts the wake-ups of this cause within three seconds.
 fn wakeups(port: u16, cause: &str) -> f64 {
     let series = format!("promptpal_relay_wakeups_total{{cause=\"{cause}\"}}");
-    let now = || monitoring::value(&monitoring::get(port, "/metrics").1, &series).unwrap_or_default();
+    let now = || scrape::value(&scrape::get(port, "/metrics").1, &series).unwrap_or_default();
     let before = now();
-    // A rate needs a time; nothing is waited for.
+    // The count is of this time; the test waits for no condition here.
     std::thread::sleep(Duration::from_secs(3));
     now() - before
 }
@@ -204,17 +210,17 @@ async fn who_keeps_the_relay_awake_costs_it_little_and_is_named() {
     database.webhook(1, &receiver.url("/")).await;
     let (code, out, err) = outcome(database.command(&["check"]));
     assert!(code == 0 && out.contains("nobody else holds them"), "{out}{err}");
-    // One by its lock alone, before the relay can sleep; one that has inserted, and whose person has gone for a coffee.
+    // One session holds the lock before the relay can sleep. The other has inserted, and its transaction stays open.
     let (holder, inserter) = (stranger.session().await, connect(&database.url).await);
     holder.batch_execute("SELECT pg_advisory_lock_shared(1886415987, 0)").await.unwrap();
-    let relay = Relay::start(&database, &["--poll-interval", "1h", "--metrics-listen", "0"]);
-    let port = monitoring::port(&relay);
+    let relay = Relay::start(&database, &["--poll-interval", "1h"]);
+    let port = relay.port();
     let sql = "BEGIN; INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
                VALUES (1, 1, 'user', 0, 1, 1, 1)";
     inserter.batch_execute(sql).await.unwrap();
     database.events(1, 1).await;
     database.eventually("SELECT count(*) = 1 FROM relay.webhook_calls").await;
-    monitoring::until(port, "promptpal_relay_wakeups_total{cause=\"dozing\"}", |count| count >= 9.0);
+    scrape::until(port, "promptpal_relay_wakeups_total{cause=\"dozing\"}", |count| count >= 9.0);
     let dozed = wakeups(port, "dozing");
     assert!(dozed <= 20.0, "looked {dozed} times in 3 s\n{}", relay.log());
     assert!(dozed >= 1.0, "nobody keeps it awake");
@@ -232,7 +238,7 @@ async fn who_keeps_the_relay_awake_costs_it_little_and_is_named() {
     let (_, out, _) = outcome(database.command(&["status", "--json"]));
     let status: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(status["lock_holders"].as_array().unwrap().len(), 2, "{out}");
-    // What they keep it awake for is found.
+    // The relay finds the row that was inserted meanwhile.
     inserter.batch_execute("COMMIT").await.unwrap();
     database.all_done().await;
     drop((holder, inserter));
@@ -251,13 +257,13 @@ async fn a_stranger_who_has_the_sleep_lock_and_lets_it_go_leaves_no_row_waiting(
     database.webhook(1, &receiver.url("/")).await;
     let session = stranger.session().await;
     session.batch_execute("SELECT pg_advisory_lock(1886415987, 0)").await.unwrap();
-    let relay = Relay::start(&database, &["--poll-interval", "1h", "--metrics-listen", "0"]);
-    let port = monitoring::port(&relay);
-    // Also with a notification, which it hears.
+    let relay = Relay::start(&database, &["--poll-interval", "1h"]);
+    let port = relay.port();
+    // The relay hears a notification also then.
     database.events(1, 1).await;
     database.all_done().await;
-    // It looks by itself, and not only when it begins to.
-    monitoring::until(port, "promptpal_relay_wakeups_total{cause=\"dozing\"}", |count| count >= 24.0);
+    // The relay looks by itself, again and again.
+    scrape::until(port, "promptpal_relay_wakeups_total{cause=\"dozing\"}", |count| count >= 24.0);
     session.batch_execute("SELECT pg_advisory_unlock(1886415987, 0)").await.unwrap();
     database.events(1, 1).await;
     database.all_done().await;
@@ -268,11 +274,11 @@ async fn a_stranger_who_has_the_sleep_lock_and_lets_it_go_leaves_no_row_waiting(
 #[tokio::test]
 async fn of_two_idle_relays_neither_looks_more_often_than_it_polls() {
     let database = Database::new().await;
-    let flags = ["--poll-interval", "1s", "--metrics-listen", "0"];
+    let flags = ["--poll-interval", "1s"];
     let relays = [Relay::start(&database, &flags), Relay::start(&database, &flags)];
     for relay in &relays {
-        let port = monitoring::port(relay);
-        monitoring::until(port, "promptpal_relay_wakeups_total{cause=\"poll\"}", |count| count >= 1.0);
+        let port = relay.port();
+        scrape::until(port, "promptpal_relay_wakeups_total{cause=\"poll\"}", |count| count >= 1.0);
         for cause in ["own", "last_look"] {
             let count = wakeups(port, cause);
             assert!(count <= 12.0, "{count} looks in 3 s for {cause}");
@@ -286,8 +292,8 @@ async fn notifications_without_end_cost_a_look_each_20_ms() {
     let stranger = Stranger::of(&database, "caller").await;
     let receiver = Receiver::good();
     database.webhook(1, &receiver.url("/")).await;
-    let relay = Relay::start(&database, &["--poll-interval", "1h", "--metrics-listen", "0"]);
-    let port = monitoring::port(&relay);
+    let relay = Relay::start(&database, &["--poll-interval", "1h"]);
+    let port = relay.port();
     let session = stranger.session().await;
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
     let calling = tokio::spawn(async move {
@@ -296,7 +302,7 @@ async fn notifications_without_end_cost_a_look_each_20_ms() {
         }
     });
     let counted = tokio::task::spawn_blocking(move || {
-        monitoring::until(port, "promptpal_relay_wakeups_total{cause=\"notified\"}", |count| count >= 20.0);
+        scrape::until(port, "promptpal_relay_wakeups_total{cause=\"notified\"}", |count| count >= 20.0);
         wakeups(port, "notified")
     });
     let heard = counted.await.unwrap();

@@ -1,4 +1,5 @@
-//! The journal: what is in it, what never is, and that it holds nothing up. Where the database's URL is read from.
+//! The journal has what it should, never a secret, and holds nothing up. The program reads the database's URL from the
+//! places that it names.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -7,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User};
 
 use crate::support::{Database, Receiver, Relay, Reply, as_user, outcome, program};
@@ -54,15 +56,18 @@ async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
     database.client.batch_execute(&role).await.unwrap();
     let url = as_user(&database.url, &user, "topsecret1");
     for format in ["text", "json"] {
-        let relay = Relay::spawn(&url, &["--log-level", "trace", "--log-format", format]);
+        let mut relay = Relay::spawn(&url, &["--log-level", "trace", "--log-format", format]);
         let sql = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
                    VALUES (1, 1, 'topsecret8', 0, 1, 1, 1)";
         database.client.batch_execute(sql).await.unwrap();
         database.all_done().await;
-        relay.wait_for_log("call failed");
-        relay.signal(nix::sys::signal::Signal::SIGTERM);
-        relay.wait_for_log("drained");
+        relay.signal(Signal::SIGTERM);
+        assert!(relay.wait().success());
         let log = relay.log();
+        // The log has the failures.
+        for kind in ["bad_url", "connect", "http_status"] {
+            assert!(log.contains(kind), "{kind}\n{log}");
+        }
         for secret in ["topsecret", "dG9wc2VjcmV0Nw"] {
             assert!(!log.contains(secret), "{log}");
         }
@@ -78,16 +83,12 @@ async fn no_secret_and_no_body_is_in_the_log_at_any_level() {
 async fn numbers_are_numbers_in_json() {
     let database = Database::new().await;
     let receiver = Receiver::start(|_| Reply::status(500));
-    database.webhook(1, &receiver.url("/")).await;
+    let webhook = database.webhook(1, &receiver.url("/")).await;
     let relay = Relay::start(&database, &["--log-format", "json"]);
-    database.events(1, 1).await;
-    relay.wait_for_log("call failed");
-    relay.signal(nix::sys::signal::Signal::SIGTERM);
-    relay.wait_for_log("drained");
-    let log = relay.log();
-    let line = log.lines().find(|line| line.contains("call failed")).unwrap();
-    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    let outbox_id = database.events(1, 1).await;
+    let line = relay.until_told("a call that failed", |line| line["error_kind"] == "http_status");
     assert!(line["duration_ms"].is_u64() && line["status"] == 500, "{line}");
+    assert!(line["webhook_id"] == webhook && line["outbox_id"] == outbox_id, "{line}");
 }
 
 #[tokio::test]
@@ -163,7 +164,7 @@ async fn the_databases_url_is_read_from_a_file_or_a_credential() {
     assert!(code == 78 && err.contains("more than one line") && !err.contains("topsecret"), "{err}");
     fs::write(&path, "\n").unwrap();
     assert!(run(&[], true).2.contains("empty"));
-    // What stands in a variable and cannot be read is not passed over: another database would be the next.
+    // The program does not pass over a variable that it cannot read: it would go on to another database.
     let mut command = program(&["check"], "");
     command.env("DATABASE_URL", OsStr::from_bytes(b"postgres://a\xff"));
     let (code, out, _) = outcome(command);
@@ -196,13 +197,13 @@ async fn a_password_that_other_users_can_read_is_a_warning() {
         assert!(warned(&["--database-url", flag], 0o600, false).contains("in the process list"), "{flag}");
     }
     assert!(warned(&["--database-url-file", file], 0o604, false).contains("chmod o-r"));
-    // Where others do not see it, or there is none.
+    // No warning where others do not see the password, or where there is none.
     assert_eq!(warned(&["--database-url-file", file], 0o640, false), "");
     assert_eq!(warned(&[], 0o600, true), "");
     assert_eq!(warned(&["--database-url", "postgres://127.0.0.1:1/app"], 0o600, false), "");
 }
 
-/// Of a program that runs as an ordinary user, another program of the same user reads neither environment nor memory.
+/// The daemon runs as an ordinary user here. Another program of the same user reads neither its environment nor its memory.
 #[tokio::test]
 async fn no_other_process_of_the_same_user_reads_the_daemons_environment_or_memory() {
     // A Postgres that never answers.
@@ -210,7 +211,7 @@ async fn no_other_process_of_the_same_user_reads_the_daemons_environment_or_memo
     let url = format!("postgres://u:topsecret@{}/x?connect_timeout=0", listener.local_addr().unwrap());
     let user = if Uid::effective().is_root() { User::from_name("nobody").unwrap() } else { None };
     let user = user.unwrap_or_else(|| User::from_uid(Uid::effective()).unwrap().unwrap());
-    // Where every user may run it.
+    // The program stands where every user may run it.
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let binary = folder.path().join("promptpal-relay");

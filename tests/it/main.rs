@@ -1,31 +1,37 @@
 //! The program against a real Postgres and scripted receivers, through its public face: the binary, SQL and HTTP.
 //!
-//! One test binary, so that one private Postgres serves all tests of a run; a database for each test.
+//! It is one test binary, so that one private Postgres serves all tests of a run. Each test has a database of its own.
 
 #![allow(missing_docs, reason = "tests are named by sentences")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod chaos;
+mod claiming;
 mod commands;
 mod delivery;
+mod drain;
 mod hostile;
-mod house;
-mod input;
 mod locks;
 mod logging;
+mod lost_sessions;
 mod memory;
 mod monitoring;
 mod operators;
+mod outbox_constraints;
 mod plans;
 mod pooler;
 mod promptpal;
-mod questions;
-mod recovery;
+mod readme_queries;
+mod recording;
 mod retention;
 mod rights;
 mod rooms;
+mod scenes;
 mod schema;
+mod server_restart;
+mod service_unit;
+mod shipped_files;
 mod standby;
 mod support;
+mod takeover;
 mod terminal;
-mod unit;

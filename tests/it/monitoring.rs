@@ -1,4 +1,4 @@
-//! What a monitoring system sees: /metrics, /healthz, and what is made for it in `monitoring/`.
+//! What a monitoring system sees: `/metrics`, `/healthz`, and the files for it in `monitoring/`.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -7,52 +7,16 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use promptpal_relay::outbox::Role;
+use serde_json::Value;
 
+use crate::support::scrape::{get, until, until_unhealthy, value};
 use crate::support::{Clock, Database, Gate, Receiver, Relay, Reply, as_user, closed_port, outcome};
 
-/// Status and body of a GET.
-pub fn get(port: u16, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
-/// The value of a series, as it is written.
-pub fn value(metrics: &str, series: &str) -> Option<f64> {
-    let line =
-        metrics.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
-    line.rsplit_once(' ')?.1.parse().ok()
-}
-
-/// Scrapes until a series has a value.
-pub fn until(port: u16, series: &str, wanted: impl Fn(f64) -> bool) -> String {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let (status, metrics) = get(port, "/metrics");
-        assert_eq!(status, 200);
-        if value(&metrics, series).is_some_and(&wanted) {
-            return metrics;
-        }
-        assert!(Instant::now() < deadline, "{series}\n{metrics}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// A relay that serves metrics, and the port.
+/// A relay, and the port at which it serves metrics.
 fn start(database: &Database, flags: &[&str]) -> (Relay, u16) {
-    let relay = Relay::start(database, &[&["--metrics-listen", "0"], flags].concat());
-    let port = port(&relay);
+    let relay = Relay::start(database, flags);
+    let port = relay.port();
     (relay, port)
-}
-
-/// Where a relay serves metrics that was started with `--metrics-listen 0`.
-pub fn port(relay: &Relay) -> u16 {
-    let log = relay.log();
-    let address = log.lines().find_map(|line| line.split_once("metrics address=127.0.0.1:")).unwrap().1;
-    address.trim().parse().unwrap()
 }
 
 #[tokio::test]
@@ -110,7 +74,7 @@ async fn ages_are_told_whatever_the_application_says_of_its_rows() {
         let view =
             "SELECT coalesce(min(extract(epoch FROM oldest_age)), 0)::double precision FROM relay.backlog";
         let view: f64 = database.client.query_one(view, &[]).await.unwrap().get(0);
-        // No instance runs, which is told when all else was.
+        // The command tells last that no instance runs.
         let (code, out, err) = outcome(database.command(&["status", "--json"]));
         assert!(code == 1 && err.contains("no instance runs"), "{out}{err}");
         let status: serde_json::Value = serde_json::from_str(&out).unwrap();
@@ -156,8 +120,7 @@ async fn healthz_says_when_nothing_is_delivered() {
     database.events(1, 1).await;
     receiver.wait_for(1);
     relay.signal(Signal::SIGTERM);
-    relay.wait_for_log("stopping");
-    assert_eq!(get(port, "/healthz"), (503, "stopping\n".into()));
+    assert_eq!(until_unhealthy(port, |_| true), "stopping\n");
     gate.open();
     assert!(relay.wait().success());
 }
@@ -182,25 +145,26 @@ async fn rows_that_cannot_be_claimed_are_no_health() {
     until(port, "promptpal_relay_healthy", |n| n == 1.0);
 }
 
-/// Waits until `/healthz` says these words, and until the journal has them as an error, which it has after some minutes.
+/// Waits until `/healthz` says these words, and until the journal says them in an error, which it does after some minutes:
+/// they are what the operator is to read.
 fn told(clock: &Clock, relay: &Relay, words: [&str; 2]) {
+    let says = |text: &str| words.iter().all(|word| text.contains(word));
+    until_unhealthy(relay.port(), says);
+    let is_error = |line: &Value| line["level"] == "ERROR" && line["message"].as_str().is_some_and(says);
+    let errors = |journal: &[Value]| journal.iter().filter(|line| is_error(line)).count();
+    assert_eq!(errors(&relay.journal()), 0, "it may pass");
     let deadline = Instant::now() + Duration::from_secs(30);
-    let port = port(relay);
-    let is_told = || words.iter().all(|word| get(port, "/healthz").1.contains(word));
-    while !is_told() {
-        assert!(Instant::now() < deadline, "{words:?}: {:?}", get(port, "/healthz"));
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let is_error = |line: &&str| line.contains("ERROR") && words.iter().all(|word| line.contains(word));
-    assert_eq!(relay.log().lines().filter(is_error).count(), 0, "it may pass");
-    // What was under way when the time passed may be cut short by it, and begin anew.
+    // The time that passes may cut short what is under way, which then begins anew.
     let mut lines = 0;
-    while relay.log().lines().filter(is_error).count() == 0 {
+    loop {
+        let journal = relay.journal();
+        if errors(&journal) > 0 {
+            return;
+        }
         assert!(Instant::now() < deadline, "{words:?}");
-        let now = relay.log().lines().count();
-        if now > lines + 1 {
+        if journal.len() > lines + 1 {
             clock.pass(1);
-            lines = now;
+            lines = journal.len();
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -213,12 +177,12 @@ async fn a_privilege_that_is_lost_is_told_with_what_to_do() {
     let run = async |sql: String| database.client.batch_execute(&sql).await.unwrap();
     run(format!("CREATE ROLE {user} LOGIN PASSWORD 'x' IN ROLE relay_daemon")).await;
     let clock = Clock::new();
-    let relay = Relay::start_by(&clock, &as_user(&database.url, &user, "x"), &["--metrics-listen", "0"]);
+    let relay = Relay::start_by(&clock, &as_user(&database.url, &user, "x"), &[]);
     run(format!("REVOKE relay_daemon FROM {user}")).await;
     told(&clock, &relay, ["waiting for Postgres", &format!("GRANT relay_daemon TO {user}")]);
     run(format!("GRANT relay_daemon TO {user}")).await;
-    relay.wait_for_log("found Postgres again");
-    // No session is left to a role that may not log in.
+    relay.until_reconnected(1);
+    // The role may not log in, and loses the sessions that it has.
     run(format!("ALTER ROLE {user} NOLOGIN")).await;
     let sessions =
         format!("SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity WHERE usename = '{user}'");
@@ -234,7 +198,7 @@ async fn what_keeps_rows_from_being_claimed_or_recorded_is_told_with_what_to_do(
     let receiver = Receiver::good();
     database.webhook(1, &receiver.url("/")).await;
     let clock = Clock::new();
-    let relay = Relay::start_by(&clock, &database.url, &["--metrics-listen", "0"]);
+    let relay = Relay::start_by(&clock, &database.url, &[]);
     let run = async |sql: &str| database.client.batch_execute(sql).await.unwrap();
     run("CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
              'BEGIN RAISE EXCEPTION ''could not extend file'' USING ERRCODE = ''disk_full''; END';
@@ -248,7 +212,7 @@ async fn what_keeps_rows_from_being_claimed_or_recorded_is_told_with_what_to_do(
     told(&clock, &relay, ["rows cannot be claimed", "put it back"]);
     run("ALTER TABLE relay.elsewhere RENAME TO webhooks").await;
     database.all_done().await;
-    until(port(&relay), "promptpal_relay_healthy", |n| n == 1.0);
+    relay.until("promptpal_relay_healthy", |n| n == 1.0);
 }
 
 #[tokio::test]
@@ -271,7 +235,7 @@ async fn a_scraper_is_answered_at_once_however_many_say_nothing() {
     let database = Database::new().await;
     let (_relay, port) = start(&database, &[]);
     let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
-    // Some say nothing, some half of what they have to say, and some do not read what they are told.
+    // Some clients say nothing, some send half of a request, and some do not read the answer.
     let mut silent = Vec::new();
     for number in 0..200 {
         let mut stream = connect();
@@ -288,7 +252,7 @@ async fn a_scraper_is_answered_at_once_however_many_say_nothing() {
             assert!(start.elapsed() < Duration::from_millis(900), "{number}: {:?}", start.elapsed());
         }
     }
-    // Those that were too many are closed, and the rest when their time is over.
+    // The relay closes at once those that are too many, and the rest when their time is over.
     for mut stream in silent {
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut answer = Vec::new();
@@ -311,7 +275,7 @@ async fn an_address_that_cannot_be_had_is_configuration() {
     assert!(TcpStream::connect(("127.0.0.1", closed_port())).is_err());
 }
 
-/// Names of ours in a text of PromQL.
+/// The relay's metrics that a PromQL text names.
 fn names(text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for (at, _) in text.match_indices("promptpal_relay_") {

@@ -1,4 +1,4 @@
-//! What operators type: status, calls, replay, send-test, each as a user of the roles it is meant for.
+//! The operators' commands: status, calls, replay and send-test, each as a user with the role that it is meant for.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::{Clock, Database, Receiver, Relay, Reply, as_user, connect, memory_peak, outcome};
 
-/// The program as a new login that is a member of these roles, and no superuser.
+/// The program as a new login that is a member of these roles and no superuser.
 async fn as_member(database: &Database, roles: &str, arguments: &[&str]) -> Command {
     let name = database
         .url
@@ -83,7 +83,7 @@ async fn status_tells_who_runs_what_waits_and_who_fails() {
     assert_eq!(status["instances"][0]["pid"], relay.pid().as_raw());
     assert_eq!(status["webhooks"][0]["failures"], 1);
     relay.kill();
-    // Its row says that it lives; nobody has looked.
+    // The killed relay's row says that it lives: no peer has looked at it.
     database.events(7, 3).await;
     database
         .eventually(
@@ -133,7 +133,7 @@ async fn status_at_a_standby_says_that_it_cannot_know_who_runs() {
 #[tokio::test]
 async fn calls_lists_the_log_newest_first() {
     let (database, _receiver, _relay) = lively().await;
-    // One that tries to steer the terminal of whoever reads it, two hours ago.
+    // This call, two hours ago, has text that would steer the reader's terminal.
     let sql = "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
                    response_bytes, response_truncated, start_time, end_time, is_timeout, error_message, error_kind, succeeded,
                    repeated, user_agent, ip)
@@ -339,7 +339,7 @@ async fn replay_repeats_the_failed_calls_of_a_webhook_once_it_is_told_to() {
     let failures = ["--webhook", "2", "--since", "1h", "--failed"];
     let (code, out, err) = replay(&[&failures[..], &["--dry-run"]].concat()).await;
     assert_eq!((code, out.as_str()), (0, "3 calls would be repeated\n"), "{err}");
-    // Nobody to ask.
+    // There is no terminal on which the command could ask.
     let (code, _, err) = replay(&failures).await;
     assert!(code == 2 && err.contains("--yes"), "{err}");
     receiver.wait_for(4);
@@ -434,7 +434,7 @@ async fn send_test_waits_for_the_result_and_tells_it() {
     assert!(code == 1 && err.contains("failed (http_status)"), "{err}");
     let (code, _, err) = send(&["--webhook", "77"]).await;
     assert!(code == 1 && err.contains("there is no webhook 77"), "{err}");
-    // Who could not see the result sends nothing.
+    // A login that could not see the result sends nothing.
     let rows = database.number("SELECT count(*) FROM relay.outbox").await;
     let (code, _, err) = outcome(as_member(&database, "relay_app", &["send-test", "--webhook", "1"]).await);
     assert!(code == 78 && err.contains("a member of relay_reader and of relay_app"), "{err}");
@@ -450,10 +450,10 @@ async fn send_test_waits_for_the_result_and_tells_it() {
 
 #[tokio::test]
 async fn commands_and_views_do_without_locks_on_a_log_of_many_days() {
-    // Far less room for locks than a server has unless set, and so not as many partitions as it takes there.
+    // The server has far less room for locks than by default, so that fewer partitions use it up.
     let cluster = Cluster::start(&["max_connections=20", "max_locks_per_transaction=10"]).unwrap();
     let database = Database::on(&cluster.url("postgres")).await;
-    // More than relay.make_call_partition makes, and as it would: theirs are relay_owner's.
+    // The test makes more partitions than relay.make_call_partition does, as that makes them: relay_owner owns them.
     let sql = "DO $$ DECLARE today date := (now() AT TIME ZONE 'UTC')::date; BEGIN FOR n IN 1..900 LOOP
                    EXECUTE format('CREATE TABLE relay.webhook_calls_%s PARTITION OF relay.webhook_calls FOR VALUES FROM (%L) TO (%L)',
                                   to_char(today - n, 'YYYYMMDD'), (today - n) || ' 00:00+00', (today - n + 1) || ' 00:00+00');

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::support::{Database, Receiver, Relay, connect, gated, outcome, program};
 
-/// Names its socket only; it listens on no port.
+/// The port in the name of PgBouncer's socket. PgBouncer listens on no TCP port.
 const PORT: u16 = 6432;
 
 struct Pooler {
@@ -26,7 +26,7 @@ struct Pooler {
 }
 
 impl Pooler {
-    /// In front of that server. None where there is no pgbouncer.
+    /// Starts PgBouncer in front of that server. None where this machine has no pgbouncer.
     fn start(cluster: &Cluster, mode: &str, size: u32) -> Option<Pooler> {
         let Some(program) = find() else {
             eprintln!("NOT TESTED: there is no pgbouncer on this machine; scripts/with-postgres installs it");
@@ -63,7 +63,7 @@ impl Pooler {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// Another mode, from now on.
+    /// Changes the mode of the running PgBouncer.
     fn change(&self, mode: &str, size: u32) {
         configure(self.dir.path(), self.server, mode, size);
         kill(Pid::from_raw(i32::try_from(self.process.id()).unwrap()), Signal::SIGHUP).unwrap();
@@ -96,14 +96,14 @@ fn configure(dir: &Path, server: u16, mode: &str, size: u32) {
     fs::write(dir.join("ini"), text).unwrap();
 }
 
-/// What somebody who uses the pool after us finds in each of its backends.
+/// Asserts that the relay left no advisory lock in the database.
 async fn nothing_is_left(database: &Database) {
     let locks = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
                  WHERE l.locktype = 'advisory' AND d.datname = current_database()";
     assert_eq!(database.number(locks).await, 0);
 }
 
-/// Settings of ours that an application would feel.
+/// Reads the settings that the relay sets on its sessions and that an application would feel.
 const SETTINGS: &str =
     "SELECT current_setting('synchronous_commit') || ' ' || current_setting('enable_seqscan') || ' '
                             || current_setting('plan_cache_mode') || ' ' || current_setting('jit') || ' '
@@ -165,7 +165,7 @@ async fn behind_a_pooler_that_keeps_sessions_it_hears_of_rows_and_peers_take_ove
     let Some(pooler) = Pooler::start(&cluster, "session", 20) else { return };
     let (code, out, err) = outcome(program(&["check"], &pooler.url()));
     assert_eq!(code, 0, "{out}{err}");
-    // Only a notification tells it of rows.
+    // Only a notification can tell the relay of rows.
     let flags = ["--poll-interval", "1h"];
     let relay = Relay::spawn(&pooler.url(), &flags).ready();
     let asleep = "SELECT EXISTS (SELECT FROM pg_locks WHERE classid = 1886415987 AND mode = 'ExclusiveLock' AND granted)";

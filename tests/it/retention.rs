@@ -1,4 +1,4 @@
-//! What the daemon makes ahead and throws away, and that it is in nobody's way with it.
+//! The retention makes partitions ahead, throws old calls and rows away, and holds up neither the daemon nor a DBA.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,13 +9,13 @@ use promptpal_relay::outbox::Role;
 
 use clap::Parser;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
-use crate::monitoring::{port, until};
 use crate::support::{Database, Receiver, Relay, connect, outcome};
 
 const DAY: Duration = Duration::from_secs(86400);
 
-/// What an instance that does the retention has.
+/// Takes the lock that an instance holds while it does the retention.
 const RETENTION_LOCK: &str = "SELECT pg_advisory_lock(1886415989, 0)";
 
 /// Tries one run of the retention, as a process that goes on: 30 days of calls, a day of the outbox.
@@ -31,13 +31,13 @@ async fn run_of(process: &mut Retention, database: &Database) -> Outcome {
     panic!("somebody has the retention for ever");
 }
 
-/// One run that is due and may do everything.
+/// Makes one run that is due and may do everything.
 async fn run(database: &Database) {
     due(database).await;
     assert_eq!(run_of(&mut Retention::default(), database).await, Outcome::Complete);
 }
 
-/// The last run was long enough ago, and the clock is steady.
+/// Notes that the last run was long enough ago, and that the clock is steady.
 async fn due(database: &Database) {
     change(
         database,
@@ -46,12 +46,12 @@ async fn due(database: &Database) {
     .await;
 }
 
-/// Changes what stands about the retention.
+/// Changes what the database has noted about the retention.
 async fn change(database: &Database, what: &str) {
     database.client.batch_execute(&format!("UPDATE relay.retention SET {what}")).await.unwrap();
 }
 
-/// As if Postgres' clock had been put ahead, or back: all that was noted lies that much further away.
+/// Moves all noted times back by `ahead`, as if Postgres' clock had been put ahead.
 async fn put_the_clock(database: &Database, ahead: &str) {
     let times = ["seen_at", "steady_since", "next_at", "completed_at", "dropped_at"];
     let times = times.map(|time| format!("{time} = {time} - interval '{ahead}'"));
@@ -119,7 +119,7 @@ async fn a_missing_partition_loses_no_log_and_gets_what_came_before_it() {
     let database = Database::new().await;
     let receiver = Receiver::good();
     database.webhook(1, &receiver.url("/")).await;
-    // The daemon's own retention finds it busy.
+    // The lock keeps the daemon's own retention out.
     let other = connect(&database.url).await;
     other.batch_execute(RETENTION_LOCK).await.unwrap();
     let today = partition(&database, 0).await;
@@ -150,7 +150,7 @@ async fn records_that_have_nowhere_to_go_wait_until_the_default_partition_is_the
     }
     let relay = Relay::start(&database, &[]);
     database.events(1, 3).await;
-    relay.wait_for_log("no partition of relation");
+    relay.until("promptpal_relay_healthy", |healthy| healthy == 0.0);
     assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NOT NULL").await, 0);
     drop(other);
     run(&database).await;
@@ -202,7 +202,7 @@ async fn what_a_dba_made_or_took_away_is_left_alone() {
             .await,
         8
     );
-    // Also through these holes no log is lost.
+    // No log is lost through these holes either.
     for at in ["now()", "now() + interval '1 day'"] {
         calls(&database, 1, at).await;
     }
@@ -307,7 +307,9 @@ async fn a_report_holds_up_the_dropping_and_nothing_else() {
     report.batch_execute("BEGIN; SELECT count(*) FROM relay.webhook_calls").await.unwrap();
     due(&database).await;
     let relay = Relay::start(&database, &[]);
-    relay.wait_for_log("retention could not do all");
+    relay.until_told("why not all is thrown away", |line| {
+        line["level"] == "WARN" && line["error"].is_string()
+    });
     assert_eq!(partitions(&database, -60, -1).await, 1);
     database.events(1, 100).await;
     database.all_done().await;
@@ -446,9 +448,19 @@ async fn with_old_things() -> Database {
     database
 }
 
-/// Old partitions and done rows that are left.
+/// How many old partitions and how many rows are left.
 async fn left(database: &Database) -> (i64, i64) {
     (partitions(database, -60, -54).await, database.number("SELECT count(*) FROM relay.outbox").await)
+}
+
+/// A line about a run of the retention.
+fn is_run(line: &Value) -> bool {
+    line["outcome"].is_string()
+}
+
+/// A line about one that threw all away that is old.
+fn is_complete(line: &Value) -> bool {
+    line["outcome"] == "Complete"
 }
 
 #[tokio::test]
@@ -457,21 +469,21 @@ async fn sessions_that_flap_and_processes_that_restart_do_not_hasten_it() {
     due(&database).await;
     let debug = ["--log-level", "debug"];
     let mut relay = Relay::start(&database, &debug);
-    relay.wait_for_log("outcome=Complete");
+    relay.until_told("a complete run", is_complete);
     assert_eq!(left(&database).await, (6, 0));
     let sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                     WHERE datname = current_database() AND application_name LIKE 'promptpal-relay%'";
     for times in 1..=5 {
         database.client.query(sessions, &[]).await.unwrap();
-        relay.wait_for_log_of(times, "found Postgres again");
-        relay.wait_for_log_of(times + 1, "retention outcome=");
+        relay.until_reconnected(times);
+        relay.until_told_of(times as usize + 1, "a run", is_run);
     }
     for _ in 0..2 {
         relay.signal(Signal::SIGTERM);
         assert!(relay.wait().success());
         relay = Relay::start(&database, &debug);
-        relay.wait_for_log("retention outcome=");
-        assert!(!relay.log().contains("outcome=Complete"), "{}", relay.log());
+        relay.until_told("a run", is_run);
+        assert!(!relay.journal().iter().any(is_complete), "{}", relay.log());
     }
     assert_eq!(left(&database).await, (6, 0));
 }
@@ -571,15 +583,17 @@ async fn work_that_is_late_is_a_warning_and_a_metric() {
     let other = connect(&database.url).await;
     other.batch_execute(RETENTION_LOCK).await.unwrap();
     change(&database, "completed_at = now() - interval '2 h'").await;
-    let relay = Relay::start(&database, &["--metrics-listen", "0"]);
-    relay.wait_for_log("retention is late");
-    let (port, series) = (port(&relay), "promptpal_relay_retention_age_seconds");
-    until(port, series, |age| (7200.0..8000.0).contains(&age));
+    let relay = Relay::start(&database, &[]);
+    relay.until_told("that it is late", |line| {
+        line["level"] == "WARN" && line["age_s"].as_u64() >= Some(7200)
+    });
+    let series = "promptpal_relay_retention_age_seconds";
+    relay.until(series, |age| (7200.0..8000.0).contains(&age));
     database.client.batch_execute("DELETE FROM relay.retention").await.unwrap();
-    until(port, series, f64::is_nan);
+    relay.until(series, f64::is_nan);
     drop(other);
     run_of(&mut Retention::default(), &database).await;
-    until(port, series, |age| age < 100.0);
+    relay.until(series, |age| age < 100.0);
 }
 
 #[tokio::test]

@@ -1,13 +1,15 @@
-//! Texts of strangers on a terminal: endpoints, applications and the database say what they like, and none of it steers
-//! the terminal of who reads it, or forges a line of the journal.
+//! Texts of strangers on a terminal: endpoints, applications and the database say what they like. None of it steers the
+//! reader's terminal or forges a line of the journal.
 
-use crate::monitoring;
+use serde_json::Value;
+
+use crate::support::scrape::until_unhealthy;
 use crate::support::{Database, Receiver, Relay, Reply, outcome, program};
 
 /// Clears the screen, deletes, begins a control sequence of one byte, turns the direction of writing, ends lines, hides.
 const EVIL: &str = "a\u{1b}[2J\u{7f}\u{9b}31m\u{61c}\u{200e}\u{202e}b\u{2028}c\u{2029}d\u{2066}\u{feff}\u{e0041}\r\n<3>forged\te";
 
-/// None of what steers or deceives, but for the ends of our own lines.
+/// Asserts that a text has no character that steers a terminal or deceives a reader, but for the ends of its lines.
 fn assert_harmless(what: &str, text: &str) {
     let harmful = |c: char| {
         (c.is_control() && c != '\n')
@@ -17,7 +19,7 @@ fn assert_harmless(what: &str, text: &str) {
     assert!(!text.lines().any(|line| line.starts_with("<3>forged")), "{what}: {text:?}");
 }
 
-/// What a command says, which must be harmless on both streams.
+/// Runs a command, and asserts that its output is harmless on both streams.
 fn harmless(database: &Database, arguments: &[&str]) -> (i32, String, String) {
     let (code, stdout, stderr) = outcome(database.command(arguments));
     assert_harmless(&format!("{arguments:?}"), &stdout);
@@ -54,7 +56,7 @@ async fn what_strangers_wrote_never_steers_the_terminal_of_who_reads_it() {
     assert_eq!((code, stdout.lines().count()), (0, 3), "{stderr}");
     let mut bodies = 0;
     for line in stdout.lines() {
-        let call: serde_json::Value = serde_json::from_str(line).unwrap();
+        let call: Value = serde_json::from_str(line).unwrap();
         assert_eq!(call["trace_id"], EVIL, "JSON means the same as before");
         bodies += usize::from(call["response_body"] == EVIL);
     }
@@ -63,7 +65,7 @@ async fn what_strangers_wrote_never_steers_the_terminal_of_who_reads_it() {
     let test = ["send-test", "--webhook", &webhook.to_string()].map(String::from);
     let test: Vec<&str> = test.iter().map(String::as_str).collect();
     let (code, stdout, stderr) = harmless(&database, &[&test[..], &["--json"]].concat());
-    let call: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let call: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((code, &call["response_body"]), (0, &EVIL.into()), "{stderr}");
     assert_eq!(harmless(&database, &test).0, 0);
     drop(relay);
@@ -93,25 +95,21 @@ async fn what_strangers_wrote_never_steers_the_reader_of_the_log_or_forges_a_lin
     );
     database.client.batch_execute(&sql).await.unwrap();
     for format in ["text", "json"] {
-        let relay = Relay::start(&database, &["--log-format", format, "--metrics-listen", "0"]);
+        let relay = Relay::start(&database, &["--log-format", format]);
         database.events(1, 1).await;
-        relay.wait_for_log("Postgres warns");
-        relay.wait_for_log("cannot be recorded");
+        // The warning, and the error that follows it.
+        relay.until_written(2, r"\u202eb\u2028");
         let log = relay.log();
         assert_harmless(format, &log);
-        assert!(log.contains(r"\u202eb\u2028"), "{log}");
-        if format == "text" {
-            let port = monitoring::port(&relay);
-            // The reason is told there after it was logged.
-            monitoring::until(port, "promptpal_relay_healthy", |healthy| healthy == 0.0);
-            let (code, why) = monitoring::get(port, "/healthz");
-            assert_harmless("/healthz", &why);
-            assert!(code == 503 && why.contains(r"\u202eb\u2028"), "{why}");
-        } else {
-            let lines: Vec<serde_json::Value> =
-                log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-            let told = |line: &serde_json::Value| line["message"].as_str().unwrap().contains('\u{202e}');
-            assert!(lines.iter().any(told), "JSON means the same as before: {log}");
+        if format == "json" {
+            let (whole, _) = log.rsplit_once('\n').unwrap();
+            let is_json = |line: &str| serde_json::from_str::<Value>(line).is_ok();
+            assert!(whole.lines().all(is_json), "{log}");
+            let has =
+                |line: &Value, name: &str| line[name].as_str().is_some_and(|text| text.contains('\u{202e}'));
+            relay.until_told("the warning as it was", |line| has(line, "message"));
+            relay.until_told("the error as it was", |line| has(line, "error"));
+            assert_harmless("/healthz", &until_unhealthy(relay.port(), |why| why.contains(r"\u202eb\u2028")));
         }
     }
 }

@@ -1,15 +1,11 @@
 //! What ships beside the program: the units, their settings, the manual.
 
-use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 use clap::CommandFactory;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use promptpal_relay::cli::Cli;
 
-use crate::support::{Database, outcome, repository_file};
+use crate::support::{outcome, repository_file};
 
 #[test]
 fn the_two_units_differ_in_nothing_but_their_names() {
@@ -27,7 +23,7 @@ fn the_two_units_differ_in_nothing_but_their_names() {
     assert!(many.contains("\nLogsDirectory=promptpal-relay promptpal-relay/%i\n"));
 }
 
-/// scripts/systemd-test looks at the same from outside, where there is a systemd.
+/// Reads the files only; scripts/systemd-test asks a real systemd about it.
 #[test]
 fn neither_core_dumps_nor_other_users_get_at_what_the_daemon_knows() {
     for name in ["promptpal-relay.service", "promptpal-relay@.service"] {
@@ -76,7 +72,7 @@ fn the_env_file_and_the_readme_name_each_setting_with_its_default() {
             assert_eq!(Some(value), default.to_str(), "{variable}");
         }
     }
-    // And no others.
+    // The file names no others.
     for line in file.lines().filter_map(|line| line.strip_prefix("#PROMPTPAL")) {
         let variable = format!("PROMPTPAL{}", line.split('=').next().unwrap());
         let known = command.get_arguments().chain(run.get_arguments()).filter_map(clap::Arg::get_env);
@@ -84,12 +80,12 @@ fn the_env_file_and_the_readme_name_each_setting_with_its_default() {
     }
 }
 
-/// systemd's judgement of the units; skipped where there is no systemd-analyze.
+/// Asks systemd-analyze about the units; skipped where there is none.
 #[test]
 fn the_units_are_right_and_hardened() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["promptpal-relay.service", "promptpal-relay@.service"] {
-        // systemd-analyze wants the program to be there.
+        // systemd-analyze fails a unit whose program is missing.
         let unit = repository_file(&format!("systemd/{name}"));
         let unit = unit
             .replace("/usr/bin/promptpal-relay", crate::support::BINARY)
@@ -110,63 +106,4 @@ fn the_units_are_right_and_hardened() {
             assert!(check[0] != "verify" || err.trim().is_empty(), "{err}");
         }
     }
-}
-
-/// Ends with the test, whatever becomes of it.
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(mut command: Command) -> Daemon {
-        Daemon(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-
-    fn drain(mut self) {
-        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM).unwrap();
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // An error: it has ended.
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
-/// A host that does not answer takes as long as a connection may: that is no hang.
-#[tokio::test]
-async fn the_watchdog_is_told_while_hosts_do_not_answer() {
-    let database = Database::new().await;
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let silent = silent.local_addr().unwrap();
-    let (head, tail) = database.url.split_once('@').unwrap();
-    let separator = if tail.contains('?') { '&' } else { '?' };
-    let url = format!("{head}@{silent},{tail}{separator}connect_timeout=2");
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let mut command = database.command(&["run", "--database-url", &url]);
-    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
-    let daemon = Daemon::start(command);
-    let said = |limit: Duration| {
-        socket.set_read_timeout(Some(limit)).unwrap();
-        let mut text = [0; 1000];
-        let length = socket.recv(&mut text).expect("something is said in time");
-        String::from_utf8(text[..length].to_vec()).unwrap()
-    };
-    assert_eq!(said(Duration::from_secs(60)), "READY=1");
-    let sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                    WHERE datname = current_database() AND application_name LIKE 'promptpal-relay%'";
-    assert!(!database.client.query(sessions, &[]).await.unwrap().is_empty());
-    // Three sessions, two seconds each.
-    let reconnected = "SELECT count(*) > 1 FROM relay.instances";
-    while !database.client.query_one(reconnected, &[]).await.unwrap().get::<_, bool>(0) {
-        said(Duration::from_millis(1500));
-    }
-    for _ in 0..20 {
-        said(Duration::from_millis(1500));
-    }
-    daemon.drain();
 }

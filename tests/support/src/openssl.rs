@@ -1,5 +1,5 @@
-//! Real servers with real certificates that are wrong in all kinds of ways, and what is to be said of each: `openssl`
-//! serves them, because rustls makes none of the bad ones.
+//! Servers with certificates that are wrong in all kinds of ways, and what the relay says of each. `openssl` serves
+//! them, because rustls makes none of the bad ones.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -14,23 +14,24 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-/// The host that the certificates are for.
+/// The name of the host that the certificates are for.
 pub const NAME: &str = "good.example";
 
 /// One thing that is wrong.
 pub struct Case {
+    /// What a failed test calls it.
     pub name: &'static str,
     /// Puts server.pem, server.key and trusted.pem into the folder.
     make: fn(&Path),
     /// Arguments of `openssl s_server`; none for a server that speaks HTTP without TLS.
     serve: Option<&'static [&'static str]>,
-    /// What is to be said.
+    /// What the relay's message says.
     pub said: &'static str,
-    /// Postgres is refused for it, too.
+    /// The relay refuses a Postgres server for it, too.
     is_of_postgres: bool,
 }
 
-/// Serves what OpenSSL itself would not, too.
+/// Lets OpenSSL serve what it would refuse by default.
 const ANYTHING: &[&str] = &["-cipher", "ALL:@SECLEVEL=0"];
 
 /// The certificate is what is wrong.
@@ -43,7 +44,8 @@ const fn server(name: &'static str, serve: Option<&'static [&'static str]>, said
     Case { name, make: good, serve, said, is_of_postgres: true }
 }
 
-/// Of Postgres only where pg_hba.conf says so, and it says that itself.
+/// The server demands a client's certificate. A Postgres server does so only where pg_hba.conf says it, and then says
+/// it in words of its own.
 const fn demands_certificate(name: &'static str, serve: &'static [&'static str]) -> Case {
     Case { is_of_postgres: false, ..server(name, Some(serve), "demands a client's certificate") }
 }
@@ -110,20 +112,27 @@ const CASES: &[Case] = &[
     demands_certificate("a client's certificate, TLS 1.3", &["-Verify", "1", "-tls1_3"]),
 ];
 
-/// All of them, or those that Postgres is refused for, too.
+/// All cases, or those for which the relay refuses a Postgres server.
 pub fn cases(of_postgres: bool) -> impl Iterator<Item = &'static Case> {
     CASES.iter().filter(move |case| case.is_of_postgres || !of_postgres)
 }
 
-/// A running server, and what its callers are to trust.
+/// A running server. It ends on drop.
 pub struct Server {
     child: Option<Child>,
+    /// Its port on 127.0.0.1.
     pub port: u16,
+    /// The file of certificates that its callers trust.
     pub trusted: PathBuf,
     _folder: TempDir,
 }
 
 impl Case {
+    /// Starts a server that has this fault.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started: `openssl` is missing, say.
     pub fn start(&self) -> Server {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path();
@@ -147,7 +156,7 @@ impl Drop for Server {
     }
 }
 
-/// Speaks TLS at a free port, which it says; Postgres' protocol, too, if it is asked for it.
+/// A server that speaks TLS on a free port, and Postgres' protocol inside if the client asks for it.
 fn serve_tls(at: &Path, arguments: &[&str]) -> (Option<Child>, u16) {
     let mut command = Command::new("openssl");
     command.args(["s_server", "-accept", "127.0.0.1:0", "-cert", "server.pem", "-key", "server.key"]);
@@ -156,7 +165,7 @@ fn serve_tls(at: &Path, arguments: &[&str]) -> (Option<Child>, u16) {
     let mut child = command.spawn().expect("openssl; install the package openssl");
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let port = lines.by_ref().find_map(|line| line.unwrap().strip_prefix("ACCEPT 127.0.0.1:")?.parse().ok());
-    // What else it says is read, so that it never waits.
+    // The thread reads the rest of the output, so that openssl never waits for a reader.
     thread::spawn(move || lines.for_each(drop));
     (Some(child), port.expect("openssl says where it listens"))
 }
@@ -166,7 +175,7 @@ fn serve_http() -> u16 {
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            // Whoever has gone already does not hear it.
+            // An error: the client has gone already.
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").ok();
             let mut rest = [0; 4096];
             while std::io::Read::read(&mut stream, &mut rest).is_ok_and(|length| length > 0) {}
@@ -245,7 +254,7 @@ fn self_signed(at: &Path) {
     fs::write(at.join("server.key"), key.serialize_pem()).unwrap();
 }
 
-/// As `openssl req -x509` makes it, and as an operator then trusts it.
+/// A self-signed certificate as `openssl req -x509` makes it; the client trusts it.
 fn trusted_itself(at: &Path) {
     let (mut params, key) = (leaf(), KeyPair::generate().unwrap());
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,5 +1,6 @@
-//! The daemon's life under its unit, where there is no systemd: a supervisor that reads the unit as it ships and does what
-//! that says. tests/systemd/life-cycle asks systemd itself about the same life.
+//! The daemon under a supervisor: started, watched, restarted and stopped as its unit says. Most machines that run the
+//! tests have no systemd, so a supervisor of the test's own reads the unit as it ships, and does what systemd would.
+//! tests/systemd/life-cycle tests the same life with systemd itself.
 
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
@@ -11,11 +12,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::support::{Database, Gate, Receiver, Reply, program, repository_file};
+use crate::support::{Database, Gate, Receiver, Relay, Reply, program, repository_file};
 
-/// So many times shorter than in the unit is the watchdog's limit, for the patience of the tests.
+/// The tests make the watchdog's limit this many times shorter than the unit does, so that they end soon.
 const HASTE: u32 = 10;
-/// Until then a condition must have come true; long, because the machine may be busy with other tests.
+/// How long a condition may take to come true; long, because the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The text of a unit.
@@ -31,7 +32,7 @@ impl Unit {
         humantime::parse_duration(self.setting(name)).unwrap()
     }
 
-    /// None: it is off.
+    /// The watchdog's limit; none when the unit turns it off.
     fn watchdog(&self) -> Option<Duration> {
         let limit = self.time("WatchdogSec") / HASTE;
         Some(limit).filter(|limit| !limit.is_zero())
@@ -124,7 +125,7 @@ impl Supervisor {
     }
 
     fn reload(&self) {
-        // The shell's own: a small machine has no other.
+        // The shell has a kill of its own, and a small machine may have no other.
         let script = self.unit.setting("ExecReload").replace("/bin/kill", "kill");
         let mut command = Command::new("sh");
         command.args(["-c", &script]).env("MAINPID", self.pid().to_string());
@@ -152,7 +153,7 @@ impl Supervisor {
 
     fn turn(&mut self) {
         let mut text = [0; 4096];
-        // What was told while nobody listened counts before any judgement.
+        // The supervisor reads what the daemon has told before it judges the daemon.
         if let Ok(length) = self.socket.recv(&mut text) {
             let text = String::from_utf8(text[..length].to_vec()).unwrap();
             for line in text.lines() {
@@ -179,7 +180,7 @@ impl Supervisor {
         {
             self.watchdog_ends += 1;
             self.heard = Instant::now();
-            // A process that was stopped gets it when it goes on.
+            // A stopped process gets the signal when it goes on.
             self.signal(Signal::SIGABRT);
             self.signal(Signal::SIGCONT);
         }
@@ -221,7 +222,7 @@ impl Drop for Supervisor {
     }
 }
 
-/// The log file, while there is one.
+/// The only file in the folder.
 fn only_file(folder: &Path) -> PathBuf {
     std::fs::read_dir(folder).unwrap().next().expect("there is a log file").unwrap().path()
 }
@@ -307,4 +308,75 @@ async fn the_daemon_lives_as_its_unit_says() {
     systemd.database_url = there;
     systemd.until("active", |it| it.state == State::Active);
     delivers().await;
+}
+
+#[tokio::test]
+async fn a_systemd_that_does_not_read_holds_nothing_up() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::spawn_unheard(&database.url);
+    database.events(1, 3).await;
+    database.all_done().await;
+    drop(relay);
+    assert_eq!(receiver.requests().len(), 3);
+}
+
+/// A daemon that ends with the test, also when the test fails.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(mut command: Command) -> Daemon {
+        Daemon(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn drain(mut self) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM).unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // An error: it has ended.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// While the relay waits for a host that does not answer, it is not hanging, and tells the watchdog so.
+#[tokio::test]
+async fn the_watchdog_is_told_while_hosts_do_not_answer() {
+    let database = Database::new().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap();
+    let (head, tail) = database.url.split_once('@').unwrap();
+    let separator = if tail.contains('?') { '&' } else { '?' };
+    let url = format!("{head}@{silent},{tail}{separator}connect_timeout=2");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command = database.command(&["run", "--database-url", &url]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    let daemon = Daemon::start(command);
+    let said = |limit: Duration| {
+        socket.set_read_timeout(Some(limit)).unwrap();
+        let mut text = [0; 1000];
+        let length = socket.recv(&mut text).expect("something is said in time");
+        String::from_utf8(text[..length].to_vec()).unwrap()
+    };
+    assert_eq!(said(Duration::from_secs(60)), "READY=1");
+    let sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name LIKE 'promptpal-relay%'";
+    assert!(!database.client.query(sessions, &[]).await.unwrap().is_empty());
+    // Three sessions, two seconds each.
+    let reconnected = "SELECT count(*) > 1 FROM relay.instances";
+    while !database.client.query_one(reconnected, &[]).await.unwrap().get::<_, bool>(0) {
+        said(Duration::from_millis(1500));
+    }
+    for _ in 0..20 {
+        said(Duration::from_millis(1500));
+    }
+    daemon.drain();
 }

@@ -1,4 +1,4 @@
-//! The README's questions: each can be asked as it stands there, by whom it is for, and none reads a whole table.
+//! The README's questions: the roles that they are for can ask each as it stands there, and none reads a whole table.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +31,7 @@ async fn the_questions_of_the_readme_are_answered_without_reading_whole_tables()
     run("VACUUM ANALYZE relay.webhook_calls").await;
     run("VACUUM ANALYZE relay.outbox").await;
 
-    // Of the days to come, of a day that has just begun and of the one that is about to go a whole table is little.
+    // A query may read a whole table where that is small: a day to come, a day that has just begun, the oldest day.
     let large = "SELECT relname FROM pg_class WHERE relnamespace = 'relay'::regnamespace AND relkind = 'r' AND reltuples > 5000";
     let large: BTreeSet<String> =
         database.client.query(large, &[]).await.unwrap().iter().map(|row| row.get::<_, String>(0)).collect();
@@ -71,7 +71,7 @@ async fn whoever_keeps_vacuum_from_cleaning_up_is_found_also_by_who_may_not_see_
         on_standby.batch_execute(&format!("ALTER SYSTEM SET {setting}")).await.unwrap();
     }
     on_standby.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    // It has written, and does nothing any more.
+    // This session has written, and stays in its transaction.
     let idle = connect(&database.url).await;
     idle.batch_execute("BEGIN; CREATE TABLE of_a_session ()").await.unwrap();
     database.client.batch_execute("CREATE ROLE reader LOGIN IN ROLE relay_reader").await.unwrap();

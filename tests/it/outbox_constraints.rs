@@ -1,4 +1,4 @@
-//! Bad input fails the insert, by the name of a constraint.
+//! The outbox refuses an insert that is no event, and the error names the constraint.
 
 use crate::support::Database;
 
