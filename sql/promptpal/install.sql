@@ -4,32 +4,32 @@
 --     psql -v ON_ERROR_STOP=1 -f sql/promptpal/install.sql app
 --     psql -v ON_ERROR_STOP=1 -v promptpal_schema=public -v feed=on -f sql/promptpal/install.sql app
 --
--- It can be run again; uninstall.sql takes it out. In one transaction it
---   1. makes relay.webhooks a view of PromptPal's webhooks, without signing secrets; the table that was there must be
---      empty, and waits as relay.webhooks_before_promptpal. While the view is there, these columns of PromptPal's table
---      cannot be dropped or get another type (run uninstall.sql, change them, and run this again): id, webhook_project,
---      name, description, url, event, enabled, create_time, update_time;
---   2. mirrors each call log into PromptPal's webhook_calls, in the transaction that records it, except those of
---      webhooks that are gone. What goes wrong (a row that PromptPal's table refuses, a lock that somebody has for more
---      than a second, a table or column that is gone) is a warning in the server's log, and what it names is left
---      out: the relay's own record is written. Only while the server has no room on the disk or no memory does
---      the record wait, as it would without a mirror. It is a second copy, bodies included, and nothing here ever
---      deletes it;
---   3. with feed=on, inserts an event into relay.outbox for each row that is inserted into PromptPal's prompt_calls.
---      Values that the outbox forbids are brought within its bounds (negative counts become 0, any result but 0 is a
---      failure); rows without project or prompt are passed over. What goes wrong (a column that is gone, a lock that
---      somebody has for more than 0.3 s) is a warning in the server's log: the insert is made, and there is no event.
---      An insert that is cancelled, or whose statement_timeout ends, while the event is inserted fails, as anywhere.
+-- It can be run again; uninstall.sql takes it out. It does three things, in one transaction:
 --
--- Whose rights are used. The feed runs with those of the owner of PromptPal's tables, in sessions that write there
--- anyway. The mirror runs in the daemon's session, where code of that owner must not run at all: it could leave
+--   1. It makes relay.webhooks a view of PromptPal's webhooks, without signing secrets. The table that was there must be
+--      empty, and stays as relay.webhooks_before_promptpal. While the view is there, Postgres lets nobody drop the columns
+--      that it reads, or change their types: id, webhook_project, name, description, url, event, enabled, create_time,
+--      update_time. To change one, run uninstall.sql, change it, and run this again.
+--   2. It mirrors each call log into PromptPal's webhook_calls, in the transaction that records it, except those of
+--      webhooks that are gone. The mirror is a second copy, bodies included, and nothing here ever deletes it. It leaves a
+--      call out when PromptPal's table refuses the row, when a session has a lock for more than a second, or when a table
+--      or column is gone. The server's log then has a warning, and the relay writes its own record. The record waits only
+--      while the server has no room on the disk or no memory, as it does without a mirror.
+--   3. With feed=on, it inserts an event into relay.outbox for each row that is inserted into PromptPal's prompt_calls. It
+--      brings values that the outbox forbids within its bounds: negative counts become 0, any result but 0 is a failure. It
+--      passes over rows without project or prompt. When a column is gone, or a session has a lock for more than 0.3 s, the
+--      server's log has a warning: the insert is made, and there is no event. When an insert is cancelled, or its
+--      statement_timeout ends, while the event is inserted, the insert fails, as anywhere.
+--
+-- Whose rights are used. The feed runs with the rights of the owner of PromptPal's tables, in sessions that write there
+-- anyway. The mirror runs in the daemon's session. Code of that owner must not run there at all, because it could leave
 -- statements behind that run with the daemon's rights. So the mirror belongs to relay_owner, which may insert into
--- webhook_calls and read webhooks, and it leaves all calls out while a trigger, default, constraint, index or type of
--- webhook_calls would run code of the owner's (relay.foreign_code). A trigger whose function belongs to a superuser or
--- to relay_owner is no hindrance. Row level security on webhook_calls or webhooks stops the mirror, too: relay_owner
--- then needs BYPASSRLS.
+-- webhook_calls and read webhooks. It leaves all calls out while webhook_calls would run code of the owner's, by a trigger,
+-- default, constraint, index or type (relay.foreign_code). A trigger whose function belongs to a superuser or to
+-- relay_owner is no hindrance. Row level security on webhook_calls or webhooks stops the mirror, too. relay_owner then
+-- needs BYPASSRLS.
 --
--- A PromptPal that sends its webhooks itself must have stopped that before feed=on: else each event goes out twice.
+-- Before feed=on, stop a PromptPal that sends its webhooks itself. Otherwise each event goes out twice.
 
 \if :{?promptpal_schema}
 \else
@@ -41,11 +41,12 @@
 \endif
 
 BEGIN;
--- First of all: where others may create functions, theirs must not be found instead of Postgres' own.
+-- This comes first: where others may create functions, Postgres must not find theirs instead of its own.
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL row_security = off;
 SET LOCAL client_min_messages = warning;
--- Whoever waits for a lock keeps others waiting: better fail, and try again when the dump or report is over.
+-- A session that waits for a lock makes others wait. So this fails, and the DBA runs it again when the dump or report is
+-- over.
 SET LOCAL lock_timeout = '3s';
 SELECT set_config('promptpal.schema', :'promptpal_schema', true) AS promptpal_schema,
        set_config('promptpal.feed', :'feed', true) AS feed
@@ -87,7 +88,7 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', promptpal, relay_owner);
     EXECUTE format('GRANT SELECT, UPDATE (id) ON %I.webhooks TO %I', promptpal, relay_owner);
     EXECUTE format('GRANT INSERT ON %I.webhook_calls TO %I', promptpal, relay_owner);
-    -- Where ids are drawn by a default of the column, whoever inserts draws them.
+    -- Where a default of the column draws the ids, the mirror draws them.
     name := pg_get_serial_sequence(format('%I.webhook_calls', promptpal), 'id');
     IF name IS NOT NULL THEN
         EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', name, relay_owner);
@@ -102,8 +103,8 @@ BEGIN
         END IF;
         ALTER TABLE relay.webhooks RENAME TO webhooks_before_promptpal;
     END IF;
-    -- The WITH makes it a view that cannot be written through: the view reads with its owner's rights. It names the
-    -- columns: with a star PromptPal could change none of them.
+    -- Nobody can write through a view with a WITH. This view has one, because it reads with its owner's rights. It names
+    -- its columns: with a star PromptPal could change none of its own.
     EXECUTE format(
         'CREATE OR REPLACE VIEW relay.webhooks AS
          WITH promptpal AS (
@@ -324,10 +325,11 @@ BEGIN
         EXECUTE format(
             'CREATE TRIGGER promptpal_relay_feed AFTER INSERT ON %I.prompt_calls
                  REFERENCING NEW TABLE AS new_calls FOR EACH STATEMENT EXECUTE FUNCTION relay.feed_outbox()', promptpal);
-        -- Whoever may execute it may put it on a table of their own, and make events of what they like.
+        -- A user who may execute it may put it on a table of their own, and make events of any kind.
         REVOKE ALL ON FUNCTION relay.feed_outbox() FROM PUBLIC;
-        -- It reads PromptPal's tables with the rights of their owner, who can make events by inserting into
-        -- prompt_calls anyway. Not with a superuser's: that one's tables nobody else can change, and relay_owner reads them.
+        -- It reads PromptPal's tables with the rights of their owner, who can make events by inserting into prompt_calls
+        -- anyway. It never runs with a superuser's rights. Only a superuser can change a superuser's tables, so there
+        -- relay_owner owns the function and reads them.
         IF (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = table_owner) THEN
             EXECUTE format('GRANT SELECT ON %I.providers TO %I', promptpal, relay_owner);
             EXECUTE format('ALTER FUNCTION relay.feed_outbox() OWNER TO %I', relay_owner);

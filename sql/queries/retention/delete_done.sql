@@ -4,7 +4,7 @@
 -- Index:      outbox_pkey, the window, and one probe behind it.
 -- Parameters: $1 bigint       ids from it
 --             $2 bigint       ids below it
---             $3 timestamptz  what is kept begins then
+--             $3 timestamptz  the oldest time that is kept
 --             $4 timestamptz  when the run began: the clock may have jumped since
 -- Returns:    how many rows were deleted, and the next id to look at. That id is null when there is none. It is also null
 --             when the window has rows that are too young, because the rows after it are younger still. A row of the

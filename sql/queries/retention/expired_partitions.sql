@@ -1,8 +1,8 @@
--- List the daily partitions of the call log that end before what is kept begins.
+-- List the daily partitions of the call log that are too old to keep.
 --
 -- Locks:      none.
 -- Index:      the catalog's.
--- Parameters: $1 timestamptz  what is kept begins then
+-- Parameters: $1 timestamptz  the oldest time that is kept
 -- Returns:    names, the oldest first.
 SELECT p.name
   FROM relay.call_partitions() p
