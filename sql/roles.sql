@@ -120,8 +120,8 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_app') THEN
         GRANT USAGE ON SCHEMA relay TO relay_app;
         GRANT SELECT ON relay.outbox, relay.migrations TO relay_app;
-        GRANT INSERT (created_at, event, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms,
-                      prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
+        GRANT INSERT (created_at, event, event_id, trace_id, traceparent, project_id, prompt_id, user_id, result, finished_at,
+                      duration_ms, prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
                       provider_default_model, webhook_id, replay_of)
             ON relay.outbox TO relay_app;
         GRANT SELECT ON relay.webhooks TO relay_app;

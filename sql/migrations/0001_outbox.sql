@@ -15,7 +15,9 @@ CREATE TABLE relay.outbox (
     id                      bigint GENERATED ALWAYS AS IDENTITY,
     created_at              timestamptz NOT NULL DEFAULT now(),
     event                   text        NOT NULL DEFAULT 'onPromptFinished',
-    trace_id                text        NOT NULL DEFAULT replace(gen_random_uuid()::text, '-', ''),
+    event_id                uuid        NOT NULL DEFAULT gen_random_uuid(),
+    trace_id                text,
+    traceparent             text,
     project_id              bigint      NOT NULL,
     prompt_id               bigint      NOT NULL,
     user_id                 text        NOT NULL,
@@ -68,7 +70,9 @@ COMMENT ON TABLE relay.outbox IS
 COMMENT ON COLUMN relay.outbox.id IS 'Drawn before commit: a lower id can become visible later than a higher one. Never written by the application.';
 COMMENT ON COLUMN relay.outbox.created_at IS 'Start of the inserting transaction.';
 COMMENT ON COLUMN relay.outbox.event IS 'The event''s name; onPromptFinished is the only one so far.';
-COMMENT ON COLUMN relay.outbox.trace_id IS 'Ties the calls of one execution together; random unless given.';
+COMMENT ON COLUMN relay.outbox.event_id IS 'Who the event is, for ever: part of the webhook-id of its calls. A replay has that of the event that it repeats.';
+COMMENT ON COLUMN relay.outbox.trace_id IS 'Ties the calls of one execution together; null: the event_id without dashes.';
+COMMENT ON COLUMN relay.outbox.traceparent IS 'W3C trace context of the execution; each call sends it with a span id of its own. Left out when it is not valid.';
 COMMENT ON COLUMN relay.outbox.project_id IS 'Every enabled webhook of this project gets one POST. Payload key projectId.';
 COMMENT ON COLUMN relay.outbox.prompt_id IS 'Payload key promptId.';
 COMMENT ON COLUMN relay.outbox.user_id IS 'Payload key userId.';

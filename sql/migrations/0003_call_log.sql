@@ -32,6 +32,8 @@ CREATE TABLE relay.webhook_calls (
     user_agent          text        NOT NULL,
     ip                  text        NOT NULL,
     provider_id         bigint,
+    event_id            uuid        NOT NULL,
+    replay_of           bigint,
     CONSTRAINT webhook_calls_error_kind_known CHECK (error_kind IN (
         'bad_url', 'blocked_address', 'dns', 'connect', 'tls', 'timeout', 'protocol', 'http_status', 'interrupted',
         'internal'))
@@ -58,7 +60,7 @@ COMMENT ON COLUMN relay.webhook_calls.id IS 'Grows with time; what relay.replay(
 COMMENT ON COLUMN relay.webhook_calls.outbox_id IS 'The relay.outbox row; that row is deleted some time after it is done.';
 COMMENT ON COLUMN relay.webhook_calls.webhook_id IS 'The webhook that was called; it may be gone.';
 COMMENT ON COLUMN relay.webhook_calls.project_id IS 'From the outbox row.';
-COMMENT ON COLUMN relay.webhook_calls.trace_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.webhook_calls.trace_id IS 'From the outbox row; where that has none, the event_id without dashes.';
 COMMENT ON COLUMN relay.webhook_calls.url IS 'The webhook''s URL at the time of the call, without user and password.';
 COMMENT ON COLUMN relay.webhook_calls.request_headers IS 'The headers that went out: an object with lower-case names, an array for a name that came twice; {} when nothing was sent. Never a secret.';
 COMMENT ON COLUMN relay.webhook_calls.request_body IS 'The payload.';
@@ -78,6 +80,8 @@ COMMENT ON COLUMN relay.webhook_calls.remote_addr IS 'Address and port that the 
 COMMENT ON COLUMN relay.webhook_calls.user_agent IS 'From the outbox row: of the client that ran the prompt.';
 COMMENT ON COLUMN relay.webhook_calls.ip IS 'From the outbox row: of the client that ran the prompt.';
 COMMENT ON COLUMN relay.webhook_calls.provider_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.webhook_calls.event_id IS 'From the outbox row: the same in every call for the same event, replays included.';
+COMMENT ON COLUMN relay.webhook_calls.replay_of IS 'The call that this one repeats; null unless somebody replayed one.';
 
 -- A call by its id. The id does not say which day the call is of. A plain query would lock all partitions and their indexes
 -- until the transaction ends. That is four locks for each partition, and a few thousand partitions need more locks than

@@ -17,7 +17,7 @@ DECLARE
     new_id  bigint;
 BEGIN
     PERFORM relay.require_own_webhooks();
-    SELECT c.trace_id, c.webhook_id, c.project_id, c.request_body
+    SELECT c.event_id, c.trace_id, c.webhook_id, c.project_id, c.request_body
       INTO call
       FROM relay.call_by_id(call_id) c;
     IF NOT FOUND THEN
@@ -40,11 +40,11 @@ BEGIN
     -- The outbox row may be deleted by now; the payload has everything.
     payload := call.request_body::jsonb;
     INSERT INTO relay.outbox (
-        event, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens,
+        event, event_id, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens,
         completion_tokens, total_tokens, cached, ip, user_agent, provider_id, provider_default_model, webhook_id,
         replay_of)
     VALUES (
-        payload ->> 'event', call.trace_id, call.project_id, (payload ->> 'promptId')::bigint, payload ->> 'userId',
+        payload ->> 'event', call.event_id, call.trace_id, call.project_id, (payload ->> 'promptId')::bigint, payload ->> 'userId',
         (payload ->> 'result')::smallint, (payload ->> 'timestamp')::timestamptz, (payload ->> 'duration')::bigint,
         (payload #>> '{tokens,prompt}')::integer, (payload #>> '{tokens,completion}')::integer,
         CASE WHEN (payload #>> '{tokens,total}')::bigint

@@ -32,16 +32,17 @@ COMMENT ON COLUMN relay.backlog.parked IS 'Those of them that wait for a place a
 COMMENT ON COLUMN relay.backlog.oldest_age IS 'How long ago the oldest was inserted; 0 when created_at is in the future.';
 
 CREATE VIEW relay.in_flight AS
-    SELECT o.id, o.project_id, o.trace_id, o.created_at, o.claimed_by AS epoch, i.host, i.pid,
+    SELECT o.id, o.project_id, coalesce(o.trace_id, replace(o.event_id::text, '-', '')) AS trace_id, o.created_at,
+           o.claimed_by AS epoch, i.host, i.pid,
            i.dead_at IS NOT NULL AS instance_dead
       FROM (
-            (SELECT id, project_id, trace_id, created_at, claimed_by
+            (SELECT id, project_id, event_id, trace_id, created_at, claimed_by
                FROM relay.outbox
               WHERE done_at IS NULL AND NOT parked
               ORDER BY id + 0
               LIMIT 100000)
             UNION ALL
-            (SELECT id, project_id, trace_id, created_at, claimed_by
+            (SELECT id, project_id, event_id, trace_id, created_at, claimed_by
                FROM relay.outbox
               WHERE done_at IS NULL AND parked
               ORDER BY project_id, id + 0

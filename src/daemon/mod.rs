@@ -81,7 +81,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
     let (to_results, results) = mpsc::unbounded_channel();
     let post = Box::new({
         let caller = caller.clone();
-        move |webhook: &_, outbox_id, body: &_, room: &mut _| caller.call(webhook, outbox_id, body, room)
+        move |webhook: &_, message: &_, room: &mut _| caller.call(webhook, message, room)
     });
     let memory = Memory::new(config.memory_bytes_max);
     let pool = Pool::new(config.limits, memory, config.endpoint.response_body_bytes_max, post, to_results);

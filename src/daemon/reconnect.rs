@@ -83,7 +83,7 @@ impl Reconnect<'_> {
         // A session that was cut off within a statement may have our rows locked, for ever. The others keep the older epochs
         // alive.
         instance.end_older(&older, true).await?;
-        let asked = self.in_hand.owners();
+        let asked = self.in_hand.owned();
         let adopted = instance.session().adopt(&asked, &older, new).await?;
         // A lost row may have calls in flight; the finisher drops what they give.
         let lost = self.in_hand.adopted(&asked, &adopted, new);

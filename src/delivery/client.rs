@@ -23,6 +23,7 @@ use crate::model::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, Outcome};
 use crate::model::database_addresses::Reached;
 use crate::model::event::Webhook;
 use crate::model::memory::Room;
+use crate::model::message::Message;
 use crate::model::{redact, text};
 
 /// How calls are made; one value for the process.
@@ -116,12 +117,12 @@ impl Caller {
 
     /// Makes one POST. Blocks for the timeout at most. Never panics for anything that an endpoint does, and never errs: the
     /// call says what went wrong. The answer keeps no more than `room` allows.
-    pub fn call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>, room: &mut Room) -> Outcome {
-        match self.try_call(webhook, outbox_id, body, room) {
+    pub fn call(&self, webhook: &Webhook, message: &Message, room: &mut Room) -> Outcome {
+        match self.try_call(webhook, message, room) {
             Outcome::ResourceExhausted(_) => {
                 // Connections that rest may be what is missing.
                 self.agents.close_all();
-                self.try_call(webhook, outbox_id, body, room)
+                self.try_call(webhook, message, room)
             }
             called => called,
         }
@@ -138,15 +139,15 @@ impl Caller {
         self.agents.shutdown();
     }
 
-    fn try_call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>, room: &mut Room) -> Outcome {
+    fn try_call(&self, webhook: &Webhook, message: &Message, room: &mut Room) -> Outcome {
         let target = self.targets.get(&webhook.url, self.settings.https_only);
         let shown = target
             .as_ref()
             .map_or_else(|_| redact::without_credentials(&webhook.url), |target| target.shown.clone());
-        let mut call = Call::begun(webhook.id, shown, body, ErrorKind::Internal, String::new());
+        let mut call = Call::begun(webhook.id, shown, &message.body, ErrorKind::Internal, String::new());
         let made = target
             .map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))
-            .and_then(|target| self.post(&target, webhook, outbox_id, &mut call, room));
+            .and_then(|target| self.post(&target, webhook, message, &mut call, room));
         match made {
             Ok(()) => call.error_kind = None,
             Err(Failure::ResourceExhausted(reason)) => return Outcome::ResourceExhausted(reason),
@@ -167,15 +168,15 @@ impl Caller {
         &self,
         target: &Target,
         webhook: &Webhook,
-        outbox_id: i64,
+        message: &Message,
         call: &mut Call,
         room: &mut Room,
     ) -> std::result::Result<(), Failure> {
         let (start, timeout) = (Instant::now(), self.settings.timeout);
         let limits = Limits { body_bytes_max: self.settings.response_body_bytes_max, timeout };
         call.error_message = None;
-        let body = call.request_body.clone();
-        let request = || request::build(target, webhook, outbox_id, &body);
+        let span_id = fastrand::u64(1..);
+        let request = || request::build(target, webhook, message, span_id);
         let origin = self.agents.of(target.origin());
 
         let mut sent = request::send(&origin.agent, request()?, target);

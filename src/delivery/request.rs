@@ -1,7 +1,6 @@
 //! The request of a call: its headers, and sending it. Follows no redirect and repeats nothing by itself.
 
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ureq::http::{Request, Response};
@@ -14,6 +13,7 @@ use crate::delivery::transport::agents::OUTPUT_BYTES;
 use crate::delivery::transport::exchange::{self, Exchange};
 use crate::model::call::ErrorKind;
 use crate::model::event::Webhook;
+use crate::model::message::Message;
 
 /// What a line of the request has besides a long value: its name, or the method and version.
 const LINE_BYTES: usize = 64;
@@ -35,7 +35,8 @@ impl Sent {
     }
 }
 
-/// The request of a row's call to a webhook, signed where the webhook has a secret.
+/// The request of a row's call to a webhook, signed where the webhook has a secret. `span_id` is the call's own, for the
+/// trace context of the event, if it has one.
 ///
 /// # Errors
 ///
@@ -43,23 +44,27 @@ impl Sent {
 pub fn build<'a>(
     target: &Target,
     webhook: &Webhook,
-    outbox_id: i64,
-    body: &'a Arc<str>,
+    message: &'a Message,
+    span_id: u64,
 ) -> Result<Request<&'a str>, Failure> {
-    let mut request = Request::post(target.uri.clone()).header("Content-Type", "application/json");
+    let id = message.id(webhook.id);
+    let mut request = Request::post(target.uri.clone())
+        .header("Content-Type", "application/json")
+        .header("webhook-id", &id);
     if let Some(authorization) = &target.authorization {
         request = request.header("Authorization", authorization);
     }
     if let Some(secret) = &webhook.signing_secret {
-        let id = format!("msg_{outbox_id}_{}", webhook.id);
-        let signed = signature::sign(secret, &id, SystemTime::now(), body)
+        let signed = signature::sign(secret, &id, SystemTime::now(), &message.body)
             .map_err(|problem| Failure::of(ErrorKind::Internal, problem))?;
         request = request
-            .header("webhook-id", signed.id)
             .header("webhook-timestamp", signed.timestamp)
             .header("webhook-signature", signed.signature);
     }
-    request.body(&**body).map_err(|error| Failure::of(ErrorKind::BadUrl, error.to_string()))
+    if let Some(parent) = &message.traceparent {
+        request = request.header("traceparent", parent.header(span_id));
+    }
+    request.body(&*message.body).map_err(|error| Failure::of(ErrorKind::BadUrl, error.to_string()))
 }
 
 /// Sends a request. Blocks for the agent's time-out at most.

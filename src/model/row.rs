@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::model::call::Call;
 use crate::model::event::{Event, Webhook};
 use crate::model::memory::Held;
@@ -39,6 +41,12 @@ pub struct Finished {
     pub id: i64,
     /// The epoch that it was claimed under.
     pub epoch: i64,
+    /// `relay.outbox.event_id`.
+    pub event_id: Uuid,
+    /// The event's project.
+    pub project_id: i64,
+    /// The event's trace id, or the beginning of a long one.
+    pub trace_id: String,
     /// Whether its calls may have been made before, by an instance that died.
     pub repeated: bool,
     /// One for each webhook that was enabled at the claim.
@@ -62,4 +70,15 @@ impl Finished {
             self.calls.iter().map(|call| call.record_bytes() - call.request_body.len()).sum();
         self.held.set(body + records);
     }
+}
+
+/// The claim of a row in hand, as a new epoch asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owned {
+    /// `relay.outbox.id`.
+    pub id: i64,
+    /// `relay.outbox.event_id`: only both together say that it is the same row.
+    pub event_id: Uuid,
+    /// The previous owner.
+    pub previous: Option<i64>,
 }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 use crate::error::Result;
 use crate::model::event::{Event, Secret, Webhook};
-use crate::model::row::Claimed;
+use crate::model::row::{Claimed, Owned};
 use crate::model::snapshot::Snapshot;
+use crate::model::trace_context::TraceParent;
 use crate::outbox::Store;
 
 /// What is delivered and logged of each text of an event, as documented for users. `claim.sql` fetches one character
@@ -78,13 +81,14 @@ impl Store {
         Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated, &park]).await?.get(0))
     }
 
-    /// Takes rows in hand over from our `older` epochs to `new`. `claims` are their ids, each with its previous owner
-    /// before our claim. Returns the ids of the rows that are still ours.
-    pub async fn adopt(&self, claims: &[(i64, Option<i64>)], older: &[i64], new: i64) -> Result<Vec<i64>> {
+    /// Takes rows in hand over from our `older` epochs to `new`. Returns the ids of the rows that are still ours.
+    pub async fn adopt(&self, claims: &[Owned], older: &[i64], new: i64) -> Result<Vec<i64>> {
         let sql = include_str!("../../sql/queries/claim/adopt.sql");
-        let (ids, previous_owners): (Vec<i64>, Vec<Option<i64>>) = claims.iter().copied().unzip();
-        let rows =
-            self.rows("taking over our own rows", sql, &[&ids, &previous_owners, &older, &new]).await?;
+        let ids: Vec<i64> = claims.iter().map(|claim| claim.id).collect();
+        let event_ids: Vec<Uuid> = claims.iter().map(|claim| claim.event_id).collect();
+        let previous: Vec<Option<i64>> = claims.iter().map(|claim| claim.previous).collect();
+        let parameters: &[&(dyn ToSql + Sync)] = &[&ids, &event_ids, &previous, &older, &new];
+        let rows = self.rows("taking over our own rows", sql, parameters).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
@@ -152,7 +156,12 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
 }
 
 fn event(row: &Row) -> Event {
+    let event_id: Uuid = row.get(23);
+    let trace_id = row.get::<_, Option<String>>(24);
     Event {
+        event_id,
+        trace_id: trace_id.unwrap_or_else(|| event_id.simple().to_string()),
+        traceparent: row.get::<_, Option<&str>>(25).and_then(TraceParent::parse),
         event: row.get(3),
         project_id: row.get(4),
         prompt_id: row.get(5),

@@ -25,6 +25,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::TempDir;
 use test_support::http::Message;
+use uuid::Uuid;
 
 /// How long something may take to happen; long, because the machine may be busy with other tests.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -86,13 +87,22 @@ pub fn made(outcome: Outcome) -> Call {
     }
 }
 
+/// What a call sends: event 42, without a trace context.
+pub fn event(body: &str) -> promptpal_relay::model::message::Message {
+    promptpal_relay::model::message::Message {
+        event_id: Uuid::from_u128(42),
+        body: body.into(),
+        traceparent: None,
+    }
+}
+
 /// One POST of a small body.
 pub fn post(caller: &Caller, url: &str) -> Call {
     post_body(caller, url, "{\"a\":1}")
 }
 
 pub fn post_body(caller: &Caller, url: &str, body: &str) -> Call {
-    made(caller.call(&webhook(url), 42, &body.into(), &mut Room::without_end()))
+    made(caller.call(&webhook(url), &event(body), &mut Room::without_end()))
 }
 
 /// The kind of a failure; `success` for none.

@@ -11,6 +11,7 @@ mod commands;
 mod delivery;
 mod drain;
 mod hostile;
+mod identity;
 mod locks;
 mod logging;
 mod lost_sessions;
