@@ -16,10 +16,10 @@ use crate::error::{Error, Result};
 use crate::postgres;
 
 /// Longest `--retain-calls`: thirteen months. A query of a person's without a span, or whose span is no constant (`now()`),
-/// locks each partition and its three indexes until its transaction ends. Measured with the settings that a server has
-/// unless told otherwise (64 locks for each of 100 connections, and what memory is left over) and 408 partitions: such a
-/// query takes 1,636 locks, and seven fit beside each other; with ten years of partitions not one does. Of our own queries
-/// none takes more than 190: `calls` of a month, both views of the log and a replay in each of 8 sessions at once, 1,498.
+/// locks each partition and its three indexes until its transaction ends. This was measured with a server's default settings
+/// (64 locks for each of 100 connections, and the memory that is left over) and 408 partitions. Such a query takes 1,636 locks,
+/// and seven fit beside each other. With ten years of partitions not one fits. No query of the relay's takes more than 190. In
+/// each of 8 sessions at once, `calls` of a month, both views of the log and a replay take 1,498.
 const RETAIN_CALLS_MAX: Duration = Duration::from_secs(400 * 86400);
 
 /// The configuration of the daemon.

@@ -74,7 +74,7 @@ impl Caller {
     ///
     /// As [`Caller::new`].
     pub fn with_resolver(settings: Settings, names: Resolver) -> Result<Caller> {
-        let trust = tls::config(settings.ca_file.as_deref())?;
+        let tls = tls::config(settings.ca_file.as_deref())?;
         let policy = Arc::new(Policy {
             allow: settings.allow_net.clone(),
             database: settings.refused.clone(),
@@ -83,7 +83,7 @@ impl Caller {
             machine: Machine::open()?,
             names,
         });
-        let agents = Agents::new(settings.timeout, &settings.user_agent_version, policy.clone(), trust);
+        let agents = Agents::new(settings.timeout, &settings.user_agent_version, policy.clone(), tls);
         Ok(Caller { settings, policy, agents, targets: Targets::default() })
     }
 

@@ -353,6 +353,8 @@ impl Dead {
     pub fn try_on(ip: impl Into<IpAddr>, port: u16) -> io::Result<Dead> {
         let address = SocketAddr::new(ip.into(), port);
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // A connection that ended a moment ago may still have the port.
+        socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(0)?;
         let listener: TcpListener = socket.into();
