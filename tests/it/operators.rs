@@ -136,9 +136,9 @@ async fn calls_lists_the_log_newest_first() {
     // This call, two hours ago, has text that would steer the reader's terminal.
     let sql = "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
                    response_bytes, response_truncated, start_time, end_time, is_timeout, error_message, error_kind, succeeded,
-                   repeated, user_agent, ip)
+                   repeated, user_agent, ip, event_id)
                VALUES (1, 9, 9, 'trace', 'http://a.example', '{}', '{}', 0, false, now() - interval '2 hours',
-                   now() - interval '2 hours', false, E'bad \\x1b[2J', 'connect', false, true, '', '')";
+                   now() - interval '2 hours', false, E'bad \\x1b[2J', 'connect', false, true, '', '', gen_random_uuid())";
     database.client.batch_execute(sql).await.unwrap();
     let calls = async |arguments: &[&str]| {
         let arguments = [&["calls"], arguments].concat();
@@ -161,7 +161,7 @@ async fn calls_lists_the_log_newest_first() {
     let json: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(json[0]["status_code"], 503);
     assert_eq!(json[1]["error_message"], "bad \x1b[2J");
-    assert_eq!(json[0].as_object().unwrap().len(), 24);
+    assert_eq!(json[0].as_object().unwrap().len(), 26);
     let (code, _, err) = outcome(database.command(&["calls", "--since", "yesterday"]));
     assert!(code == 2 && err.contains("write how long ago"), "{err}");
     drop_logins(&database).await;
@@ -196,9 +196,9 @@ async fn calls_follows_the_log_without_a_gap_however_many_calls_come_at_once() {
     let record = async |first: i64, last: i64| {
         let sql = format!(
             "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
-                 response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip)
+                 response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip, event_id)
              SELECT n, 9, 9, '', '', '{{}}', '', 0, false, now() - CASE WHEN n % 100 = 0 THEN 60 ELSE 0 END * interval '1 s',
-                 now(), false, true, false, '', ''
+                 now(), false, true, false, '', '', gen_random_uuid()
                FROM generate_series({first}, {last}) AS n"
         );
         database.client.batch_execute(&sql).await.unwrap();
@@ -227,9 +227,9 @@ async fn record_calls(database: &Database, webhook_id: i64, count: i64, bytes: i
     let sql = format!(
         "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
              response_body, response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated,
-             user_agent, ip)
+             user_agent, ip, event_id)
          SELECT n, {webhook_id}, 9, '', '', '{{}}', '', repeat('x', {bytes}), {bytes}, false, now() - interval '{ago}', now(),
-                false, true, false, '', ''
+                false, true, false, '', '', gen_random_uuid()
            FROM generate_series(1, {count}) AS n"
     );
     database.client.batch_execute(&sql).await.unwrap();

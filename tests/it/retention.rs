@@ -81,8 +81,9 @@ async fn make(database: &Database, days: i64) {
 async fn calls(database: &Database, count: i64, at: &str) {
     let sql = format!(
         "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
-             response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip)
-         SELECT 1, 1, 1, 't', 'u', '{{}}', '', 0, false, {at}, {at}, false, true, false, '', '' FROM generate_series(1, {count})"
+             response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip,
+             event_id)
+         SELECT 1, 1, 1, 't', 'u', '{{}}', '', 0, false, {at}, {at}, false, true, false, '', '', gen_random_uuid() FROM generate_series(1, {count})"
     );
     database.client.execute(&sql, &[]).await.unwrap();
 }
