@@ -69,7 +69,7 @@ BEGIN
                     ON t.oid = c.relowner
                  WHERE c.relnamespace = 'relay'::regnamespace
                    AND (c.relkind IN ('r', 'p')
-                        OR c.relkind = 'v' AND c.relname IN ('backlog', 'in_flight', 'webhook_health', 'recent_failures')
+                        OR c.relkind = 'v' AND c.relname IN ('backlog', 'in_flight', 'webhook_health', 'recent_failures', 'open_failures')
                         -- The sequence of a column follows its table.
                         OR c.relkind = 'S' AND NOT EXISTS (SELECT
                                                              FROM pg_depend d
@@ -129,7 +129,7 @@ BEGIN
         IF (SELECT c.relkind FROM pg_class c WHERE c.oid = 'relay.webhooks'::regclass) = 'r' THEN
             GRANT INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
         END IF;
-        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.send_test(bigint), relay.url_problem(text),
+        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.replay_failed(bigint[]), relay.send_test(bigint), relay.url_problem(text),
                                   relay.secret_problem(text)
             TO relay_app;
     END IF;
@@ -157,13 +157,14 @@ BEGIN
         GRANT USAGE ON SCHEMA relay TO relay_reader;
         GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.instances_since_crash, relay.retention,
                         relay.migrations, relay.backlog,
-                        relay.in_flight, relay.webhook_health, relay.recent_failures
+                        relay.in_flight, relay.webhook_health, relay.recent_failures, relay.open_failures
             TO relay_reader;
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)
             ON relay.webhooks TO relay_reader;
         GRANT SELECT ON SEQUENCE relay.webhook_calls_id_seq TO relay_reader;
         GRANT EXECUTE ON FUNCTION relay.url_problem(text), relay.call_by_id(bigint), relay.webhook_health_since(timestamptz),
-                                  relay.failures_since(timestamptz, integer), relay.is_daemon(oid), relay.daemon_locks()
+                                  relay.failures_since(timestamptz, integer),
+                                  relay.open_failures_since(timestamptz, integer, bigint, timestamptz), relay.is_daemon(oid), relay.daemon_locks()
             TO relay_reader;
     END IF;
 END

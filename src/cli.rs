@@ -239,7 +239,7 @@ pub struct Replay {
     /// Started before that time, or longer ago than this
     #[arg(long, value_name = "TIME", value_parser = past)]
     pub until: Option<Past>,
-    /// Failed ones only
+    /// Failed ones only that nothing has repeated since, and nothing is about to: it can be run again
     #[arg(long)]
     pub failed: bool,
     /// Tell how many, and insert nothing

@@ -64,6 +64,8 @@ CREATE TABLE relay.outbox (
 
 CREATE INDEX outbox_pending ON relay.outbox ((id + 0)) WHERE done_at IS NULL AND NOT parked;
 CREATE INDEX outbox_parked ON relay.outbox (project_id, (id + 0)) WHERE done_at IS NULL AND parked;
+-- Replays that wait. The application's own rows are not in it.
+CREATE INDEX outbox_replays ON relay.outbox (event_id, webhook_id) WHERE replay_of IS NOT NULL AND done_at IS NULL;
 
 COMMENT ON TABLE relay.outbox IS
     'Events to deliver. The application inserts in its own transaction; promptpal-relay delivers what is committed and sets done_at.';

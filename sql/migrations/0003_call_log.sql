@@ -2,7 +2,7 @@
 --
 -- The daemon writes it at the pace of the queue, and each B-tree on it would cost as much as the whole queue operation.
 -- So two block-range indexes find a call by id, time, outbox row, trace and webhook at nearly no cost. One partial B-tree
--- finds the failures of a webhook. The second block-range index has start_time, too, because that column is in the order of
+-- finds the failures of a webhook, and one the calls that repeat another call, which are few. The second block-range index has start_time, too, because that column is in the order of
 -- the blocks. Without such a column the planner assumes that a search finds all ranges of blocks.
 
 CREATE SEQUENCE relay.webhook_calls_id_seq AS bigint;
@@ -52,6 +52,7 @@ CREATE INDEX webhook_calls_place ON relay.webhook_calls
 CREATE INDEX webhook_calls_bloom ON relay.webhook_calls
     USING brin (start_time, trace_id text_bloom_ops, webhook_id int8_bloom_ops) WITH (pages_per_range = 32, autosummarize = on);
 CREATE INDEX webhook_calls_failures ON relay.webhook_calls (webhook_id, start_time) WHERE NOT succeeded;
+CREATE INDEX webhook_calls_replays ON relay.webhook_calls (event_id, webhook_id) WHERE replay_of IS NOT NULL;
 
 COMMENT ON TABLE relay.webhook_calls IS
     'The call log: one row for each call, written in the transaction that marks its outbox row done. Partitioned by UTC day of start_time.';

@@ -54,6 +54,13 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
+    /// Inserts a row for each of these calls that is an open failure still. Returns the ids of the rows.
+    pub async fn replay_failed(&self, call_ids: &[i64]) -> Result<Vec<i64>> {
+        let sql = include_str!("../../sql/queries/admin/replay_failed.sql");
+        let rows = self.rows("replaying failed calls", sql, &[&call_ids]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Inserts a test event for one webhook. Returns the row's id.
     pub async fn send_test(&self, webhook_id: i64) -> Result<i64> {
         let sql = include_str!("../../sql/queries/admin/send_test.sql");

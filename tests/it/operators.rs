@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -367,6 +369,74 @@ async fn replay_repeats_the_failed_calls_of_a_webhook_once_it_is_told_to() {
         assert_eq!(replay(usage).await.0, 2, "{usage:?}");
     }
     drop_logins(&database).await;
+}
+
+#[tokio::test]
+async fn failed_calls_are_repeated_once_however_often_and_by_how_many_at_once() {
+    let database = Database::new().await;
+    let mended = Arc::new(AtomicBool::new(false));
+    let works = mended.clone();
+    let receiver =
+        Receiver::start(move |_| Reply::status(if works.load(Ordering::SeqCst) { 200 } else { 503 }));
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 5).await;
+    database.all_done().await;
+    let replay = ["replay", "--webhook", "1", "--since", "1h", "--failed", "--yes"];
+    // The repeats fail, too: each event is open once.
+    let (code, out, err) = outcome(database.command(&replay));
+    assert_eq!((code, out.as_str()), (0, "5 calls are repeated\n"), "{err}");
+    database.all_done().await;
+    assert_eq!(database.number("SELECT count(*) FROM relay.open_failures").await, 5);
+    mended.store(true, Ordering::SeqCst);
+    drop(relay);
+    // Two at once, and each of them twice, while nothing is delivered.
+    let both: Vec<_> = (0..2)
+        .map(|_| {
+            let mut commands = [database.command(&replay), database.command(&replay)].into_iter();
+            std::thread::spawn(move || {
+                commands.by_ref().map(|command| outcome(command).0).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    for run in both {
+        assert_eq!(run.join().unwrap(), [0, 0]);
+    }
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NULL").await, 5);
+    assert_eq!(database.number("SELECT count(*) FROM relay.open_failures").await, 0, "they are pending");
+    let _relay = Relay::start(&database, &[]);
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 15);
+    // The outbox forgets, the log does not.
+    database.client.batch_execute("DELETE FROM relay.outbox").await.unwrap();
+    let (code, out, err) = outcome(database.command(&replay));
+    assert_eq!((code, out.as_str()), (0, "0 calls would be repeated\n"), "{err}");
+    let again = "SELECT count(*) FROM relay.replay_failed(ARRAY(SELECT id FROM relay.webhook_calls))";
+    assert_eq!(database.number(again).await, 0);
+    let isolated = format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {again}");
+    assert!(database.client.batch_execute(&isolated).await.is_err(), "it could not see what is committed");
+}
+
+#[tokio::test]
+async fn two_that_repeat_the_same_failures_at_once_repeat_each_once() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|_| Reply::status(503));
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 3).await;
+    database.all_done().await;
+    drop(relay);
+    let again = "SELECT count(*) FROM relay.replay_failed(ARRAY(SELECT call_id FROM relay.open_failures))";
+    let (first, second) = (connect(&database.url).await, connect(&database.url).await);
+    first.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(first.query_one(again, &[]).await.unwrap().get::<_, i64>(0), 3);
+    assert_eq!(
+        second.query_one(again, &[]).await.unwrap().get::<_, i64>(0),
+        0,
+        "it does not wait, and repeats none"
+    );
+    first.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(second.query_one(again, &[]).await.unwrap().get::<_, i64>(0), 3, "nothing was repeated");
 }
 
 #[tokio::test]
