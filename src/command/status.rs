@@ -1,13 +1,14 @@
 //! `status`: who runs, what waits, who fails.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::Global;
 use crate::command::locks;
 use crate::command::table::{Screen, printable};
 use crate::config;
 use crate::error::{Error, Result};
+use crate::outbox::installation::Installation;
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
 
@@ -65,6 +66,8 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
     migrations::require_current(&store).await?;
     let read = |error| Error::Failed(format!("reading the status: {error}"));
     let mut value: Value = serde_json::from_str(&store.status().await?).map_err(read)?;
+    let installation = store.installation().await?;
+    value["database"] = as_json(&installation);
     let holders = locks::held_for_long(&store).await?;
     value["lock_holders"] = locks::json(&holders);
     let screen = Screen::of_stdout();
@@ -73,6 +76,7 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
     if json {
         screen.line(&text)?;
     } else {
+        screen.line(&line(&installation))?;
         print(&screen, &status)?;
         for holder in &holders {
             screen.line(&format!("warning: {}", locks::line(holder)))?;
@@ -82,6 +86,36 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
         return Err(Error::Failed("no instance runs: nothing is delivered".into()));
     }
     Ok(())
+}
+
+/// The database and its site; on a copy also that no daemon runs there.
+fn line(installation: &Installation) -> String {
+    let Installation { identity, site, .. } = installation;
+    let site = site.as_ref().map_or("no site".to_owned(), |site| format!("site {}", printable(site)));
+    let copy = installation.difference().map(|difference| {
+        format!(
+            "; this is a copy ({difference}): no daemon runs here until it is accepted (promptpal-relay migrate \
+             --accept-copy=skip, or =deliver)"
+        )
+    });
+    format!(
+        "database {}, system identifier {}, oid {}, {site}{}",
+        printable(&installation.database),
+        identity.system_identifier,
+        identity.database_oid,
+        copy.unwrap_or_default()
+    )
+}
+
+/// As JSON. The identifier is a text, because it is longer than the numbers that many programs can hold.
+fn as_json(installation: &Installation) -> Value {
+    json!({
+        "name": installation.database,
+        "system_identifier": installation.identity.system_identifier.to_string(),
+        "oid": installation.identity.database_oid,
+        "site": installation.site,
+        "is_copy": installation.is_copy,
+    })
 }
 
 fn print(screen: &Screen, status: &Status) -> Result<()> {
