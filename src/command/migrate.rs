@@ -168,11 +168,11 @@ fn script(flags: &Migrate) -> String {
     // It refuses a copy, too, unless it was asked to accept one.
     if flags.accept_copy.is_none() {
         script.push_str(
-            "DO $promptpal_relay_guard$\nBEGIN\nIF to_regprocedure('relay.is_copy()') IS NOT NULL AND relay.is_copy() THEN\n\
-             RAISE EXCEPTION 'this database is a copy, and this script does not accept one: nothing was changed'\n\
+            "DO $promptpal_relay_guard$\nBEGIN\nIF to_regprocedure('relay.is_copy()') IS NOT NULL THEN\n\
+             IF relay.is_copy() THEN\nRAISE EXCEPTION 'this database is a copy, and this script does not accept one: nothing was changed'\n\
              USING HINT = 'Print it with migrate --print --accept-copy=skip (pending rows are marked done without calls) or =deliver \
              (they are kept).';\n\
-             END IF;\nEND\n$promptpal_relay_guard$;\n\n",
+             END IF;\nEND IF;\nEND\n$promptpal_relay_guard$;\n\n",
         );
     }
     for migration in MIGRATIONS {

@@ -76,8 +76,7 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
     if json {
         screen.line(&text)?;
     } else {
-        screen.line(&line(&installation))?;
-        print(&screen, &status)?;
+        print(&screen, &status, &line(&installation))?;
         for holder in &holders {
             screen.line(&format!("warning: {}", locks::line(holder)))?;
         }
@@ -118,7 +117,7 @@ fn as_json(installation: &Installation) -> Value {
     })
 }
 
-fn print(screen: &Screen, status: &Status) -> Result<()> {
+fn print(screen: &Screen, status: &Status, database: &str) -> Result<()> {
     screen.line(&format!(
         "pending {}, of which {} are parked; the oldest is {:.1} s old; in flight {}; calls in 5 min {}, failed {}",
         status.pending,
@@ -128,6 +127,7 @@ fn print(screen: &Screen, status: &Status) -> Result<()> {
         status.calls_5min,
         status.failures_5min
     ))?;
+    screen.line(database)?;
     if status.standby {
         screen.line("This is a standby: whether the instances run cannot be seen here. Ask the primary.")?;
     }

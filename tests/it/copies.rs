@@ -1,11 +1,19 @@
 //! A copy is not the original: what was cloned, restored or replicated makes no call until somebody has said that it may.
 
 use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use promptpal_relay::command::demo::postgres::Cluster;
+use clap::Parser;
+use promptpal_relay::cli::Cli;
+use promptpal_relay::command::demo::postgres::{Cluster, Stop};
+use promptpal_relay::config;
+use promptpal_relay::daemon::retention::Retention;
 use serde_json::Value;
 use tokio_postgres::Client;
 
@@ -55,6 +63,7 @@ async fn with_three_pending(receiver: &Receiver) -> Database {
     let sql = format!(
         "UPDATE relay.outbox SET parked = true WHERE id = {first};
          INSERT INTO relay.instances (epoch, locks, host, pid, version) VALUES (7, '{{7}}', 'h', 1, '1');
+         INSERT INTO relay.instances_since_crash VALUES (7);
          UPDATE relay.outbox SET claimed_by = 7 WHERE id = {first} + 1"
     );
     run(&database.client, &sql).await;
@@ -100,9 +109,14 @@ async fn a_restored_dump_makes_no_call_until_somebody_says_what_becomes_of_its_p
         let receiver = Receiver::good();
         let original = with_three_pending(&receiver).await;
         let copy = restored(&original).await;
-        for command in
-            [&["run"][..], &["run", "--site", "a"], &["migrate"], &["migrate", "--site", "a"], &["check"]]
-        {
+        for command in [
+            &["run"][..],
+            &["run", "--site", "a"],
+            &["migrate"],
+            &["migrate", "--site", "a"],
+            &["check"],
+            &["send-test", "--webhook", "1"],
+        ] {
             refuses(&copy, command, WAYS_OUT);
         }
         let (_, out, _) = outcome(copy.command(&["check"]));
@@ -410,6 +424,78 @@ async fn a_running_daemon_that_finds_another_database_stops_and_names_what_it_ca
     }
 }
 
+/// Forwards to one server, and the sessions of one role to another. Returns the port.
+fn forwarded(server: u16, role: &'static str, other: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            thread::spawn(move || {
+                // The first message names the session.
+                let mut first = vec![0; 4096];
+                let length = client.read(&mut first).unwrap();
+                let is_other = String::from_utf8_lossy(&first[..length]).contains(role);
+                let port = if is_other { other } else { server };
+                let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                server.write_all(&first[..length]).unwrap();
+                let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                thread::spawn(move || {
+                    // Either end may close the connection at any time.
+                    io::copy(&mut from, &mut to).ok();
+                    to.shutdown(Shutdown::Both).ok();
+                });
+                io::copy(&mut client, &mut server).ok();
+                server.shutdown(Shutdown::Both).ok();
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn each_session_must_be_one_of_the_database_and_not_the_first_one_alone() {
+    let (server, other) = (Cluster::start(&[]).unwrap(), Cluster::start(&[]).unwrap());
+    let receiver = Receiver::good();
+    let database = Database::on(&server.url("postgres")).await;
+    database.webhook(1, &receiver.url("/")).await;
+    database.events(1, 1).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("dump");
+    dump(&database.url, &[], &file);
+    restore(&other.url("postgres"), &["--no-owner", "--no-acl"], &file);
+    for says in [WAYS_OUT, &["is not the one that this daemon began with"]] {
+        for role in ["listen", "claim", "finish"] {
+            let port = forwarded(server.port(), role, other.port());
+            let url = format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable");
+            refuses_at(&url, &["run", "--allow-net", "127.0.0.0/8"], says);
+        }
+        // From now on the other one is an original of its own.
+        let (code, _, err) = outcome(program(&["migrate", "--accept-copy=deliver"], &other.url("postgres")));
+        assert_eq!(code, 0, "{err}");
+    }
+    assert!(receiver.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_copy_throws_nothing_away() {
+    let original = Database::new().await;
+    original.events(1, 2).await;
+    let old = "UPDATE relay.outbox SET done_at = now() - interval '10 days', created_at = now() - interval '10 days';
+               UPDATE relay.retention SET steady_since = now() - interval '1 day', seen_at = now(), next_at = now()";
+    run(&original.client, old).await;
+    let copy = restored(&original).await;
+    let run_once = async |database: &Database| {
+        let cli =
+            Cli::try_parse_from(["promptpal-relay", "--database-url", &database.url, "migrate"]).unwrap();
+        let (settings, day) = (config::database(&cli.global).unwrap(), Duration::from_secs(86400));
+        Retention::default().run_once(&settings, 30 * day, day).await
+    };
+    assert_eq!(run_once(&copy).await.map_err(|error| error.exit_code()), Err(78));
+    assert_eq!(copy.number("SELECT count(*) FROM relay.outbox").await, 2);
+    run_once(&original).await.unwrap();
+    assert_eq!(original.number("SELECT count(*) FROM relay.outbox").await, 0);
+}
+
 #[tokio::test]
 async fn a_daemon_runs_only_on_the_site_that_it_names() {
     let receiver = Receiver::good();
@@ -501,7 +587,7 @@ async fn a_promoted_standby_goes_on_and_a_base_backup_is_told_by_its_site() {
     database.all_done().await;
     database.eventually("SELECT bool_and(replay_lsn >= pg_current_wal_lsn()) FROM pg_stat_replication").await;
     drop(database);
-    primary.halt(promptpal_relay::command::demo::postgres::Stop::Immediate);
+    primary.halt(Stop::Immediate);
     run(&connect(&standby.url("postgres")).await, "SELECT pg_promote()").await;
     relay.until_reconnected(1);
     let promoted = Database::at(&standby.url("postgres")).await;
