@@ -139,7 +139,7 @@ BEGIN
         GRANT USAGE ON SCHEMA relay TO relay_daemon;
         GRANT SELECT, DELETE ON relay.outbox TO relay_daemon;
         GRANT UPDATE (claimed_by, done_at, parked) ON relay.outbox TO relay_daemon;
-        GRANT SELECT ON relay.webhooks, relay.migrations TO relay_daemon;
+        GRANT SELECT ON relay.webhooks, relay.migrations, relay.installation TO relay_daemon;
         GRANT SELECT, INSERT ON relay.webhook_calls TO relay_daemon;
         GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq TO relay_daemon;
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
@@ -148,7 +148,8 @@ BEGIN
         GRANT EXECUTE ON FUNCTION relay.cut_text(text), relay.cut_long_text(text), relay.make_call_partition(date),
                                   relay.drop_call_partition(text, timestamptz),
                                   relay.delete_stray_calls(timestamptz, integer), relay.call_partitions(),
-                                  relay.foreign_code(regclass, boolean), relay.is_daemon(oid), relay.daemon_locks()
+                                  relay.foreign_code(regclass, boolean), relay.is_daemon(oid), relay.daemon_locks(),
+                                  relay.is_copy()
             TO relay_daemon;
     END IF;
 
@@ -156,16 +157,32 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_reader') THEN
         GRANT USAGE ON SCHEMA relay TO relay_reader;
         GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.instances_since_crash, relay.retention,
-                        relay.migrations, relay.backlog,
-                        relay.in_flight, relay.webhook_health, relay.recent_failures, relay.open_failures
+                        relay.migrations, relay.installation, relay.accepted_copies, relay.backlog, relay.in_flight,
+                        relay.webhook_health, relay.recent_failures, relay.open_failures
             TO relay_reader;
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)
             ON relay.webhooks TO relay_reader;
         GRANT SELECT ON SEQUENCE relay.webhook_calls_id_seq TO relay_reader;
         GRANT EXECUTE ON FUNCTION relay.url_problem(text), relay.call_by_id(bigint), relay.webhook_health_since(timestamptz),
                                   relay.failures_since(timestamptz, integer),
-                                  relay.open_failures_since(timestamptz, integer, bigint, timestamptz), relay.is_daemon(oid), relay.daemon_locks()
+                                  relay.open_failures_since(timestamptz, integer, bigint, timestamptz), relay.is_daemon(oid),
+                                  relay.daemon_locks(), relay.is_copy()
             TO relay_reader;
     END IF;
+
+    -- Postgres lets everybody read the system identifier, unless a DBA has revoked that.
+    FOR role IN
+        SELECT r.rolname
+          FROM pg_roles r
+         WHERE r.rolname IN ('relay_owner', 'relay_daemon', 'relay_reader')
+           AND NOT has_function_privilege(r.oid, 'pg_control_system()', 'EXECUTE')
+    LOOP
+        IF has_function_privilege('pg_control_system()', 'EXECUTE WITH GRANT OPTION') THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION pg_control_system() TO %I', role);
+        ELSE
+            RAISE WARNING 'role % may not ask which server this is: as a superuser run GRANT EXECUTE ON FUNCTION pg_control_system() TO %',
+                role, role;
+        END IF;
+    END LOOP;
 END
 $$;

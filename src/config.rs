@@ -40,6 +40,8 @@ pub struct Config {
     pub retain_calls: Duration,
     /// How long done rows are kept.
     pub retain_outbox: Duration,
+    /// The site that the database must have.
+    pub site: Option<String>,
     /// Where metrics are served.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -165,6 +167,7 @@ impl Config {
             after_crash: run.after_crash,
             retain_calls: run.retain_calls,
             retain_outbox: run.retain_outbox,
+            site: run.site.clone(),
             metrics_listen: run.metrics_listen,
         })
     }

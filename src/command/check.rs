@@ -2,7 +2,7 @@
 
 use crate::cli::{Global, Run};
 use crate::command::locks;
-use crate::command::table::{Column, Screen, aligned};
+use crate::command::table::{Column, Screen, aligned, printable};
 use crate::config::Config;
 use crate::delivery::client::Caller;
 use crate::error::{Error, Result, one_line};
@@ -43,6 +43,7 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
         format!("migration {}", migrations::MIGRATIONS.len())
     })?;
     privileges(&report, &store).await?;
+    installation(&report, &store, run).await?;
     trigger(&report, &store).await?;
     locks(&report, &store).await?;
     publications(&report, &store).await?;
@@ -62,6 +63,16 @@ async fn privileges(report: &Report, store: &Store) -> Result<()> {
     };
     report.outcome("privileges", result, |()| "all that run needs".into())?;
     report.outcome("foreign code", migrations::require_own_code(store).await, |()| "none runs here".into())
+}
+
+/// Whether this is the database that `migrate` wrote down, and of the daemon's site.
+async fn installation(report: &Report, store: &Store, run: &Run) -> Result<()> {
+    let installation = report.unless_failed("installation", store.installation().await)?;
+    let fits = installation.require_original().and_then(|()| installation.require_site(run.site.as_deref()));
+    report.outcome("installation", fits, |()| match &installation.site {
+        Some(site) => format!("no copy; site {}", printable(site)),
+        None => "no copy; no site".into(),
+    })
 }
 
 /// Tables that the daemon cannot write because of logical replication. Prints nothing where there are no publications.

@@ -1,13 +1,14 @@
 //! `status`: who runs, what waits, who fails.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::Global;
 use crate::command::locks;
 use crate::command::table::{Screen, printable};
 use crate::config;
 use crate::error::{Error, Result};
+use crate::outbox::installation::Installation;
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
 
@@ -65,6 +66,8 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
     migrations::require_current(&store).await?;
     let read = |error| Error::Failed(format!("reading the status: {error}"));
     let mut value: Value = serde_json::from_str(&store.status().await?).map_err(read)?;
+    let installation = store.installation().await?;
+    value["database"] = as_json(&installation);
     let holders = locks::held_for_long(&store).await?;
     value["lock_holders"] = locks::json(&holders);
     let screen = Screen::of_stdout();
@@ -73,7 +76,7 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
     if json {
         screen.line(&text)?;
     } else {
-        print(&screen, &status)?;
+        print(&screen, &status, &line(&installation))?;
         for holder in &holders {
             screen.line(&format!("warning: {}", locks::line(holder)))?;
         }
@@ -84,7 +87,37 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn print(screen: &Screen, status: &Status) -> Result<()> {
+/// The database and its site; on a copy also that no daemon runs there.
+fn line(installation: &Installation) -> String {
+    let Installation { identity, site, .. } = installation;
+    let site = site.as_ref().map_or("no site".to_owned(), |site| format!("site {}", printable(site)));
+    let copy = installation.difference().map(|difference| {
+        format!(
+            "; this is a copy ({difference}): no daemon runs here until it is accepted (promptpal-relay migrate \
+             --accept-copy=skip, or =deliver)"
+        )
+    });
+    format!(
+        "database {}, system identifier {}, oid {}, {site}{}",
+        printable(&installation.database),
+        identity.system_identifier,
+        identity.database_oid,
+        copy.unwrap_or_default()
+    )
+}
+
+/// As JSON. The identifier is a text, because it is longer than the numbers that many programs can hold.
+fn as_json(installation: &Installation) -> Value {
+    json!({
+        "name": installation.database,
+        "system_identifier": installation.identity.system_identifier.to_string(),
+        "oid": installation.identity.database_oid,
+        "site": installation.site,
+        "is_copy": installation.is_copy,
+    })
+}
+
+fn print(screen: &Screen, status: &Status, database: &str) -> Result<()> {
     screen.line(&format!(
         "pending {}, of which {} are parked; the oldest is {:.1} s old; in flight {}; calls in 5 min {}, failed {}",
         status.pending,
@@ -94,6 +127,7 @@ fn print(screen: &Screen, status: &Status) -> Result<()> {
         status.calls_5min,
         status.failures_5min
     ))?;
+    screen.line(database)?;
     if status.standby {
         screen.line("This is a standby: whether the instances run cannot be seen here. Ask the primary.")?;
     }

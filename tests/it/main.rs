@@ -8,6 +8,7 @@
 mod chaos;
 mod claiming;
 mod commands;
+mod copies;
 mod delivery;
 mod drain;
 mod hostile;

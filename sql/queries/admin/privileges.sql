@@ -53,6 +53,10 @@ SELECT need, granted
          AND has_column_privilege('relay.retention', 'steady_since', 'UPDATE')
          AND has_column_privilege('relay.retention', 'next_at', 'UPDATE')
          AND has_column_privilege('relay.retention', 'completed_at', 'UPDATE')
-         AND has_column_privilege('relay.retention', 'dropped_at', 'UPDATE'))
+         AND has_column_privilege('relay.retention', 'dropped_at', 'UPDATE')),
+        (12, 'SELECT on relay.installation, EXECUTE on relay.is_copy and on pg_control_system',
+         has_table_privilege('relay.installation', 'SELECT')
+         AND has_function_privilege('relay.is_copy()', 'EXECUTE')
+         AND has_function_privilege('pg_control_system()', 'EXECUTE'))
        ) AS needs (n, need, granted)
  ORDER BY n
