@@ -120,7 +120,8 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_app') THEN
         GRANT USAGE ON SCHEMA relay TO relay_app;
         GRANT SELECT ON relay.outbox, relay.migrations TO relay_app;
-        GRANT INSERT (created_at, event, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms,
+        -- The id, too: programs that map objects to rows write DEFAULT there.
+        GRANT INSERT (id, created_at, event, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms,
                       prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
                       provider_default_model, webhook_id, replay_of)
             ON relay.outbox TO relay_app;

@@ -36,6 +36,10 @@ CREATE TABLE relay.outbox (
     done_at                 timestamptz,
     parked                  boolean     NOT NULL DEFAULT false,
     CONSTRAINT outbox_pkey PRIMARY KEY (id),
+    -- GENERATED ALWAYS refuses an id of the application's own, unless the insert says OVERRIDING SYSTEM VALUE. No constraint
+    -- sees that clause, and a trigger would cost each insert. So this keeps out the ids that do harm: the claim looks for
+    -- ids above 0, and beyond 2^53 - 1 programs that read JSON round a number.
+    CONSTRAINT outbox_id_in_range CHECK (id BETWEEN 1 AND 9007199254740991),
     CONSTRAINT outbox_event_known CHECK (event = 'onPromptFinished'),
     CONSTRAINT outbox_result_known CHECK (result IN (0, 1)),
     CONSTRAINT outbox_duration_not_negative CHECK (duration_ms >= 0),
@@ -65,7 +69,7 @@ CREATE INDEX outbox_parked ON relay.outbox (project_id, (id + 0)) WHERE done_at 
 
 COMMENT ON TABLE relay.outbox IS
     'Events to deliver. The application inserts in its own transaction; promptpal-relay delivers what is committed and sets done_at.';
-COMMENT ON COLUMN relay.outbox.id IS 'Drawn before commit: a lower id can become visible later than a higher one. Never written by the application.';
+COMMENT ON COLUMN relay.outbox.id IS 'Drawn before commit: a lower id can become visible later than a higher one. The application leaves it out, or says DEFAULT.';
 COMMENT ON COLUMN relay.outbox.created_at IS 'Start of the inserting transaction.';
 COMMENT ON COLUMN relay.outbox.event IS 'The event''s name; onPromptFinished is the only one so far.';
 COMMENT ON COLUMN relay.outbox.trace_id IS 'Ties the calls of one execution together; random unless given.';

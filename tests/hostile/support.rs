@@ -50,6 +50,7 @@ pub fn settings(timeout: Duration) -> Settings {
         refused: Vec::new(),
         reached: Reached::default(),
         metrics_port: None,
+        second_chance: true,
     }
 }
 
