@@ -197,7 +197,10 @@ impl Caller {
                 self.agents.close_all();
                 second = request::send_afresh(&origin.agent, request()?, left());
             }
-            let how = format!("on a connection that had been used before, which ended {} ms later", after.as_millis());
+            let how = format!(
+                "on a connection that had been used before, which ended {} ms later",
+                after.as_millis()
+            );
             *again = Some(match second.exchange.begun {
                 Some(_) => format!("sent twice: the first time {how}"),
                 None => format!("sent {how}; not sent again"),

@@ -245,7 +245,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn new(stream: TcpStream, number: usize) -> Peer {
+    pub fn new(stream: TcpStream, number: usize) -> Peer {
         stream.set_nodelay(true).unwrap();
         let wire: Box<dyn Wire> = Box::new(stream.try_clone().unwrap());
         Peer { number, stream, wire: BufReader::new(wire) }
