@@ -139,7 +139,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_daemon') THEN
         GRANT USAGE ON SCHEMA relay TO relay_daemon;
         GRANT SELECT, DELETE ON relay.outbox TO relay_daemon;
-        GRANT UPDATE (claimed_by, done_at, parked) ON relay.outbox TO relay_daemon;
+        GRANT UPDATE (claimed_by, done_at, parked, without_call) ON relay.outbox TO relay_daemon;
         GRANT SELECT ON relay.webhooks, relay.migrations TO relay_daemon;
         GRANT SELECT, INSERT ON relay.webhook_calls TO relay_daemon;
         GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq TO relay_daemon;

@@ -1,7 +1,7 @@
 -- The outbox: the table that the application writes.
 --
 -- The application inserts a row in the transaction in which it records the execution. It writes nothing else here. The
--- daemon writes the columns claimed_by, done_at and parked, and deletes rows some time after they are done. No table of
+-- daemon writes the columns claimed_by, done_at, parked and without_call, and deletes rows some time after they are done. No table of
 -- this schema has a foreign key to another one. A call log outlives its webhook and its outbox row, and a view over other
 -- tables may stand in the place of relay.webhooks.
 --
@@ -35,6 +35,7 @@ CREATE TABLE relay.outbox (
     claimed_by              bigint,
     done_at                 timestamptz,
     parked                  boolean     NOT NULL DEFAULT false,
+    without_call            boolean     NOT NULL DEFAULT false,
     CONSTRAINT outbox_pkey PRIMARY KEY (id),
     -- GENERATED ALWAYS refuses an id of the application's own, unless the insert says OVERRIDING SYSTEM VALUE. No constraint
     -- sees that clause, and a trigger would cost each insert. So this keeps out the ids that do harm: the claim looks for
@@ -92,6 +93,7 @@ COMMENT ON COLUMN relay.outbox.replay_of IS 'The relay.webhook_calls.id that thi
 COMMENT ON COLUMN relay.outbox.claimed_by IS 'Epoch of the instance that has the row in hand; 0: none, but a dead one had. Written by the daemon only.';
 COMMENT ON COLUMN relay.outbox.done_at IS 'When the row''s calls were recorded; null: not done. Written by the daemon only.';
 COMMENT ON COLUMN relay.outbox.parked IS 'The row waits for a place at a slow webhook of its project, out of the way of the others. Written by the daemon only.';
+COMMENT ON COLUMN relay.outbox.without_call IS 'The row is done, and no call was made: it met no enabled webhook of its project, event and webhook_id. Written by the daemon only.';
 
 -- The daemon takes the application's texts as they are, because an insert must not fail for them. It delivers and logs the
 -- first 8 KiB of each. For a short text cut_text is one comparison: Postgres inlines the function, and knows the length

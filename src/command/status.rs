@@ -21,9 +21,11 @@ struct Status {
     in_flight: i64,
     calls_5min: i64,
     failures_5min: i64,
+    without_call_5min: i64,
     instances: Vec<Instance>,
     backlog: Vec<Backlog>,
     webhooks: Vec<Webhook>,
+    without_call: Vec<WithoutCall>,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +55,14 @@ struct Webhook {
     p50_ms: f64,
     p95_ms: f64,
     last_error: Option<String>,
+}
+
+/// Rows of a project that met no webhook.
+#[derive(Deserialize)]
+struct WithoutCall {
+    project_id: i64,
+    rows: i64,
+    last_outbox_id: i64,
 }
 
 /// Prints the status.
@@ -86,13 +96,14 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
 
 fn print(screen: &Screen, status: &Status) -> Result<()> {
     screen.line(&format!(
-        "pending {}, of which {} are parked; the oldest is {:.1} s old; in flight {}; calls in 5 min {}, failed {}",
+        "pending {}, of which {} are parked; the oldest is {:.1} s old; in flight {}; calls in 5 min {}, failed {}; rows done in 5 min without a call, for want of a webhook: {}",
         status.pending,
         status.parked,
         status.oldest_age_s,
         status.in_flight,
         status.calls_5min,
-        status.failures_5min
+        status.failures_5min,
+        status.without_call_5min
     ))?;
     if status.standby {
         screen.line("This is a standby: whether the instances run cannot be seen here. Ask the primary.")?;
@@ -132,7 +143,10 @@ fn print(screen: &Screen, status: &Status) -> Result<()> {
             (w.failures > 0, row)
         })
         .collect();
-    section(screen, &["WEBHOOK", "CALLS", "FAILED", "TIMEOUTS", "P50 MS", "P95 MS", "LAST ERROR"], &rows)
+    section(screen, &["WEBHOOK", "CALLS", "FAILED", "TIMEOUTS", "P50 MS", "P95 MS", "LAST ERROR"], &rows)?;
+    let row = |u: &WithoutCall| [u.project_id, u.rows, u.last_outbox_id].map(|number| number.to_string()).to_vec();
+    let rows: Vec<_> = status.without_call.iter().map(|u| (false, row(u))).collect();
+    section(screen, &["PROJECT", "ROWS WITHOUT A CALL", "LAST OUTBOX ROW"], &rows)
 }
 
 fn section(screen: &Screen, headings: &[&str], rows: &[(bool, Vec<String>)]) -> Result<()> {

@@ -5,6 +5,7 @@
 //! says, the calls were made.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::time::Instant;
 
 use crate::config::Config;
@@ -61,6 +62,8 @@ pub struct Finisher<'a> {
 struct Recorded {
     /// Rows that were claimed by this instance, and are done.
     ours: usize,
+    /// Those of them that had no calls.
+    without_call: usize,
     /// Rows whose records are refused in any form.
     refused: Vec<i64>,
 }
@@ -144,6 +147,7 @@ impl Finisher<'_> {
     /// Takes out the first `count` rows, which were recorded or refused.
     fn learn(&mut self, count: usize, recorded: &Recorded) {
         self.metrics.finish(recorded.ours);
+        self.metrics.without_call.inc_by(recorded.without_call as u64);
         let done = count - recorded.refused.len();
         if recorded.ours < done {
             self.note_fenced(done - recorded.ours);
@@ -198,7 +202,8 @@ impl Recorder<'_> {
             let error = match recorded {
                 Ok(ours) => {
                     self.commits.under_way.set(false);
-                    return Ok(Recorded { ours: ours.len(), refused: Vec::new() });
+                    let without_call = without_call(rows, &ours);
+                    return Ok(Recorded { ours: ours.len(), without_call, refused: Vec::new() });
                 }
                 // Whether it was within a commit is asked when the session is made anew.
                 Err(error) if self.finish.is_closed() => return Err(error),
@@ -214,7 +219,7 @@ impl Recorder<'_> {
             match rows {
                 [row] => {
                     if !make_storable(row, &error) {
-                        return Ok(Recorded { ours: 0, refused: vec![row.id] });
+                        return Ok(Recorded { ours: 0, without_call: 0, refused: vec![row.id] });
                     }
                 }
                 rows => {
@@ -222,10 +227,21 @@ impl Recorder<'_> {
                     let mut all = Box::pin(self.record(epoch, left)).await?;
                     let other = Box::pin(self.record(epoch, right)).await?;
                     all.ours += other.ours;
+                    all.without_call += other.without_call;
                     all.refused.extend(other.refused);
                     return Ok(all);
                 }
             }
         }
     }
+}
+
+/// How many of these rows have no calls and are done.
+fn without_call(rows: &[Finished], done: &[i64]) -> usize {
+    let mut ids = rows.iter().filter(|row| row.calls.is_empty()).map(|row| row.id).peekable();
+    if ids.peek().is_none() {
+        return 0;
+    }
+    let done: HashSet<i64> = done.iter().copied().collect();
+    ids.filter(|id| done.contains(id)).count()
 }

@@ -10,6 +10,9 @@ use serde::Serialize;
 
 use crate::model::text::cut;
 
+/// The events that there are: constraints of `relay.outbox` and `relay.webhooks` take these names only.
+pub const EVENTS: [&str; 1] = ["onPromptFinished"];
+
 /// A row of `relay.outbox`, as far as the payload needs it.
 #[derive(Clone, Debug)]
 pub struct Event {

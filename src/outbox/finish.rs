@@ -30,12 +30,13 @@ impl Store {
             rows.iter().flat_map(|row| row.calls.iter().map(move |call| (row, call))).collect();
         let pieces = pieces(calls.iter().map(|(_, call)| call.record_bytes()));
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        let without_call: Vec<i64> = rows.iter().filter(|row| row.calls.is_empty()).map(|row| row.id).collect();
         match pieces.as_slice() {
-            [] | [_] => self.mark_done(&ids, epoch, &calls).await,
+            [] | [_] => self.mark_done(&ids, epoch, &calls, &without_call).await,
             [first, others @ ..] => {
                 let (first, others) =
                     (&calls[first.clone()], others.iter().map(|piece| &calls[piece.clone()]));
-                let finished = self.finish_in_parts(&ids, epoch, first, others).await;
+                let finished = self.finish_in_parts(&ids, epoch, first, others, &without_call).await;
                 if finished.is_err() && !self.is_closed() {
                     self.command("ROLLBACK").await?;
                 }
@@ -50,9 +51,10 @@ impl Store {
         epoch: i64,
         first: &[(&Finished, &Call)],
         others: impl Iterator<Item = &'a [(&'a Finished, &'a Call)]>,
+        without_call: &[i64],
     ) -> Result<Vec<i64>> {
         self.command("BEGIN").await?;
-        let done = self.mark_done(ids, epoch, first).await?;
+        let done = self.mark_done(ids, epoch, first, without_call).await?;
         for calls in others {
             let columns = Columns::of(calls);
             let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&done];
@@ -64,10 +66,17 @@ impl Store {
         Ok(done)
     }
 
-    async fn mark_done(&self, ids: &[i64], epoch: i64, calls: &[(&Finished, &Call)]) -> Result<Vec<i64>> {
+    async fn mark_done(
+        &self,
+        ids: &[i64],
+        epoch: i64,
+        calls: &[(&Finished, &Call)],
+        without_call: &[i64],
+    ) -> Result<Vec<i64>> {
         let columns = Columns::of(calls);
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&ids, &epoch];
         parameters.extend(columns.parameters());
+        parameters.push(&without_call);
         let sql = include_str!("../../sql/queries/finish/finish.sql");
         let done = self.rows("recording calls", sql, &parameters).await?;
         Ok(done.iter().map(|row| row.get(0)).collect())

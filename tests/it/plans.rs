@@ -19,6 +19,9 @@ const LANES: i64 = 100;
 /// The epoch that has rows in hand.
 const EPOCH: i64 = 77;
 
+/// No row of a finish is without calls.
+const WITHOUT_CALL: &str = "'{}'";
+
 /// A query as its session runs it, and what it may read.
 struct Query {
     file: &'static str,
@@ -115,11 +118,13 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
         same("null"),
         same("false"),
         same("null"),
+        WITHOUT_CALL.into(),
     ]
     .join(", ")
     // The outer braces of an empty list of objects.
     .replace("'\"{}\"'", "'{}'");
     let log_calls = finish.replacen(&format!("{ids}, {EPOCH}, "), &format!("{ids}, "), 1);
+    let log_calls = log_calls.strip_suffix(&format!(", {WITHOUT_CALL}")).unwrap().to_owned();
     let lanes = array(0..LANES);
     let rooms = array((0..LANES).map(|_| BATCH / LANES));
     let of = |file, role, arguments: String, batch| Query { file, role, arguments, batch };

@@ -9,10 +9,13 @@
 -- Parameters: $1 bigint[]  outbox ids
 --             $2 bigint    the epoch that has them in hand
 --             $3 … $19     calls of these rows, one array a column, in the order of the list below
+--             $20 bigint[] those of $1 that have no calls at all. The subquery is hashed: each row costs the same, however
+--                          many there are.
 -- Returns:    the ids that were marked done.
 WITH done AS (
     UPDATE relay.outbox o
-       SET done_at = now()
+       SET done_at = now(),
+           without_call = o.id IN (SELECT w.id FROM unnest($20::bigint[]) AS w (id))
      WHERE o.id = ANY ($1)
        AND o.claimed_by = $2
        AND o.done_at IS NULL
