@@ -144,7 +144,8 @@ fn print(screen: &Screen, status: &Status) -> Result<()> {
         })
         .collect();
     section(screen, &["WEBHOOK", "CALLS", "FAILED", "TIMEOUTS", "P50 MS", "P95 MS", "LAST ERROR"], &rows)?;
-    let row = |u: &WithoutCall| [u.project_id, u.rows, u.last_outbox_id].map(|number| number.to_string()).to_vec();
+    let row =
+        |u: &WithoutCall| [u.project_id, u.rows, u.last_outbox_id].map(|number| number.to_string()).to_vec();
     let rows: Vec<_> = status.without_call.iter().map(|u| (false, row(u))).collect();
     section(screen, &["PROJECT", "ROWS WITHOUT A CALL", "LAST OUTBOX ROW"], &rows)
 }

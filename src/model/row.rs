@@ -66,7 +66,9 @@ impl fmt::Display for Unmet {
         match self {
             Unmet::NoWebhook => f.write_str("the project has no enabled webhook"),
             Unmet::OtherEvents => f.write_str("the enabled webhooks of the project are for other events"),
-            Unmet::Absent(id) => write!(f, "webhook {id} is gone, is disabled, or belongs to another project"),
+            Unmet::Absent(id) => {
+                write!(f, "webhook {id} is gone, is disabled, or belongs to another project")
+            }
             Unmet::OtherEvent(id) => write!(f, "webhook {id} is for another event"),
         }
     }

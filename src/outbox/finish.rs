@@ -30,7 +30,8 @@ impl Store {
             rows.iter().flat_map(|row| row.calls.iter().map(move |call| (row, call))).collect();
         let pieces = pieces(calls.iter().map(|(_, call)| call.record_bytes()));
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-        let without_call: Vec<i64> = rows.iter().filter(|row| row.calls.is_empty()).map(|row| row.id).collect();
+        let without_call: Vec<i64> =
+            rows.iter().filter(|row| row.calls.is_empty()).map(|row| row.id).collect();
         match pieces.as_slice() {
             [] | [_] => self.mark_done(&ids, epoch, &calls, &without_call).await,
             [first, others @ ..] => {

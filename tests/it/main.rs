@@ -35,3 +35,4 @@ mod standby;
 mod support;
 mod takeover;
 mod terminal;
+mod unmet;

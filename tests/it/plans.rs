@@ -123,6 +123,9 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
     .join(", ")
     // The outer braces of an empty list of objects.
     .replace("'\"{}\"'", "'{}'");
+    // All of them without calls.
+    let without_call =
+        [&ids, &EPOCH.to_string(), &vec!["'{}'"; 17].join(", "), &ids].map(String::as_str).join(", ");
     let log_calls = finish.replacen(&format!("{ids}, {EPOCH}, "), &format!("{ids}, "), 1);
     let log_calls = log_calls.strip_suffix(&format!(", {WITHOUT_CALL}")).unwrap().to_owned();
     let lanes = array(0..LANES);
@@ -145,6 +148,7 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
         of("claim/claim_parked", Role::Claim, format!("{lanes}, {rooms}, '{{}}', 1, 1000000"), BATCH),
         of("claim/parked_projects", Role::Claim, "10000".into(), LANES),
         of("finish/finish", Role::Finish, finish, BATCH),
+        of("finish/finish", Role::Finish, without_call, BATCH),
         of("finish/log_calls", Role::Finish, log_calls, BATCH),
         of("claim/adopt", Role::Listen, format!("{ids}, {}, '{{{EPOCH}}}', 78", same("null")), BATCH),
         of("claim/give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}, false"), BATCH),
