@@ -120,8 +120,9 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_app') THEN
         GRANT USAGE ON SCHEMA relay TO relay_app;
         GRANT SELECT ON relay.outbox, relay.migrations TO relay_app;
-        GRANT INSERT (created_at, event, event_id, trace_id, traceparent, project_id, prompt_id, user_id, result, finished_at,
-                      duration_ms, prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
+        -- The id, too: programs that map objects to rows write DEFAULT there.
+        GRANT INSERT (id, created_at, event, event_id, trace_id, traceparent, project_id, prompt_id, user_id, result,
+                      finished_at, duration_ms, prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
                       provider_default_model, webhook_id, replay_of)
             ON relay.outbox TO relay_app;
         GRANT SELECT ON relay.webhooks TO relay_app;
@@ -138,7 +139,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_daemon') THEN
         GRANT USAGE ON SCHEMA relay TO relay_daemon;
         GRANT SELECT, DELETE ON relay.outbox TO relay_daemon;
-        GRANT UPDATE (claimed_by, done_at, parked) ON relay.outbox TO relay_daemon;
+        GRANT UPDATE (claimed_by, done_at, parked, without_call) ON relay.outbox TO relay_daemon;
         GRANT SELECT ON relay.webhooks, relay.migrations, relay.installation TO relay_daemon;
         GRANT SELECT, INSERT ON relay.webhook_calls TO relay_daemon;
         GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq TO relay_daemon;

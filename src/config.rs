@@ -154,6 +154,7 @@ impl Config {
             refused: database.tcp_hosts(),
             reached: database.reached.clone(),
             metrics_port: run.metrics_listen.map(|address| address.port()),
+            second_chance: run.after_crash == AfterCrash::Resend,
         };
         Ok(Config {
             database,

@@ -6,6 +6,7 @@ use crate::command::table::{Column, Screen, aligned, printable};
 use crate::config::Config;
 use crate::delivery::client::Caller;
 use crate::error::{Error, Result, one_line};
+use crate::model::event::EVENTS;
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
 
@@ -120,11 +121,12 @@ async fn webhooks(report: &Report, store: &Store, caller: &Caller) -> Result<()>
     let (mut after, mut all, mut bad) = (0, 0, 0);
     loop {
         let page = report.unless_failed("webhooks", store.enabled_webhooks(after, PAGE).await)?;
-        let Some(last) = page.last() else { break };
+        let Some((last, ..)) = page.last() else { break };
         after = last.id;
         all += page.len();
-        for webhook in &page {
-            let Some(problem) = caller.problem(webhook) else { continue };
+        for (webhook, event, project_id) in &page {
+            let unmet = unmet(event.as_deref(), *project_id);
+            let Some(problem) = unmet.or_else(|| caller.problem(webhook)) else { continue };
             bad += 1;
             if bad <= NAMED_MAX {
                 report.line("warning", "webhook", &format!("{} can never work: {problem}", webhook.id))?;
@@ -134,6 +136,19 @@ async fn webhooks(report: &Report, store: &Store, caller: &Caller) -> Result<()>
     match bad {
         0 => report.line("ok", "webhooks", &format!("{all} enabled")),
         _ => report.line("warning", "webhooks", &format!("{bad} of {all} enabled ones can never work")),
+    }
+}
+
+/// Why no event can meet a webhook. The table's constraints keep such ones out; a view in its place has none.
+fn unmet(event: Option<&str>, project_id: Option<i64>) -> Option<String> {
+    let known = EVENTS.join(", ");
+    match (event, project_id) {
+        (None, _) => Some(format!("it has no event; set it to one of these: {known}")),
+        (Some(event), _) if !EVENTS.contains(&event) => {
+            Some(format!("no event is called {event:?}; set it to one of these: {known}"))
+        }
+        (_, None) => Some("it has no project, so no event meets it".into()),
+        _ => None,
     }
 }
 

@@ -22,9 +22,11 @@ struct Status {
     in_flight: i64,
     calls_5min: i64,
     failures_5min: i64,
+    without_call_5min: i64,
     instances: Vec<Instance>,
     backlog: Vec<Backlog>,
     webhooks: Vec<Webhook>,
+    without_call: Vec<WithoutCall>,
 }
 
 #[derive(Deserialize)]
@@ -54,6 +56,14 @@ struct Webhook {
     p50_ms: f64,
     p95_ms: f64,
     last_error: Option<String>,
+}
+
+/// Rows of a project that met no webhook.
+#[derive(Deserialize)]
+struct WithoutCall {
+    project_id: i64,
+    rows: i64,
+    last_outbox_id: i64,
 }
 
 /// Prints the status.
@@ -119,13 +129,14 @@ fn as_json(installation: &Installation) -> Value {
 
 fn print(screen: &Screen, status: &Status, database: &str) -> Result<()> {
     screen.line(&format!(
-        "pending {}, of which {} are parked; the oldest is {:.1} s old; in flight {}; calls in 5 min {}, failed {}",
+        "pending {}, of which {} are parked; the oldest is {:.1} s old; in flight {}; calls in 5 min {}, failed {}; rows done in 5 min without a call, for want of a webhook: {}",
         status.pending,
         status.parked,
         status.oldest_age_s,
         status.in_flight,
         status.calls_5min,
-        status.failures_5min
+        status.failures_5min,
+        status.without_call_5min
     ))?;
     screen.line(database)?;
     if status.standby {
@@ -166,7 +177,11 @@ fn print(screen: &Screen, status: &Status, database: &str) -> Result<()> {
             (w.failures > 0, row)
         })
         .collect();
-    section(screen, &["WEBHOOK", "CALLS", "FAILED", "TIMEOUTS", "P50 MS", "P95 MS", "LAST ERROR"], &rows)
+    section(screen, &["WEBHOOK", "CALLS", "FAILED", "TIMEOUTS", "P50 MS", "P95 MS", "LAST ERROR"], &rows)?;
+    let row =
+        |u: &WithoutCall| [u.project_id, u.rows, u.last_outbox_id].map(|number| number.to_string()).to_vec();
+    let rows: Vec<_> = status.without_call.iter().map(|u| (false, row(u))).collect();
+    section(screen, &["PROJECT", "ROWS WITHOUT A CALL", "LAST OUTBOX ROW"], &rows)
 }
 
 fn section(screen: &Screen, headings: &[&str], rows: &[(bool, Vec<String>)]) -> Result<()> {

@@ -67,6 +67,8 @@ pub struct Finisher<'a> {
 struct Recorded {
     /// Ids of the rows that were claimed by this instance, and are done.
     done: Vec<i64>,
+    /// How many of them had no calls.
+    without_call: usize,
     /// Rows whose records are refused in any form.
     refused: Vec<i64>,
 }
@@ -150,6 +152,7 @@ impl Finisher<'_> {
     /// Takes out the first `count` rows, which were recorded or refused.
     fn learn(&mut self, count: usize, recorded: &Recorded) {
         self.metrics.finish(recorded.done.len());
+        self.metrics.without_call.inc_by(recorded.without_call as u64);
         if recorded.done.len() + recorded.refused.len() < count {
             let known: HashSet<i64> = recorded.done.iter().chain(&recorded.refused).copied().collect();
             let rows = self.inbox.uncommitted[..count].iter();
@@ -220,7 +223,8 @@ impl Recorder<'_> {
             let error = match recorded {
                 Ok(done) => {
                     self.commits.under_way.set(false);
-                    return Ok(Recorded { done, refused: Vec::new() });
+                    let without_call = without_call(rows, &done);
+                    return Ok(Recorded { done, without_call, refused: Vec::new() });
                 }
                 // Whether it was within a commit is asked when the session is made anew.
                 Err(error) if self.finish.is_closed() => return Err(error),
@@ -236,7 +240,7 @@ impl Recorder<'_> {
             match rows {
                 [row] => {
                     if !make_storable(row, &error) {
-                        return Ok(Recorded { done: Vec::new(), refused: vec![row.id] });
+                        return Ok(Recorded { done: Vec::new(), without_call: 0, refused: vec![row.id] });
                     }
                 }
                 rows => {
@@ -244,10 +248,21 @@ impl Recorder<'_> {
                     let mut all = Box::pin(self.record(epoch, left)).await?;
                     let other = Box::pin(self.record(epoch, right)).await?;
                     all.done.extend(other.done);
+                    all.without_call += other.without_call;
                     all.refused.extend(other.refused);
                     return Ok(all);
                 }
             }
         }
     }
+}
+
+/// How many of these rows have no calls and are done.
+fn without_call(rows: &[Finished], done: &[i64]) -> usize {
+    let mut ids = rows.iter().filter(|row| row.calls.is_empty()).map(|row| row.id).peekable();
+    if ids.peek().is_none() {
+        return 0;
+    }
+    let done: HashSet<i64> = done.iter().copied().collect();
+    ids.filter(|id| done.contains(id)).count()
 }

@@ -17,6 +17,7 @@ use crate::delivery::resolver::Resolver;
 use crate::delivery::response::{self, Limits};
 use crate::delivery::target::{self, Target, Targets};
 use crate::delivery::transport::agents::Agents;
+use crate::delivery::transport::exchange::Exchange;
 use crate::delivery::{headers, request, signature, tls};
 use crate::error::Result;
 use crate::model::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, Outcome};
@@ -47,6 +48,8 @@ pub struct Settings {
     pub reached: Reached,
     /// The port of the relay's metrics. No call may reach it at any of this machine's addresses.
     pub metrics_port: Option<u16>,
+    /// Send a request once more that may have crossed the endpoint's close of a connection that was used again.
+    pub second_chance: bool,
 }
 
 /// Makes calls; shared by all threads.
@@ -145,9 +148,10 @@ impl Caller {
             .as_ref()
             .map_or_else(|_| redact::without_credentials(&webhook.url), |target| target.shown.clone());
         let mut call = Call::begun(webhook.id, shown, &message.body, ErrorKind::Internal, String::new());
+        let mut again = None;
         let made = target
             .map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))
-            .and_then(|target| self.post(&target, webhook, message, &mut call, room));
+            .and_then(|target| self.post(&target, webhook, message, &mut call, room, &mut again));
         match made {
             Ok(()) => call.error_kind = None,
             Err(Failure::ResourceExhausted(reason)) => return Outcome::ResourceExhausted(reason),
@@ -159,11 +163,15 @@ impl Caller {
         if let Some(message) = &mut call.error_message {
             text::cut(message, MESSAGE_BYTES_MAX);
         }
+        if let Some(remark) = again {
+            call.note(&remark);
+        }
         call.end_time = SystemTime::now();
         Outcome::Called(call)
     }
 
-    /// The steps of a call whose URL is good: send the request, once more where nothing has looked at it, and read the answer.
+    /// The steps of a call whose URL is good: send the request, and read the answer. `again` says so when the request was sent
+    /// once more.
     fn post(
         &self,
         target: &Target,
@@ -171,6 +179,7 @@ impl Caller {
         message: &Message,
         call: &mut Call,
         room: &mut Room,
+        again: &mut Option<String>,
     ) -> std::result::Result<(), Failure> {
         let (start, timeout) = (Instant::now(), self.settings.timeout);
         let limits = Limits { body_bytes_max: self.settings.response_body_bytes_max, timeout };
@@ -180,13 +189,30 @@ impl Caller {
         let origin = self.agents.of(target.origin());
 
         let mut sent = request::send(&origin.agent, request()?, target);
-        if sent.crossed_a_close() {
-            let left = timeout.saturating_sub(start.elapsed());
-            sent = request::send_afresh(&origin.agent, request()?, left);
+        keep_sent(&sent.exchange, call);
+        if let Some(after) = sent.crossed_a_close().filter(|_| self.settings.second_chance) {
+            let left = || timeout.saturating_sub(start.elapsed());
+            let mut second = request::send_afresh(&origin.agent, request()?, left());
+            if second.lacks_resources() {
+                // Connections that rest may be what is missing.
+                self.agents.close_all();
+                second = request::send_afresh(&origin.agent, request()?, left());
+            }
+            let how = format!(
+                "on a connection that had been used before, which ended {} ms later",
+                after.as_millis()
+            );
+            *again = Some(match second.exchange.begun {
+                Some(_) => format!("sent twice: the first time {how}"),
+                None => format!("sent {how}; not sent again"),
+            });
+            keep_sent(&second.exchange, call);
+            // A request has gone out. So this call must not come again later, as one does of which nothing was sent.
+            if !second.lacks_resources() {
+                sent = second;
+            }
         }
         let exchange = sent.exchange;
-        call.remote_addr = exchange.remote.map(|remote| remote.to_string());
-        call.request_headers = headers::sent(&exchange.request_head);
         let read = match sent.result {
             Ok(response) => response::read(response, exchange, limits, call, room),
             Err(error) => {
@@ -196,6 +222,16 @@ impl Caller {
         };
         self.agents.ended(&origin);
         read
+    }
+}
+
+/// Keeps what was sent and where, if anything was.
+fn keep_sent(exchange: &Exchange, call: &mut Call) {
+    if let Some(remote) = exchange.remote {
+        call.remote_addr = Some(remote.to_string());
+    }
+    if exchange.begun.is_some() {
+        call.request_headers = headers::sent(&exchange.request_head);
     }
 }
 

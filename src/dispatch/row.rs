@@ -207,5 +207,6 @@ pub(super) fn claimed(id: i64, webhooks: &[i64]) -> Claimed {
         event,
         cut: false,
         webhooks: webhooks.iter().map(webhook).collect(),
+        unmet: None,
     }
 }

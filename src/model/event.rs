@@ -12,6 +12,9 @@ use uuid::Uuid;
 use crate::model::text::cut;
 use crate::model::trace_context::TraceParent;
 
+/// The events that there are: constraints of `relay.outbox` and `relay.webhooks` take these names only.
+pub const EVENTS: [&str; 1] = ["onPromptFinished"];
+
 /// A row of `relay.outbox`, as far as its calls need it.
 #[derive(Clone, Debug)]
 pub struct Event {

@@ -1,5 +1,6 @@
 //! An outbox row on its way: claimed, and then with its calls.
 
+use std::fmt;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -25,12 +26,53 @@ pub struct Claimed {
     pub cut: bool,
     /// The enabled webhooks, shared with the other rows of the project; none for a parked row.
     pub webhooks: Arc<[Arc<Webhook>]>,
+    /// Why there are none, unless the row is parked.
+    pub unmet: Option<Unmet>,
 }
 
 impl Claimed {
     /// Whether an instance that died had it in hand: its calls may have been made.
     pub fn repeated(&self) -> bool {
         self.previous.is_some()
+    }
+}
+
+/// Why a row meets no webhook, so that it is done without a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmet {
+    /// The project has no enabled webhook.
+    NoWebhook,
+    /// The enabled webhooks of the project are for other events.
+    OtherEvents,
+    /// The webhook that the row names is not there, is disabled, or belongs to another project.
+    Absent(i64),
+    /// The webhook that the row names is for another event.
+    OtherEvent(i64),
+}
+
+impl Unmet {
+    /// Of a row that names this webhook, or none. `enabled`: the project has an enabled one such as the row names, for
+    /// another event.
+    pub fn new(only: Option<i64>, enabled: bool) -> Unmet {
+        match (only, enabled) {
+            (None, false) => Unmet::NoWebhook,
+            (None, true) => Unmet::OtherEvents,
+            (Some(id), false) => Unmet::Absent(id),
+            (Some(id), true) => Unmet::OtherEvent(id),
+        }
+    }
+}
+
+impl fmt::Display for Unmet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unmet::NoWebhook => f.write_str("the project has no enabled webhook"),
+            Unmet::OtherEvents => f.write_str("the enabled webhooks of the project are for other events"),
+            Unmet::Absent(id) => {
+                write!(f, "webhook {id} is gone, is disabled, or belongs to another project")
+            }
+            Unmet::OtherEvent(id) => write!(f, "webhook {id} is for another event"),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rows in hand: claims them, gives them back, takes them over. Never decides which rows to claim, nor when: the
 //! caller names the cursor, the projects to park and the dead.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::model::event::{Event, Secret, Webhook};
-use crate::model::row::{Claimed, Owned};
+use crate::model::row::{Claimed, Owned, Unmet};
 use crate::model::snapshot::Snapshot;
 use crate::model::trace_context::TraceParent;
 use crate::outbox::Store;
@@ -134,6 +134,9 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
             Some(only) => all.iter().filter(|webhook| webhook.id == only).cloned().collect(),
         }
     };
+    // Enabled webhooks, each by its project alone and with its id. Made only when a row meets none: that costs the others
+    // nothing.
+    let mut enabled: Option<HashSet<(i64, Option<i64>)>> = None;
     let mut text_bytes = 0;
     let mut claimed: Vec<Claimed> = Vec::with_capacity(rows.len());
     for row in rows.iter().filter(|row| row.get::<_, &str>(0) == "row") {
@@ -141,6 +144,16 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
         let mut event = event(row);
         let (is_longer, bytes) = event.cut_texts(EVENT_TEXT_BYTES_MAX);
         text_bytes += bytes;
+        let met = if parked { none.clone() } else { of(row) };
+        let unmet = (met.is_empty() && !parked).then(|| {
+            let of_project = |((project, _), all): (&(i64, &str), &Arc<[Arc<Webhook>]>)| {
+                let ids: Vec<_> = all.iter().map(|webhook| (*project, Some(webhook.id))).collect();
+                ids.into_iter().chain([(*project, None)])
+            };
+            let enabled = enabled.get_or_insert_with(|| webhooks.iter().flat_map(of_project).collect());
+            let only: Option<i64> = row.get(18);
+            Unmet::new(only, enabled.contains(&(event.project_id, only)))
+        });
         claimed.push(Claimed {
             id,
             epoch,
@@ -148,7 +161,8 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
             previous: previous_owners.get(&id).copied(),
             event,
             cut: is_longer || row.get(19),
-            webhooks: if parked { none.clone() } else { of(row) },
+            webhooks: met,
+            unmet,
         });
     }
     claimed.sort_unstable_by_key(|row| row.id);

@@ -33,6 +33,7 @@ impl Store {
         let ids = Ids {
             ids: rows.iter().map(|row| row.id).collect(),
             event_ids: rows.iter().map(|row| row.event_id).collect(),
+            without_call: rows.iter().map(|row| row.calls.is_empty()).collect(),
         };
         match pieces.as_slice() {
             [] | [_] => self.mark_done(&ids, epoch, &calls).await,
@@ -70,7 +71,8 @@ impl Store {
 
     async fn mark_done(&self, ids: &Ids, epoch: i64, calls: &[(&Finished, &Call)]) -> Result<Vec<i64>> {
         let columns = Columns::of(calls);
-        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&ids.ids, &ids.event_ids, &epoch];
+        let mut parameters: Vec<&(dyn ToSql + Sync)> =
+            vec![&ids.ids, &ids.event_ids, &ids.without_call, &epoch];
         parameters.extend(columns.parameters());
         let sql = include_str!("../../sql/queries/finish/finish.sql");
         let done = self.rows("recording calls", sql, &parameters).await?;
@@ -88,6 +90,8 @@ impl Store {
 struct Ids {
     ids: Vec<i64>,
     event_ids: Vec<Uuid>,
+    /// Whether each has no calls at all.
+    without_call: Vec<bool>,
 }
 
 /// Where to cut a list of records. Each piece has at most [`STATEMENT_BYTES_MAX`], or is a single record.

@@ -51,6 +51,7 @@ pub fn settings(timeout: Duration) -> Settings {
         refused: Vec::new(),
         reached: Reached::default(),
         metrics_port: None,
+        second_chance: true,
     }
 }
 
@@ -254,7 +255,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn new(stream: TcpStream, number: usize) -> Peer {
+    pub fn new(stream: TcpStream, number: usize) -> Peer {
         stream.set_nodelay(true).unwrap();
         let wire: Box<dyn Wire> = Box::new(stream.try_clone().unwrap());
         Peer { number, stream, wire: BufReader::new(wire) }

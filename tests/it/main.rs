@@ -37,3 +37,4 @@ mod standby;
 mod support;
 mod takeover;
 mod terminal;
+mod unmet;

@@ -110,6 +110,7 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
     let finish = [
         ids.clone(),
         events.clone(),
+        same("false"),
         EPOCH.to_string(),
         ids.clone(),
         same("1"),
@@ -132,7 +133,13 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
     .join(", ")
     // The outer braces of an empty list of objects.
     .replace("'\"{}\"'", "'{}'");
-    let log_calls = finish.replacen(&format!("{ids}, {events}, {EPOCH}, "), &format!("{ids}, "), 1);
+    // All of them without calls.
+    let without_call = [&ids, &events, &same("true"), &EPOCH.to_string(), &vec!["'{}'"; 17].join(", ")]
+        .map(String::as_str)
+        .join(", ");
+    let with_calls = same("false");
+    let log_calls =
+        finish.replacen(&format!("{ids}, {events}, {with_calls}, {EPOCH}, "), &format!("{ids}, "), 1);
     let lanes = array(0..LANES);
     let rooms = array((0..LANES).map(|_| BATCH / LANES));
     let of = |file, role, arguments: String, batch| Query { file, role, arguments, batch };
@@ -153,6 +160,7 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
         of("claim/claim_parked", Role::Claim, format!("{lanes}, {rooms}, '{{}}', 1, 1000000"), BATCH),
         of("claim/parked_projects", Role::Claim, "10000".into(), LANES),
         of("finish/finish", Role::Finish, finish, BATCH),
+        of("finish/finish", Role::Finish, without_call, BATCH),
         of("finish/log_calls", Role::Finish, log_calls, BATCH),
         of(
             "claim/adopt",

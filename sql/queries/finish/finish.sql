@@ -9,17 +9,19 @@
 -- Index:      outbox_pkey.
 -- Parameters: $1 bigint[]  outbox ids
 --             $2 uuid[]    event_id of each
---             $3 bigint    the epoch that has them in hand
---             $4 … $20     calls of these rows, one array a column, in the order of the list below
+--             $3 boolean[] whether each has no calls at all
+--             $4 bigint    the epoch that has them in hand
+--             $5 … $21     calls of these rows, one array a column, in the order of the list below
 -- Returns:    the ids that were marked done.
 WITH done AS (
     UPDATE relay.outbox o
-       SET done_at = now()
-      FROM unnest($1::bigint[], $2::uuid[]) AS ours (id, event_id)
+       SET done_at = now(),
+           without_call = ours.without_call
+      FROM unnest($1::bigint[], $2::uuid[], $3::boolean[]) AS ours (id, event_id, without_call)
      WHERE o.id = ANY ($1)
        AND o.id = ours.id
        AND o.event_id = ours.event_id
-       AND o.claimed_by = $3
+       AND o.claimed_by = $4
        AND o.done_at IS NULL
     RETURNING o.id, o.project_id, relay.cut_text(coalesce(o.trace_id, replace(o.event_id::text, '-', ''))) AS trace_id,
               relay.cut_text(o.user_agent) AS user_agent, relay.cut_text(o.ip) AS ip, o.provider_id, o.event_id, o.replay_of
@@ -34,9 +36,9 @@ WITH done AS (
            c.start_time, c.end_time, c.is_timeout, c.error_message, c.error_kind, c.error_kind IS NULL, c.repeated,
            c.remote_addr, d.user_agent, d.ip, d.provider_id, d.event_id, d.replay_of
       FROM unnest(
-               $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::integer[], $10::text[], $11::text[],
-               $12::bigint[], $13::boolean[], $14::timestamptz[], $15::timestamptz[], $16::boolean[], $17::text[],
-               $18::text[], $19::boolean[], $20::text[]
+               $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::text[], $10::integer[], $11::text[], $12::text[],
+               $13::bigint[], $14::boolean[], $15::timestamptz[], $16::timestamptz[], $17::boolean[], $18::text[],
+               $19::text[], $20::boolean[], $21::text[]
            ) AS c (
                outbox_id, webhook_id, url, request_headers, request_body, status_code, response_headers, response_body,
                response_bytes, response_truncated, start_time, end_time, is_timeout, error_message,

@@ -260,6 +260,7 @@ impl<T: Transport> Transport for Recording<T> {
         note(|exchange| {
             if begins {
                 (exchange.remote, exchange.reused) = (remote, used);
+                exchange.begun = Some(Instant::now());
                 exchange.request_head.clear();
             }
             let head = &mut exchange.request_head;
