@@ -316,7 +316,8 @@ pub struct Run {
     /// Trust the certificates in this PEM file, besides those of the system
     #[arg(long, value_name = "FILE", env = "PROMPTPAL_RELAY_CA_FILE")]
     pub ca_file: Option<PathBuf>,
-    /// What happens to rows that an instance had in hand when it died: post them again, or record them as interrupted
+    /// What happens to rows that an instance had in hand when it died: post them again, or record them as interrupted (then
+    /// no request that meets the end of a kept connection is sent again either)
     #[arg(long, value_name = "WHAT", env = "PROMPTPAL_RELAY_AFTER_CRASH", default_value = "resend")]
     pub after_crash: AfterCrash,
     /// How long call logs are kept (whole days, 400 at most)

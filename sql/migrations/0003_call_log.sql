@@ -73,7 +73,7 @@ COMMENT ON COLUMN relay.webhook_calls.response_truncated IS 'response_body is le
 COMMENT ON COLUMN relay.webhook_calls.start_time IS 'First byte of work: before the name was resolved.';
 COMMENT ON COLUMN relay.webhook_calls.end_time IS 'Last byte read, or the failure.';
 COMMENT ON COLUMN relay.webhook_calls.is_timeout IS 'The call passed --timeout; with a status when one had been read.';
-COMMENT ON COLUMN relay.webhook_calls.error_message IS 'What happened, for people; also set for a success with a flaw.';
+COMMENT ON COLUMN relay.webhook_calls.error_message IS 'What happened, for people; also set for a success with a flaw, and for a request that was sent twice.';
 COMMENT ON COLUMN relay.webhook_calls.error_kind IS 'Null for a success; else bad_url, blocked_address, dns, connect, tls, timeout, protocol, http_status, interrupted or internal.';
 COMMENT ON COLUMN relay.webhook_calls.succeeded IS 'A 2xx within the time limit.';
 COMMENT ON COLUMN relay.webhook_calls.repeated IS 'An instance that died had the row in hand before: the receiver may have seen this call already.';
