@@ -234,16 +234,40 @@ async fn the_printed_script_adopts_no_copy_unless_it_was_printed_to() {
 }
 
 #[tokio::test]
-async fn a_long_backlog_is_skipped_in_batches_and_what_is_inserted_later_is_not() {
+async fn a_long_backlog_is_skipped_in_batches_and_an_interruption_leaves_a_copy() {
     let original = Database::new().await;
-    original.events(1, 12_000).await;
+    let first = original.events(1, 12_000).await;
     let copy = restored(&original).await;
-    let told = migrates(&copy, &["--accept-copy=skip"]);
-    assert!(told.contains("skipped=12000"), "{told}");
-    let transactions = "SELECT count(DISTINCT xmin::text) FROM relay.outbox";
-    assert_eq!(copy.number(transactions).await, 3);
+    let other = connect(&copy.url).await;
+    let held = format!("BEGIN; SELECT id FROM relay.outbox WHERE id = {first} + 6000 FOR UPDATE");
+    let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity
+                                 WHERE datname = current_database() AND wait_event_type = 'Lock'
+                                   AND application_name = 'promptpal-relay command')";
+    // Held up in the second batch, and killed there.
+    run(&other, &held).await;
+    let mut migrate = copy.command(&["migrate", "--accept-copy=skip"]).stderr(Stdio::null()).spawn().unwrap();
+    copy.eventually(waits).await;
+    migrate.kill().unwrap();
+    migrate.wait().unwrap();
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                WHERE datname = current_database() AND application_name = 'promptpal-relay command'";
+    copy.number(end).await;
+    copy.eventually(&format!("SELECT NOT ({})", waits.trim_start_matches("SELECT "))).await;
+    assert_eq!((copy.number(SKIPPED).await, text(&copy, ACCEPTED).await), (5000, "skip 5000 false".into()));
+    refuses(&copy, &["run"], WAYS_OUT);
+
+    // Held up again: what is inserted meanwhile is not skipped.
+    let migrate = copy.command(&["migrate", "--accept-copy=skip"]).stderr(Stdio::piped()).spawn().unwrap();
+    copy.eventually(waits).await;
     copy.events(1, 1).await;
-    assert_eq!(copy.number(PENDING).await, 1);
+    run(&other, "ROLLBACK").await;
+    let output = migrate.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("skipped=7000"), "{told}");
+    assert_eq!((copy.number(SKIPPED).await, copy.number(PENDING).await), (12_000, 1));
+    assert_eq!(text(&copy, ACCEPTED).await, "skip 5000 false, skip 7000 true");
+    let transactions = "SELECT count(DISTINCT xmin::text) FROM relay.outbox WHERE done_at IS NOT NULL";
+    assert_eq!(copy.number(transactions).await, 3);
 }
 
 #[tokio::test]
