@@ -50,11 +50,15 @@ async fn the_guides_example_arrives_as_in_the_guide() {
         request.headers.iter().map(|(name, value)| (name.to_lowercase(), value.clone())).collect();
     headers.sort();
     let host = receiver.url("").replace("http://", "");
+    let event = "SELECT replace(event_id::text, '-', '') FROM relay.outbox";
+    let event: String = database.client.query_one(event, &[]).await.unwrap().get(0);
+    let id = format!("msg_{event}_{webhook_id}");
     let expected = [
         ("content-length", request.body.len().to_string()),
         ("content-type", "application/json".into()),
         ("host", host.clone()),
         ("user-agent", "PromptPal-Webhook@7.8.9".into()),
+        ("webhook-id", id),
     ];
     assert_eq!(headers, expected.map(|(name, value)| (name.to_owned(), value)));
 
