@@ -153,10 +153,11 @@ impl Finisher<'_> {
     fn learn(&mut self, count: usize, recorded: &Recorded) {
         self.metrics.finish(recorded.done.len());
         self.metrics.without_call.inc_by(recorded.without_call as u64);
-        if recorded.done.len() + recorded.refused.len() < count {
-            let known: HashSet<i64> = recorded.done.iter().chain(&recorded.refused).copied().collect();
-            let rows = self.inbox.uncommitted[..count].iter();
-            self.note_fenced(&rows.filter(|row| !known.contains(&row.id)).collect::<Vec<_>>());
+        let done: HashSet<i64> = recorded.done.iter().copied().collect();
+        let is_fenced = |row: &&Finished| !done.contains(&row.id) && !recorded.refused.contains(&row.id);
+        let fenced: Vec<&Finished> = self.inbox.uncommitted[..count].iter().filter(is_fenced).collect();
+        if !fenced.is_empty() {
+            self.note_fenced(&fenced);
         }
         // Those that were set aside before, and those that are from now on, do not count as in hand.
         let (mut in_hand, mut taken, mut again, mut refused) = (0, 0, 0, Vec::new());
@@ -168,8 +169,9 @@ impl Finisher<'_> {
                 continue;
             }
             taken += usize::from(row.aside);
-            self.in_hand.recorded(row.id);
-            for call in &row.calls {
+            self.in_hand.over(row.key());
+            // The calls of a fenced row have no record here.
+            for call in row.calls.iter().filter(|_| done.contains(&row.id)) {
                 self.metrics.call(call, row.repeated);
                 self.failures.note(&row, call);
             }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::model::row::{Claimed, Finished, Owned};
+use crate::model::row::{ClaimKey, Claimed, Finished, Owned};
 
 /// The claim of one row.
 #[derive(Clone, Copy)]
@@ -25,6 +25,13 @@ struct Claim {
     previous: Option<i64>,
     /// Its calls have not begun, and never will here: it goes back. Whether they are repeated ones.
     returning: Option<bool>,
+}
+
+impl Claim {
+    /// Whether it is this claim.
+    fn is_of(&self, key: ClaimKey) -> bool {
+        self.claimed == key.epoch && self.event_id == key.event_id
+    }
 }
 
 /// The rows in hand, by id.
@@ -63,20 +70,22 @@ impl InHand {
     /// process has claimed the row again since.
     pub fn epoch_of(&self, row: &Finished) -> Option<i64> {
         let rows = self.rows.borrow();
-        let is_of = |claim: &&Claim| claim.claimed == row.epoch && claim.event_id == row.event_id;
-        rows.get(&row.id).filter(is_of).map(|claim| claim.epoch)
+        rows.get(&row.id).filter(|claim| claim.is_of(row.key())).map(|claim| claim.epoch)
     }
 
-    /// A row is recorded.
-    pub fn recorded(&self, id: i64) {
-        self.rows.borrow_mut().remove(&id);
+    /// A claim is over: its row is recorded, or somebody else's. A later claim of the same id stays.
+    pub fn over(&self, claim: ClaimKey) {
+        let mut rows = self.rows.borrow_mut();
+        if rows.get(&claim.id).is_some_and(|current| current.is_of(claim)) {
+            rows.remove(&claim.id);
+        }
     }
 
     /// Rows whose calls have not begun go back, each with whether its calls are repeated ones.
-    pub fn give_back(&self, unstarted: impl IntoIterator<Item = (i64, bool)>) {
+    pub fn give_back(&self, unstarted: impl IntoIterator<Item = (ClaimKey, bool)>) {
         let mut rows = self.rows.borrow_mut();
-        for (id, repeated) in unstarted {
-            if let Some(claim) = rows.get_mut(&id) {
+        for (key, repeated) in unstarted {
+            if let Some(claim) = rows.get_mut(&key.id).filter(|claim| claim.is_of(key)) {
                 claim.returning = Some(repeated);
             }
         }
@@ -105,21 +114,20 @@ impl InHand {
 
     /// The claims of all rows.
     pub fn owned(&self) -> Vec<Owned> {
-        let owned = |(id, claim): (&i64, &Claim)| Owned {
-            id: *id,
-            event_id: claim.event_id,
-            previous: claim.previous,
+        let owned = |(id, claim): (&i64, &Claim)| {
+            let Claim { claimed, event_id, previous, .. } = *claim;
+            Owned { id: *id, claimed, event_id, previous }
         };
         self.rows.borrow().iter().map(owned).collect()
     }
 
     /// Of the rows that were `asked` for, `adopted` are claimed by `epoch` now; the others are lost and taken out. Returns
     /// the lost ones.
-    pub fn adopted(&self, asked: &[Owned], adopted: &[i64], epoch: i64) -> HashSet<i64> {
-        let mut lost: HashSet<i64> = asked.iter().map(|claim| claim.id).collect();
-        adopted.iter().for_each(|id| _ = lost.remove(id));
+    pub fn adopted(&self, asked: &[Owned], adopted: &[i64], epoch: i64) -> HashSet<ClaimKey> {
+        let adopted: HashSet<i64> = adopted.iter().copied().collect();
+        let lost = asked.iter().filter(|claim| !adopted.contains(&claim.id)).map(Owned::key).collect();
         let mut rows = self.rows.borrow_mut();
-        rows.retain(|id, _| !lost.contains(id));
+        rows.retain(|id, _| adopted.contains(id));
         rows.values_mut().for_each(|claim| claim.epoch = epoch);
         lost
     }

@@ -63,7 +63,7 @@ use crate::delivery::client::Caller;
 use crate::dispatch::pool::Pool;
 use crate::error::{Error, Result, one_line};
 use crate::model::memory::Memory;
-use crate::model::row::Finished;
+use crate::model::row::{ClaimKey, Finished, Owned};
 use crate::telemetry::failure_log::Failures;
 use crate::telemetry::metrics::{self, Metrics, Source};
 
@@ -206,9 +206,9 @@ impl Daemon<'_> {
     /// Another database is where this daemon's was, and what is in hand cannot be recorded there: the error names it.
     fn name_unrecorded(&self, error: Error) -> Error {
         let Error::Installation(why) = error else { return error };
-        let rows: HashSet<i64> = self.in_hand.owned().iter().map(|claim| claim.id).collect();
+        let rows: HashSet<ClaimKey> = self.in_hand.owned().iter().map(Owned::key).collect();
         let not_begun = self.pool.abandon(&rows);
-        let mut begun: Vec<i64> = rows.difference(&not_begun).copied().collect();
+        let mut begun: Vec<i64> = rows.difference(&not_begun).map(|claim| claim.id).collect();
         if begun.is_empty() {
             return Error::Installation(why);
         }

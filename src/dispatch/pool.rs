@@ -24,7 +24,7 @@ use crate::model::event::Webhook;
 use crate::model::load::Load;
 use crate::model::memory::{Memory, Room};
 use crate::model::message::Message;
-use crate::model::row::{Claimed, Finished};
+use crate::model::row::{ClaimKey, Claimed, Finished};
 
 /// Parked projects that are noted under one lock: a few microseconds, also where the daemon has read ten thousand of them.
 const PARKED_CHUNK: usize = 100;
@@ -164,15 +164,15 @@ impl Pool {
     }
 
     /// Takes out rows that have not begun and have waited for long for others of their own project. The daemon gives them back
-    /// and parks them. Returns of each its id, its project, and whether it is a repeated one.
-    pub fn take_late(&self) -> Vec<(i64, i64, bool)> {
+    /// and parks them. Returns of each which it is, its project, and whether it is a repeated one.
+    pub fn take_late(&self) -> Vec<(ClaimKey, i64, bool)> {
         let late = self.shared.lock().take_late(Instant::now());
-        late.iter().map(|row| (row.id, row.project_id, row.repeated)).collect()
+        late.iter().map(|row| (row.key(), row.project_id, row.repeated)).collect()
     }
 
-    /// Starts nothing new but the rest of rows that have begun; returns the ids of the rows that have not, each with
-    /// whether it is a repeated one.
-    pub fn stop(&self) -> HashMap<i64, bool> {
+    /// Starts nothing new but the rest of rows that have begun; returns the rows that have not, each with whether it is a
+    /// repeated one.
+    pub fn stop(&self) -> HashMap<ClaimKey, bool> {
         let mut state = self.shared.lock();
         let now = Instant::now();
         let unstarted = state.stop(now);
@@ -188,11 +188,11 @@ impl Pool {
         self.shared.wake_one(state, Instant::now());
     }
 
-    /// Gives up rows that are not ours any more: their calls that wait are dropped. Returns the ids of the rows that will
-    /// never go out; the others have all their calls in flight, or have gone out already.
-    pub fn abandon(&self, ids: &HashSet<i64>) -> HashSet<i64> {
+    /// Gives up rows that are not ours any more: their calls that wait are dropped. Returns the rows that will never go
+    /// out; the others have all their calls in flight, or have gone out already.
+    pub fn abandon(&self, rows: &HashSet<ClaimKey>) -> HashSet<ClaimKey> {
         let mut state = self.shared.lock();
-        let (abandoned, admitted) = state.abandon(ids);
+        let (abandoned, admitted) = state.abandon(rows);
         self.release(state, 0, admitted);
         abandoned
     }
@@ -242,7 +242,7 @@ mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
-    use crate::dispatch::row::{OLD, claimed};
+    use crate::dispatch::row::{OLD, claimed, key};
     use crate::dispatch::worker::IDLE;
     use crate::model::call::Call;
 
@@ -362,7 +362,7 @@ mod tests {
         while pool.load().shortages == 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(pool.stop(), HashMap::from([(1, false)]), "the pause is long enough");
+        assert_eq!(pool.stop(), HashMap::from([(key(1), false)]), "the pause is long enough");
     }
 
     #[tokio::test]
@@ -381,7 +381,7 @@ mod tests {
         while pool.running() == 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(pool.stop(), HashMap::from([(2, false)]));
+        assert_eq!(pool.stop(), HashMap::from([(key(2), false)]));
         open.send(()).expect("the thread waits");
         assert_eq!(out.recv().await.expect("row 1").calls.len(), 2);
     }
@@ -394,7 +394,7 @@ mod tests {
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
         pool.tick();
         assert!(out.try_recv().is_err() && pool.running() == 0);
-        assert_eq!(pool.abandon(&HashSet::from([1, 7])), HashSet::from([1]));
+        assert_eq!(pool.abandon(&HashSet::from([key(1), key(7)])), HashSet::from([key(1)]));
         pool.lease_until(Instant::now() + IDLE);
         assert_eq!(out.recv().await.expect("a row").id, 2);
         assert!(out.try_recv().is_err());
@@ -489,8 +489,8 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(pool.load().waiting, 2 * many.len(), "neither fits beside the first");
-        assert_eq!(pool.abandon(&HashSet::from([2])), HashSet::from([2]));
-        assert_eq!(pool.stop(), HashMap::from([(3, false)]));
+        assert_eq!(pool.abandon(&HashSet::from([key(2)])), HashSet::from([key(2)]));
+        assert_eq!(pool.stop(), HashMap::from([(key(3), false)]));
         open.send(()).expect("the thread waits");
         assert_eq!(out.recv().await.expect("a row").id, 1);
         pool.released(1);

@@ -7,13 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use crate::model::call::{Call, ErrorKind};
 use crate::model::event::Webhook;
 use crate::model::memory::{Held, Memory, Room, Share};
 use crate::model::message::Message;
-use crate::model::row::{Claimed, Finished};
+use crate::model::row::{ClaimKey, Claimed, Finished};
 
 /// Memory of a row in hand, besides its payload: the row itself, what the queues keep of it, and the daemon's entry for it.
 const ROW_BYTES: usize = 512;
@@ -21,10 +19,6 @@ const ROW_BYTES: usize = 512;
 pub(super) const CALL_BYTES: usize = size_of::<Job>() + size_of::<Call>() + 512;
 /// While others need memory, a row that began longer ago keeps less of its answers. Most calls end much sooner.
 pub(super) const OLD: Duration = Duration::from_millis(500);
-
-/// Which claim of which row: the id, the epoch of the claim, and who the event is. The same id may be claimed again, and be
-/// drawn again for another event.
-pub(super) type Key = (i64, i64, Uuid);
 
 /// Why the calls of a row are not made.
 pub(super) type Skipped = (ErrorKind, &'static str);
@@ -85,8 +79,9 @@ impl Row {
         }
     }
 
-    pub(super) fn key(&self) -> Key {
-        (self.id, self.epoch, self.message.event_id)
+    /// Which claim of which row.
+    pub(super) fn key(&self) -> ClaimKey {
+        ClaimKey { id: self.id, epoch: self.epoch, event_id: self.message.event_id }
     }
 
     pub(super) fn ended(&self) -> MutexGuard<'_, Ended> {
@@ -175,11 +170,22 @@ pub(super) struct Job {
     pub(super) room: Room,
 }
 
+/// The claim of the row that [`claimed`] makes.
+#[cfg(test)]
+pub(super) fn key(id: i64) -> ClaimKey {
+    ClaimKey { id, epoch: 1, event_id: event_id(id) }
+}
+
+#[cfg(test)]
+fn event_id(id: i64) -> uuid::Uuid {
+    uuid::Uuid::from_u128(u128::try_from(id).expect("tests count from 1"))
+}
+
 /// A row of project 1 as a claim returns it, for tests.
 #[cfg(test)]
 pub(super) fn claimed(id: i64, webhooks: &[i64]) -> Claimed {
     let event = crate::model::event::Event {
-        event_id: uuid::Uuid::from_u128(u128::try_from(id).expect("tests count from 1")),
+        event_id: event_id(id),
         trace_id: "t".into(),
         traceparent: None,
         event: "onPromptFinished".into(),

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use crate::dispatch::admission::Admission;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::limits::Limits;
-use crate::dispatch::row::{CALL_BYTES, Ended, Job, Key, Row};
+use crate::dispatch::row::{CALL_BYTES, Ended, Job, Row};
 use crate::dispatch::scheduler::{ClaimBudget, Scheduler, Ticket};
 use crate::dispatch::worker::Threads;
 use crate::model::call::Call;
 use crate::model::load::{BUSIEST, Load};
 use crate::model::memory::{Memory, Room, Share};
-use crate::model::row::Finished;
+use crate::model::row::{ClaimKey, Finished};
 
 /// When claiming waits for memory, the daemon asks again after this time at the latest: rows grow old.
 const RELIEVE_AGAIN: Duration = Duration::from_millis(100);
@@ -43,7 +43,7 @@ pub(super) struct State {
     pub(super) gate: Gate,
     pub(super) threads: Threads,
     /// Rows of which some calls have ended and others have not.
-    pub(super) half_done: HashMap<Key, Arc<Row>>,
+    pub(super) half_done: HashMap<ClaimKey, Arc<Row>>,
     /// Rows that have gone out and are not committed yet.
     ended: usize,
     progress: u64,
@@ -248,33 +248,32 @@ impl State {
         self.admission.take_late(&self.memory, now)
     }
 
-    /// Drops all calls but the rest of rows that have begun, which start without regard to the limits. Returns the ids of
-    /// the rows that have not begun, each with whether it is a repeated one.
-    pub(super) fn stop(&mut self, now: Instant) -> HashMap<i64, bool> {
-        let mut unstarted: HashMap<i64, bool> =
-            self.admission.waiting().map(|row| (row.id, row.repeated)).collect();
+    /// Drops all calls but the rest of rows that have begun, which start without regard to the limits. Returns the rows
+    /// that have not begun, each with whether it is a repeated one.
+    pub(super) fn stop(&mut self, now: Instant) -> HashMap<ClaimKey, bool> {
+        let mut unstarted: HashMap<ClaimKey, bool> =
+            self.admission.waiting().map(|row| (row.key(), row.repeated)).collect();
         self.admission.retain(|_| false);
         for job in self.scheduler.take_waiting() {
             if job.row.has_begun() {
                 self.scheduler.push(job.webhook.id, job.row.project_id, job, now);
             } else {
-                unstarted.insert(job.row.id, job.row.repeated);
+                unstarted.insert(job.row.key(), job.row.repeated);
             }
         }
         unstarted
     }
 
-    /// Gives up rows that are not ours any more. Returns the ids of those that will never go out, and how many of them were
-    /// admitted.
-    pub(super) fn abandon(&mut self, ids: &HashSet<i64>) -> (HashSet<i64>, usize) {
-        let waiting = self.admission.waiting().map(|row| row.id).filter(|id| ids.contains(id));
-        let mut abandoned: HashSet<i64> = waiting.collect();
-        self.admission.retain(|row| !ids.contains(&row.id));
+    /// Gives up rows that are not ours any more. Returns those that will never go out, and how many of them were admitted.
+    pub(super) fn abandon(&mut self, rows: &HashSet<ClaimKey>) -> (HashSet<ClaimKey>, usize) {
+        let waiting = self.admission.waiting().map(|row| row.key()).filter(|key| rows.contains(key));
+        let mut abandoned: HashSet<ClaimKey> = waiting.collect();
+        self.admission.retain(|row| !rows.contains(&row.key()));
         let mut admitted = 0;
         self.scheduler.retain_waiting(|job| {
-            let keep = !ids.contains(&job.row.id);
+            let keep = !rows.contains(&job.row.key());
             if !keep && job.row.abandon() {
-                abandoned.insert(job.row.id);
+                abandoned.insert(job.row.key());
                 admitted += 1;
                 self.admission.calls_ended(job.row.project_id, job.row.ended().admitted_bytes);
                 // What its calls in flight hold is free when they end.
@@ -282,7 +281,7 @@ impl State {
             }
             keep
         });
-        self.half_done.retain(|(id, ..), _| !abandoned.contains(id));
+        self.half_done.retain(|key, _| !abandoned.contains(key));
         (abandoned, admitted)
     }
 
@@ -343,7 +342,7 @@ pub(super) fn text_bytes(free: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::row::claimed;
+    use crate::dispatch::row::{claimed, key};
     use crate::model::call::ErrorKind;
 
     const LIMITS: Limits = Limits { workers: 4, per_webhook: 2 };
@@ -405,7 +404,7 @@ mod tests {
         assert!(job.row.has_begun() && state.load(now).progress == 1);
         state.requeue(ticket, job, now);
         assert_eq!(state.load(now).progress, 0);
-        assert_eq!(state.stop(now), HashMap::from([(1, false)]), "it has not begun");
+        assert_eq!(state.stop(now), HashMap::from([(key(1), false)]), "it has not begun");
     }
 
     #[test]
@@ -425,7 +424,7 @@ mod tests {
         assert_eq!(finish(&mut state), Some((1, 2)));
         assert_eq!((state.half_done.len(), state.load(now).ended), (0, 1));
         let (ticket, job) = state.start(now).expect("a call");
-        assert_eq!(state.abandon(&HashSet::from([2, 3])), (HashSet::from([2]), 1));
+        assert_eq!(state.abandon(&HashSet::from([key(2), key(3)])), (HashSet::from([key(2)]), 1));
         let call = call(&job);
         assert!(state.finish(ticket, job, call, now).0.is_none());
         assert!(state.start(now).is_none());

@@ -100,6 +100,11 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// Which claim of which row.
+    pub fn key(&self) -> ClaimKey {
+        ClaimKey { id: self.id, epoch: self.epoch, event_id: self.event_id }
+    }
+
     /// Bytes that its records have on the way to Postgres, roughly.
     pub fn record_bytes(&self) -> usize {
         self.calls.iter().map(Call::record_bytes).sum()
@@ -114,13 +119,33 @@ impl Finished {
     }
 }
 
+/// Which claim of which row: a row may be claimed again, and Postgres may draw its id again for another event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClaimKey {
+    /// `relay.outbox.id`.
+    pub id: i64,
+    /// The epoch that it was claimed under.
+    pub epoch: i64,
+    /// `relay.outbox.event_id`.
+    pub event_id: Uuid,
+}
+
 /// The claim of a row in hand, as a new epoch asks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owned {
     /// `relay.outbox.id`.
     pub id: i64,
+    /// The epoch that it was claimed under.
+    pub claimed: i64,
     /// `relay.outbox.event_id`: only both together say that it is the same row.
     pub event_id: Uuid,
     /// The previous owner.
     pub previous: Option<i64>,
+}
+
+impl Owned {
+    /// Which claim of which row.
+    pub fn key(&self) -> ClaimKey {
+        ClaimKey { id: self.id, epoch: self.claimed, event_id: self.event_id }
+    }
 }

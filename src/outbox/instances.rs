@@ -112,6 +112,12 @@ impl Store {
         if rows.iter().any(|row| row.get::<_, &str>("state") == "elsewhere") {
             return Err(Error::Pooled { doing: doing.into() });
         }
+        if rows.iter().any(|row| row.get::<_, &str>("state") == "unlisted") {
+            return Err(Error::Failed(format!(
+                "{doing}: this one is not in relay.instances any more, or was marked dead there, or another database was restored \
+                 over this one; it registers anew"
+            )));
+        }
         let liveness = |row: &Row| match row.get("state") {
             "declared" => Liveness::DeclaredDead,
             "dead" => Liveness::Dead,

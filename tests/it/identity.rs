@@ -3,8 +3,10 @@
 
 use std::collections::HashSet;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::scenes::fill_disk;
 use crate::standby::standby_of;
 use crate::support::{Database, Receiver, Relay, Reply, gated, outcome};
 use promptpal_relay::command::demo::postgres::{Cluster, Stop};
@@ -65,6 +67,88 @@ async fn rows_that_get_the_ids_of_rows_in_hand_are_other_events() {
     assert_eq!(HashSet::<String>::from_iter(ids(&receiver)).len(), 10, "no two events have the same id");
     assert_only_the_others_are_recorded(&database).await;
     assert_named(&relay, &unrecorded);
+}
+
+#[tokio::test]
+async fn a_record_of_a_row_that_is_gone_takes_no_claim_from_the_row_that_has_its_id_now() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    fill_disk(&database).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 5).await;
+    receiver.wait_for(5);
+    relay.until_refused(1);
+    // The records of the five wait for the disk, and their rows go.
+    database.client.batch_execute("TRUNCATE relay.outbox RESTART IDENTITY").await.unwrap();
+    database.client.batch_execute(OTHER_EVENTS).await.unwrap();
+    receiver.wait_for(10);
+    database.client.batch_execute("DROP TRIGGER full_disk ON relay.webhook_calls").await.unwrap();
+    database.all_done().await;
+    assert_only_the_others_are_recorded(&database).await;
+    assert_eq!(receiver.requests().len(), 10);
+    // The failures and the durations are those of the log.
+    assert_eq!(relay.metric("promptpal_relay_rows_done_total"), 5.0);
+    assert_eq!(relay.metric("promptpal_relay_call_duration_seconds_count{outcome=\"success\"}"), 5.0);
+}
+
+#[tokio::test]
+async fn a_row_that_is_gone_and_was_not_begun_gives_back_no_row_that_has_its_id_now() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    for project in 1..=3 {
+        database.webhook(project, &receiver.url("/")).await;
+    }
+    let mut relay = Relay::start(&database, &["--per-webhook", "1"]);
+    database.events(1, 2).await;
+    receiver.wait_for(1);
+    database.eventually("SELECT count(claimed_by) = 2 FROM relay.outbox").await;
+    database.client.batch_execute("TRUNCATE relay.outbox RESTART IDENTITY").await.unwrap();
+    // The second of these has the id of the one that waits.
+    database.events(2, 1).await;
+    database.events(3, 1).await;
+    receiver.wait_for(3);
+    relay.signal(Signal::SIGTERM);
+    relay.until_given_back();
+    gate.open();
+    assert!(relay.wait().success());
+    let done = "SELECT count(*) FROM relay.outbox WHERE done_at IS NOT NULL";
+    assert_eq!(database.number(done).await, 2, "their calls were in flight, and are recorded");
+    assert_eq!(receiver.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_not_listed_any_more_registers_anew_and_goes_on() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    for (round, forget) in
+        ["DELETE FROM relay.instances", "UPDATE relay.instances SET dead_at = now()"].into_iter().enumerate()
+    {
+        database.client.batch_execute(forget).await.unwrap();
+        database.events(1, 1).await;
+        database.all_done().await;
+        relay.until_reconnected(u32::try_from(round).unwrap() + 1);
+    }
+    assert_eq!(receiver.requests().len(), 2);
+    let repeated = "SELECT count(*) FROM relay.webhook_calls WHERE repeated";
+    assert_eq!(database.number(repeated).await, 0);
+}
+
+#[tokio::test]
+async fn a_daemon_whose_database_becomes_a_copy_under_it_claims_nothing_and_ends() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let mut relay = Relay::start(&database, &[]);
+    // As a dump does it that is restored over the database: the table is another one, and rows come with it.
+    let restored = "BEGIN; UPDATE relay.installation SET table_oid = 1;
+        INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
+        VALUES (1, 1, 'user', 0, 1, 1, 1); COMMIT";
+    database.client.batch_execute(restored).await.unwrap();
+    assert_eq!(relay.wait().code(), Some(78), "{}", relay.log());
+    assert_eq!(receiver.requests().len(), 0);
 }
 
 #[tokio::test]

@@ -13,6 +13,8 @@
 --   still sees that they are too long.
 -- * The expression id + 0 is that of outbox_pending and of outbox_parked. The planner cannot take the primary key for
 --   it, even when its statistics are an hour old.
+-- * An instance claims only while it is listed and not declared dead, and while the installation is as it was: a dump may
+--   be restored over the database under a running daemon. Postgres looks once for each statement.
 -- * The webhooks' columns are cast. relay.webhooks may be a view over columns of other types, and may become one while
 --   the statement is prepared. A view may also return nulls: a webhook without an event is no webhook.
 --
@@ -43,6 +45,8 @@ WITH next AS MATERIALIZED (
        AND NOT o.parked
        AND o.id + 0 > $1
        AND (o.claimed_by IS NULL OR o.claimed_by = 0 OR o.claimed_by = ANY ($2))
+       AND EXISTS (SELECT FROM relay.instances i WHERE i.epoch = $4 AND i.dead_at IS NULL)
+       AND EXISTS (SELECT FROM relay.installation n WHERE n.table_oid = 'relay.installation'::regclass)
      ORDER BY o.id + 0
      LIMIT $3
        FOR UPDATE SKIP LOCKED

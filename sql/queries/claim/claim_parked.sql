@@ -23,6 +23,8 @@ WITH next AS MATERIALIZED (
                AND o.parked
                AND o.project_id = wanted.project_id
                AND (o.claimed_by IS NULL OR o.claimed_by = 0 OR o.claimed_by = ANY ($3))
+               AND EXISTS (SELECT FROM relay.instances i WHERE i.epoch = $4 AND i.dead_at IS NULL)
+               AND EXISTS (SELECT FROM relay.installation n WHERE n.table_oid = 'relay.installation'::regclass)
              ORDER BY o.id + 0
              LIMIT wanted.capacity
                FOR UPDATE SKIP LOCKED

@@ -17,6 +17,8 @@
 --             crashed    no session does, and the server has crashed since the instance registered
 --             declared   marked dead by this statement
 --             dead       marked dead before; it may still have rows
+--             unlisted   our own epoch is not listed any more, or is marked dead, or the database is a copy now: we must not
+--                        claim, and register anew
 --             elsewhere  the only row, when another backend runs this statement: a pooler has given our session away
 WITH held AS MATERIALIZED (
     SELECT h.class << 32 | h.object AS key
@@ -57,3 +59,8 @@ SELECT i.epoch, i.round_trip_ms, 'dead'
  UNION ALL
 SELECT $1, 0, 'elsewhere'
  WHERE pg_backend_pid() <> $3
+ UNION ALL
+SELECT $1, 0, 'unlisted'
+ WHERE pg_backend_pid() = $3
+   AND (relay.is_copy()
+        OR NOT EXISTS (SELECT FROM relay.instances i WHERE i.epoch = $1 AND i.dead_at IS NULL))
