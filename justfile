@@ -25,4 +25,4 @@ bench *rows:
 
 # The architecture, and each module
 doc:
-    cargo doc --locked --no-deps --open
+    cargo doc --locked --no-deps --document-private-items --open
