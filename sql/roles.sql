@@ -119,7 +119,7 @@ BEGIN
     -- Inserts events, and owns the webhooks' rows.
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_app') THEN
         GRANT USAGE ON SCHEMA relay TO relay_app;
-        GRANT SELECT ON relay.outbox, relay.migrations TO relay_app;
+        GRANT SELECT ON relay.outbox, relay.migrations, relay.pauses TO relay_app;
         GRANT INSERT (created_at, event, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms,
                       prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
                       provider_default_model, webhook_id, replay_of)
@@ -130,7 +130,10 @@ BEGIN
             GRANT INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
         END IF;
         GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.send_test(bigint), relay.url_problem(text),
-                                  relay.secret_problem(text)
+                                  relay.secret_problem(text), relay.pause_webhook(bigint, text, timestamptz),
+                                  relay.pause_project(bigint, text, timestamptz), relay.resume_webhook(bigint, boolean),
+                                  relay.resume_project(bigint, boolean), relay.held_back_calls(bigint, timestamptz),
+                                  relay.replay_held_back(bigint[])
             TO relay_app;
     END IF;
 
@@ -139,7 +142,7 @@ BEGIN
         GRANT USAGE ON SCHEMA relay TO relay_daemon;
         GRANT SELECT, DELETE ON relay.outbox TO relay_daemon;
         GRANT UPDATE (claimed_by, done_at, parked) ON relay.outbox TO relay_daemon;
-        GRANT SELECT ON relay.webhooks, relay.migrations TO relay_daemon;
+        GRANT SELECT ON relay.webhooks, relay.migrations, relay.pauses TO relay_daemon;
         GRANT SELECT, INSERT ON relay.webhook_calls TO relay_daemon;
         GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq TO relay_daemon;
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
@@ -148,7 +151,9 @@ BEGIN
         GRANT EXECUTE ON FUNCTION relay.cut_text(text), relay.cut_long_text(text), relay.make_call_partition(date),
                                   relay.drop_call_partition(text, timestamptz),
                                   relay.delete_stray_calls(timestamptz, integer), relay.call_partitions(),
-                                  relay.foreign_code(regclass, boolean), relay.is_daemon(oid), relay.daemon_locks()
+                                  relay.foreign_code(regclass, boolean), relay.is_daemon(oid), relay.daemon_locks(),
+                                  relay.pause_failing_webhook(bigint, timestamptz, text),
+                                  relay.delete_ended_pauses(timestamptz)
             TO relay_daemon;
     END IF;
 
@@ -156,7 +161,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_reader') THEN
         GRANT USAGE ON SCHEMA relay TO relay_reader;
         GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.instances_since_crash, relay.retention,
-                        relay.migrations, relay.backlog,
+                        relay.migrations, relay.pauses, relay.backlog,
                         relay.in_flight, relay.webhook_health, relay.recent_failures
             TO relay_reader;
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)

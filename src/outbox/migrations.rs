@@ -34,6 +34,7 @@ pub const MIGRATIONS: &[Migration] = &[
     migration(9, "replay", include_str!("../../sql/migrations/0009_replay.sql")),
     migration(10, "url_problem", include_str!("../../sql/migrations/0010_url_problem.sql")),
     migration(11, "views", include_str!("../../sql/migrations/0011_views.sql")),
+    migration(12, "pauses", include_str!("../../sql/migrations/0012_pauses.sql")),
 ];
 
 const fn migration(version: i32, name: &'static str, sql: &'static str) -> Migration {

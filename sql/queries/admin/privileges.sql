@@ -53,6 +53,10 @@ SELECT need, granted
          AND has_column_privilege('relay.retention', 'steady_since', 'UPDATE')
          AND has_column_privilege('relay.retention', 'next_at', 'UPDATE')
          AND has_column_privilege('relay.retention', 'completed_at', 'UPDATE')
-         AND has_column_privilege('relay.retention', 'dropped_at', 'UPDATE'))
+         AND has_column_privilege('relay.retention', 'dropped_at', 'UPDATE')),
+        (12, 'SELECT on relay.pauses, EXECUTE on relay.pause_failing_webhook and relay.delete_ended_pauses',
+         has_table_privilege('relay.pauses', 'SELECT')
+         AND has_function_privilege('relay.pause_failing_webhook(bigint, timestamptz, text)', 'EXECUTE')
+         AND has_function_privilege('relay.delete_ended_pauses(timestamptz)', 'EXECUTE'))
        ) AS needs (n, need, granted)
  ORDER BY n

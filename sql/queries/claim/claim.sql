@@ -15,10 +15,13 @@
 --   it, even when its statistics are an hour old.
 -- * The webhooks' columns are cast. relay.webhooks may be a view over columns of other types, and may become one while
 --   the statement is prepared. A view may also return nulls: a webhook without an event is no webhook.
+-- * While there is no pause, the statement knows it by one look at an empty table, and looks for none. So a pause holds
+--   for every claim that begins after its commit.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED: the statement waits for nobody. It is meant for synchronous_commit = off.
 --             A crash of the server also ends our session, so nobody has acted upon a claim that was lost.
--- Index:      outbox_pending from $1 on; outbox_pkey for the update, which is heap-only; webhooks_project.
+-- Index:      outbox_pending from $1 on; outbox_pkey for the update, which is heap-only; webhooks_project;
+--             pauses_of_a_webhook and pauses_of_a_project.
 -- Parameters: $1 bigint    cursor: only ids above it
 --             $2 bigint[]  epochs of dead instances, whose rows are taken over
 --             $3 bigint    most rows
@@ -30,6 +33,7 @@
 --             before   the previous owner of a row, claimed or not. It is the epoch of a dead instance, or 0 for a dead
 --                      instance whose epoch is forgotten. A row without a previous owner has no such line.
 --             webhook  an enabled webhook of a claimed row's project, for whatever event.
+--             pause    a pause of one of these webhooks, or of a claimed row's project. url: its reason.
 WITH next AS MATERIALIZED (
     SELECT o.id,
            o.claimed_by,
@@ -81,3 +85,21 @@ SELECT 'webhook', w.id::bigint, NULL, w.event::text, w.project_id::bigint, NULL,
  WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c WHERE NOT c.parked))
    AND w.enabled
    AND w.event IS NOT NULL
+ UNION ALL
+SELECT 'pause', p.webhook_id, NULL, NULL, p.project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL, p.reason, NULL
+  FROM relay.pauses p
+ WHERE (SELECT EXISTS (SELECT FROM relay.pauses))
+   AND p.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c WHERE NOT c.parked))
+   AND (p.until IS NULL OR p.until > now())
+ UNION ALL
+SELECT 'pause', p.webhook_id, NULL, NULL, p.project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL, p.reason, NULL
+  FROM relay.pauses p
+ WHERE (SELECT EXISTS (SELECT FROM relay.pauses))
+   AND p.webhook_id = ANY (ARRAY(
+           SELECT w.id::bigint
+             FROM relay.webhooks w
+            WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c WHERE NOT c.parked))
+              AND w.enabled))
+   AND (p.until IS NULL OR p.until > now())

@@ -1,8 +1,9 @@
 -- Claim parked rows: the oldest ones of each given project, as many as the project has capacity for. What claim.sql
--- says of id + 0, the array of ids, the casts and the bytes of text is true here, too.
+-- says of id + 0, the array of ids, the casts, the bytes of text and the pauses is true here, too.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED. It is meant for synchronous_commit = off, as claim.sql is.
--- Index:      outbox_parked, one range for each project; outbox_pkey for the update; webhooks_project.
+-- Index:      outbox_parked, one range for each project; outbox_pkey for the update; webhooks_project;
+--             pauses_of_a_webhook and pauses_of_a_project.
 -- Parameters: $1 bigint[]  projects
 --             $2 bigint[]  most rows of each, in the same order
 --             $3 bigint[]  epochs of dead instances, whose rows are taken over
@@ -58,3 +59,21 @@ SELECT 'webhook', w.id::bigint, NULL, w.event::text, w.project_id::bigint, NULL,
  WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c))
    AND w.enabled
    AND w.event IS NOT NULL
+ UNION ALL
+SELECT 'pause', p.webhook_id, NULL, NULL, p.project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL, p.reason, NULL
+  FROM relay.pauses p
+ WHERE (SELECT EXISTS (SELECT FROM relay.pauses))
+   AND p.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c))
+   AND (p.until IS NULL OR p.until > now())
+ UNION ALL
+SELECT 'pause', p.webhook_id, NULL, NULL, p.project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL, p.reason, NULL
+  FROM relay.pauses p
+ WHERE (SELECT EXISTS (SELECT FROM relay.pauses))
+   AND p.webhook_id = ANY (ARRAY(
+           SELECT w.id::bigint
+             FROM relay.webhooks w
+            WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c))
+              AND w.enabled))
+   AND (p.until IS NULL OR p.until > now())
