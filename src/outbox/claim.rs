@@ -9,7 +9,7 @@ use tokio_postgres::Row;
 
 use crate::error::Result;
 use crate::model::event::{Event, Secret, Webhook};
-use crate::model::row::Claimed;
+use crate::model::row::{Claimed, Paused};
 use crate::model::snapshot::Snapshot;
 use crate::outbox::Store;
 
@@ -102,6 +102,7 @@ impl Store {
 fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
     let mut previous_owners: HashMap<i64, i64> = HashMap::new();
     let mut webhooks: HashMap<(i64, &str), Vec<Arc<Webhook>>> = HashMap::new();
+    let mut pauses = Pauses::default();
     for row in rows {
         match row.get(0) {
             "before" => _ = previous_owners.insert(row.get(1), row.get(20)),
@@ -112,22 +113,23 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
                     webhooks.entry(event).or_default().push(Arc::new(webhook(id, row, 21)));
                 }
             }
+            "pause" => pauses.add(row),
             _ => {}
         }
     }
-    let none: Arc<[Arc<Webhook>]> = Arc::new([]);
-    let webhooks: HashMap<(i64, &str), Arc<[Arc<Webhook>]>> = webhooks
+    let none = Targets::default();
+    let webhooks: HashMap<(i64, &str), Targets> = webhooks
         .into_iter()
         .map(|(event, mut webhooks)| {
             webhooks.sort_unstable_by_key(|webhook| webhook.id);
-            (event, webhooks.into())
+            (event, pauses.split(event.0, webhooks))
         })
         .collect();
     let of = |row: &Row| {
         let all = webhooks.get(&(row.get(4), row.get(3))).unwrap_or(&none);
         match row.get::<_, Option<i64>>(18) {
             None => all.clone(),
-            Some(only) => all.iter().filter(|webhook| webhook.id == only).cloned().collect(),
+            Some(only) => all.only(only),
         }
     };
     let mut text_bytes = 0;
@@ -137,6 +139,7 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
         let mut event = event(row);
         let (is_longer, bytes) = event.cut_texts(EVENT_TEXT_BYTES_MAX);
         text_bytes += bytes;
+        let Targets { webhooks, paused } = if parked { none.clone() } else { of(row) };
         claimed.push(Claimed {
             id,
             epoch,
@@ -144,11 +147,67 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
             previous: previous_owners.get(&id).copied(),
             event,
             cut: is_longer || row.get(19),
-            webhooks: if parked { none.clone() } else { of(row) },
+            webhooks,
+            paused,
         });
     }
     claimed.sort_unstable_by_key(|row| row.id);
     Claim { rows: claimed, more: i64::try_from(text_bytes).unwrap_or(i64::MAX) > text_bytes_max }
+}
+
+/// The webhooks of a project for an event: those to call, and those that are paused.
+#[derive(Clone, Default)]
+struct Targets {
+    webhooks: Arc<[Arc<Webhook>]>,
+    paused: Arc<[Paused]>,
+}
+
+impl Targets {
+    /// The one of this id, if it is there.
+    fn only(&self, id: i64) -> Targets {
+        Targets {
+            webhooks: self.webhooks.iter().filter(|webhook| webhook.id == id).cloned().collect(),
+            paused: self.paused.iter().filter(|paused| paused.webhook.id == id).cloned().collect(),
+        }
+    }
+}
+
+/// The pauses that a claim returned, each with what the record of a call says.
+#[derive(Default)]
+struct Pauses {
+    webhooks: HashMap<i64, Arc<str>>,
+    projects: HashMap<i64, Arc<str>>,
+}
+
+impl Pauses {
+    /// Adds the pause of a row with its webhook in the first column, its project in the fourth, and its reason in the
+    /// column of the URL.
+    fn add(&mut self, row: &Row) {
+        let reason: &str = row.get(21);
+        let message = |of: &str| match reason {
+            "" => format!("{of} is paused: nothing was sent").into(),
+            reason => format!("{of} is paused, nothing was sent: {reason}").into(),
+        };
+        if let Some(webhook_id) = row.get(1) {
+            self.webhooks.insert(webhook_id, message("the webhook"));
+        } else if let Some(project_id) = row.get(4) {
+            self.projects.insert(project_id, message("the project"));
+        }
+    }
+
+    /// Tells the webhooks of a project that are to be called from those that are paused. A pause of a webhook says more than
+    /// one of its project.
+    fn split(&self, project_id: i64, webhooks: Vec<Arc<Webhook>>) -> Targets {
+        let of_project = self.projects.get(&project_id);
+        let (mut to_call, mut paused) = (Vec::with_capacity(webhooks.len()), Vec::new());
+        for webhook in webhooks {
+            match self.webhooks.get(&webhook.id).or(of_project) {
+                Some(message) => paused.push(Paused { webhook, message: message.clone() }),
+                None => to_call.push(webhook),
+            }
+        }
+        Targets { webhooks: to_call.into(), paused: paused.into() }
+    }
 }
 
 fn event(row: &Row) -> Event {

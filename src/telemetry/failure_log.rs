@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::model::call::Call;
+use crate::model::call::{Call, ErrorKind};
 
 /// One line for a webhook in this time; more failures are counted and told with the next line.
 const QUIET: Duration = Duration::from_secs(1);
@@ -24,9 +24,9 @@ struct Lately {
 }
 
 impl Failures {
-    /// Logs a call if it failed.
+    /// Logs a call if it failed. One that was held back for a pause did not: it is no news.
     pub fn note(&self, outbox_id: i64, call: &Call) {
-        let Some(kind) = call.error_kind else { return };
+        let Some(kind) = call.error_kind.filter(|kind| *kind != ErrorKind::Paused) else { return };
         let now = Instant::now();
         let mut by_webhook = self.lately.borrow_mut();
         let has_room = by_webhook.len() < WEBHOOKS_MAX;

@@ -1,5 +1,6 @@
--- Report how it goes: which instances run, what waits, which webhooks fail. The cost is bounded: the statement reads
--- the first 100,000 pending rows, the first 100,000 parked rows, and the newest 100,000 calls of the last five minutes.
+-- Report how it goes: which instances run, what waits, who is paused, which webhooks fail. The cost is bounded: the
+-- statement reads the first 100,000 pending rows, the first 100,000 parked rows, and the newest 100,000 calls of the last
+-- five minutes. It reads all pauses; there are few.
 --
 -- The locks that sessions hold tell which instances live, not what relay.instances says. A standby has none of these
 -- locks. There the statement returns the instances that were not found dead, and says that it is a standby.
@@ -29,8 +30,14 @@ WITH held AS MATERIALIZED (
            greatest(extract(epoch FROM c.end_time - c.start_time) * 1000, 0) AS ms
       FROM relay.webhook_calls c
      WHERE c.start_time > $1
+       -- Held back for a pause: these have not failed.
+       AND c.error_kind IS DISTINCT FROM 'paused'
        -- The newest ones: ids grow with time, and the log's first index has them.
        AND c.id > coalesce(pg_sequence_last_value('relay.webhook_calls_id_seq'), 0) - 100000
+), pauses AS (
+    SELECT p.webhook_id, p.project_id, p.reason, p.created_at, p.created_by, p.until
+      FROM relay.pauses p
+     WHERE p.until IS NULL OR p.until > now()
 ), webhooks AS (
     SELECT c.webhook_id,
            count(*) AS calls,
@@ -56,4 +63,10 @@ SELECT jsonb_build_object(
            'instances', (SELECT coalesce(jsonb_agg(i), '[]') FROM instances i),
            'backlog', (SELECT coalesce(jsonb_agg(b), '[]')
                          FROM (SELECT * FROM backlog ORDER BY pending DESC, project_id LIMIT 20) AS b),
+           'paused', (SELECT count(*) FROM pauses),
+           'pauses', (SELECT coalesce(jsonb_agg(p), '[]')
+                        FROM (SELECT *
+                                FROM pauses
+                               ORDER BY created_at DESC, webhook_id, project_id
+                               LIMIT 20) AS p),
            'webhooks', (SELECT coalesce(jsonb_agg(w), '[]') FROM webhooks w))::text
