@@ -281,7 +281,7 @@ COMMENT ON FUNCTION relay.resume_project(bigint, boolean) IS
     'Calls the webhooks of a project again, except those that are paused themselves; see relay.resume_webhook().';
 
 -- For the daemon, with --pause-failing. Each instance knows only its own calls, so the log decides: a webhook that has
--- answered anybody since then is not paused. A time of null: it is not asked (the endpoint said that it is gone).
+-- taken an event of anybody since then is not paused. The plan has the time as a constant, as above.
 CREATE FUNCTION relay.pause_failing_webhook(id bigint, since timestamptz, reason text) RETURNS boolean
     LANGUAGE plpgsql
     SECURITY DEFINER
@@ -289,18 +289,16 @@ CREATE FUNCTION relay.pause_failing_webhook(id bigint, since timestamptz, reason
     SET row_security = off
 AS $$
 DECLARE
-    answers boolean := false;
+    works boolean;
 BEGIN
-    IF since IS NOT NULL THEN
-        EXECUTE 'SELECT EXISTS (SELECT
-                                  FROM relay.webhook_calls c
-                                 WHERE c.webhook_id = $1
-                                   AND c.succeeded
-                                   AND c.start_time >= $2)'
-           INTO answers
-          USING pause_failing_webhook.id, since;
-    END IF;
-    IF answers THEN
+    EXECUTE 'SELECT EXISTS (SELECT
+                              FROM relay.webhook_calls c
+                             WHERE c.webhook_id = $1
+                               AND c.succeeded
+                               AND c.start_time >= $2)'
+       INTO works
+      USING pause_failing_webhook.id, since;
+    IF works THEN
         RETURN false;
     END IF;
     INSERT INTO relay.pauses AS p (webhook_id, reason, created_by)

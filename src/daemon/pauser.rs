@@ -22,7 +22,7 @@ use crate::telemetry::metrics::Metrics;
 /// Most webhooks that wait to be paused. More come again with their next failures.
 const WAITING_MAX: usize = 1000;
 /// How long until what could not be paused is tried again.
-const AGAIN: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_secs(10);
 /// How long Postgres may take for one webhook. The server itself gives up after 10 s.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 
@@ -30,8 +30,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug)]
 struct Wanted {
     webhook_id: i64,
-    /// Since then no call may have succeeded, by any instance; none: whatever succeeded, the endpoint is gone.
-    since: Option<SystemTime>,
+    /// No call that started since then may have succeeded, by any instance.
+    since: SystemTime,
     reason: String,
 }
 
@@ -84,7 +84,7 @@ impl FailingWebhooks {
 impl Wanted {
     fn new(call: &Call, verdict: Verdict) -> Wanted {
         let (since, reason) = match verdict {
-            Verdict::Gone => (None, "the endpoint answered 410 (gone)".into()),
+            Verdict::Gone => (call.end_time, "the endpoint answered 410 (gone)".into()),
             Verdict::Failing { calls, lasting } => {
                 let kind = call.error_kind.map_or("", |kind| kind.as_str());
                 let status = call.status_code.map(|status| format!(" {status}")).unwrap_or_default();
@@ -92,7 +92,7 @@ impl Wanted {
                 let long = humantime::format_duration(lasting_s);
                 let reason =
                     format!("all {calls} calls within {long} failed, the last one with {kind}{status}");
-                (SystemTime::now().checked_sub(lasting), reason)
+                (SystemTime::now().checked_sub(lasting).unwrap_or(SystemTime::UNIX_EPOCH), reason)
             }
         };
         Wanted { webhook_id: call.webhook_id, since, reason }

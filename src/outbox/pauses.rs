@@ -102,12 +102,7 @@ impl Store {
     }
 
     /// Pauses a webhook for the daemon, unless the log has a success of it since then. Returns whether this has paused it.
-    pub async fn pause_failing(
-        &self,
-        webhook_id: i64,
-        since: Option<SystemTime>,
-        reason: &str,
-    ) -> Result<bool> {
+    pub async fn pause_failing(&self, webhook_id: i64, since: SystemTime, reason: &str) -> Result<bool> {
         let sql = include_str!("../../sql/queries/pauses/pause_failing.sql");
         Ok(self.one("pausing a webhook", sql, &[&webhook_id, &since, &reason]).await?.get(0))
     }
@@ -117,9 +112,9 @@ impl Store {
         let sql = include_str!("../../sql/queries/pauses/forgotten.sql");
         let rows = self.rows("looking at pauses", sql, &[&days, &limit]).await?;
         let forgotten = |row: &Row| Forgotten {
-            target: match (row.get(0), row.get(1)) {
-                (Some(webhook_id), _) => Target::Webhook(webhook_id),
-                (None, project_id) => Target::Project(project_id),
+            target: match row.get(0) {
+                Some(webhook_id) => Target::Webhook(webhook_id),
+                None => Target::Project(row.get(1)),
             },
             since: row.get(2),
             by: row.get(3),

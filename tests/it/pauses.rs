@@ -397,7 +397,7 @@ async fn the_application_pauses_and_a_reader_does_not_and_neither_does_the_daemo
         ("relay_app", "SELECT relay.resume_project(1, true)", true),
         ("relay_app", "INSERT INTO relay.pauses (webhook_id) VALUES (1)", false),
         ("relay_app", "DELETE FROM relay.pauses", false),
-        ("relay_app", "SELECT relay.pause_failing_webhook(ID, NULL, '')", false),
+        ("relay_app", "SELECT relay.pause_failing_webhook(ID, now(), '')", false),
         ("relay_app", "SELECT relay.write_pause(1, NULL, '', NULL)", false),
         ("relay_reader", "SELECT * FROM relay.pauses", true),
         ("relay_reader", "SELECT relay.pause_webhook(ID)", false),
@@ -534,7 +534,7 @@ async fn an_endpoint_that_is_gone_is_paused_at_once_and_only_with_the_flag() {
     assert_eq!(database.client.query_one(reason, &[&id]).await.unwrap().get::<_, i64>(0), 1);
     // A person's pause stays as it is.
     let sql = format!(
-        "SELECT relay.pause_webhook({id}, 'mine', now() + interval '1 day'); SELECT relay.pause_failing_webhook({id}, NULL, 'x')"
+        "SELECT relay.pause_webhook({id}, 'mine', now() + interval '1 day'); SELECT relay.pause_failing_webhook({id}, now(), 'x')"
     );
     database.client.batch_execute(&sql).await.unwrap();
     assert_eq!(
@@ -546,18 +546,26 @@ async fn an_endpoint_that_is_gone_is_paused_at_once_and_only_with_the_flag() {
 #[tokio::test]
 async fn a_pause_that_somebody_has_open_holds_up_no_delivery_and_comes_later() {
     let database = Database::new().await;
-    let (receiver, status) = answering(410);
+    let (receiver, _) = answering(410);
+    let good = Receiver::good();
     let id = database.webhook(1, &receiver.url("/")).await;
+    let gone = database.webhook(2, &receiver.url("/")).await;
+    database.webhook(3, &good.url("/")).await;
     let relay = Relay::start(&database, &["--pause-failing", "1h"]);
     let other = connect(&database.url).await;
     other.batch_execute(&format!("BEGIN; SELECT relay.pause_webhook({id})")).await.unwrap();
     database.events(1, 1).await;
     relay.until_told("that it cannot be paused", |line| line["level"] == "WARN" && line["error"].is_string());
-    status.store(200, Ordering::SeqCst);
-    database.events(1, 5).await;
+    for project in [2, 3] {
+        database.events(project, 1).await;
+    }
     database.all_done().await;
-    assert_eq!(receiver.requests().len(), 6);
+    good.wait_for(1);
+    // Neither does another webhook that is to be paused wait for it.
+    relay.until(PAUSED_TOTAL, |count| count == 1.0);
+    assert_eq!(database.number("SELECT webhook_id FROM relay.pauses").await, gone);
     other.batch_execute("ROLLBACK").await.unwrap();
+    relay.until(PAUSED_TOTAL, |count| count == 2.0);
 }
 
 #[tokio::test]

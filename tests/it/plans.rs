@@ -29,8 +29,8 @@ struct Query {
 }
 
 /// Rows that may be read for each row of the batch: by the index, by the update, its webhook, and what one part of the
-/// statement hands to the next.
-const ROWS_PER_ROW: i64 = 8;
+/// statement hands to the next; while there are pauses, its webhook and its project again.
+const ROWS_PER_ROW: i64 = 12;
 /// Blocks for each row of the batch: some index probes of a few levels each, and the row's own.
 const BLOCKS_PER_ROW: i64 = 25;
 /// What a query may read besides: catalogs, the upper levels of indexes, small tables.
