@@ -214,7 +214,9 @@ async fn a_pause_ends_by_itself() {
     assert!(out.contains("is paused until 20"), "{out}");
     database.events(1, 1).await;
     database.all_done().await;
-    database.client.batch_execute("UPDATE relay.pauses SET until = now()").await.unwrap();
+    let soon = "UPDATE relay.pauses SET until = clock_timestamp() + interval '100 ms'";
+    database.client.batch_execute(soon).await.unwrap();
+    database.eventually("SELECT until < now() FROM relay.pauses").await;
     database.events(1, 1).await;
     database.all_done().await;
     assert_eq!(kinds(&database).await, [paused(id), (id, None)]);
