@@ -69,7 +69,7 @@ BEGIN
                     ON t.oid = c.relowner
                  WHERE c.relnamespace = 'relay'::regnamespace
                    AND (c.relkind IN ('r', 'p')
-                        OR c.relkind = 'v' AND c.relname IN ('backlog', 'in_flight', 'webhook_health', 'recent_failures')
+                        OR c.relkind = 'v' AND c.relname IN ('backlog', 'in_flight', 'webhook_health', 'recent_failures', 'open_failures')
                         -- The sequence of a column follows its table.
                         OR c.relkind = 'S' AND NOT EXISTS (SELECT
                                                              FROM pg_depend d
@@ -120,8 +120,9 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_app') THEN
         GRANT USAGE ON SCHEMA relay TO relay_app;
         GRANT SELECT ON relay.outbox, relay.migrations, relay.pauses TO relay_app;
-        GRANT INSERT (created_at, event, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms,
-                      prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
+        -- The id, too: programs that map objects to rows write DEFAULT there.
+        GRANT INSERT (id, created_at, event, event_id, trace_id, traceparent, project_id, prompt_id, user_id, result,
+                      finished_at, duration_ms, prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
                       provider_default_model, webhook_id, replay_of)
             ON relay.outbox TO relay_app;
         GRANT SELECT ON relay.webhooks TO relay_app;
@@ -129,7 +130,7 @@ BEGIN
         IF (SELECT c.relkind FROM pg_class c WHERE c.oid = 'relay.webhooks'::regclass) = 'r' THEN
             GRANT INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
         END IF;
-        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.send_test(bigint), relay.url_problem(text),
+        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.replay_failed(bigint[]), relay.send_test(bigint), relay.url_problem(text),
                                   relay.secret_problem(text), relay.pause_webhook(bigint, text, timestamptz),
                                   relay.pause_project(bigint, text, timestamptz), relay.resume_webhook(bigint, boolean),
                                   relay.resume_project(bigint, boolean), relay.held_back_calls(bigint, timestamptz),
@@ -141,8 +142,8 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_daemon') THEN
         GRANT USAGE ON SCHEMA relay TO relay_daemon;
         GRANT SELECT, DELETE ON relay.outbox TO relay_daemon;
-        GRANT UPDATE (claimed_by, done_at, parked) ON relay.outbox TO relay_daemon;
-        GRANT SELECT ON relay.webhooks, relay.migrations, relay.pauses TO relay_daemon;
+        GRANT UPDATE (claimed_by, done_at, parked, without_call) ON relay.outbox TO relay_daemon;
+        GRANT SELECT ON relay.webhooks, relay.migrations, relay.installation, relay.pauses TO relay_daemon;
         GRANT SELECT, INSERT ON relay.webhook_calls TO relay_daemon;
         GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq TO relay_daemon;
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
@@ -152,7 +153,7 @@ BEGIN
                                   relay.drop_call_partition(text, timestamptz),
                                   relay.delete_stray_calls(timestamptz, integer), relay.call_partitions(),
                                   relay.foreign_code(regclass, boolean), relay.is_daemon(oid), relay.daemon_locks(),
-                                  relay.pause_failing_webhook(bigint, timestamptz, text),
+                                  relay.is_copy(), relay.pause_failing_webhook(bigint, timestamptz, text),
                                   relay.delete_ended_pauses(timestamptz)
             TO relay_daemon;
     END IF;
@@ -161,15 +162,32 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_reader') THEN
         GRANT USAGE ON SCHEMA relay TO relay_reader;
         GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.instances_since_crash, relay.retention,
-                        relay.migrations, relay.pauses, relay.backlog,
-                        relay.in_flight, relay.webhook_health, relay.recent_failures
+                        relay.migrations, relay.installation, relay.accepted_copies, relay.pauses, relay.backlog,
+                        relay.in_flight, relay.webhook_health, relay.recent_failures, relay.open_failures
             TO relay_reader;
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)
             ON relay.webhooks TO relay_reader;
         GRANT SELECT ON SEQUENCE relay.webhook_calls_id_seq TO relay_reader;
         GRANT EXECUTE ON FUNCTION relay.url_problem(text), relay.call_by_id(bigint), relay.webhook_health_since(timestamptz),
-                                  relay.failures_since(timestamptz, integer), relay.is_daemon(oid), relay.daemon_locks()
+                                  relay.failures_since(timestamptz, integer),
+                                  relay.open_failures_since(timestamptz, integer, bigint, timestamptz), relay.is_daemon(oid),
+                                  relay.daemon_locks(), relay.is_copy()
             TO relay_reader;
     END IF;
+
+    -- Postgres lets everybody read the system identifier, unless a DBA has revoked that.
+    FOR role IN
+        SELECT r.rolname
+          FROM pg_roles r
+         WHERE r.rolname IN ('relay_owner', 'relay_daemon', 'relay_reader')
+           AND NOT has_function_privilege(r.oid, 'pg_control_system()', 'EXECUTE')
+    LOOP
+        IF has_function_privilege('pg_control_system()', 'EXECUTE WITH GRANT OPTION') THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION pg_control_system() TO %I', role);
+        ELSE
+            RAISE WARNING 'role % may not ask which server this is: as a superuser run GRANT EXECUTE ON FUNCTION pg_control_system() TO %',
+                role, role;
+        END IF;
+    END LOOP;
 END
 $$;

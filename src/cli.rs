@@ -145,12 +145,11 @@ pub enum LogLevel {
 pub enum Command {
     /// The daemon: claims rows, makes the calls, records them
     Run(Box<Run>),
-    /// Creates or upgrades the schema
-    Migrate {
-        /// Write the SQL to standard output, for a DBA to run, instead of running it
-        #[arg(long)]
-        print: bool,
-    },
+    /// Creates or upgrades the schema; accepts a copy, and names the site
+    ///
+    /// Exits with 78 on a copy of another database, and changes nothing there, until --accept-copy says what becomes of the
+    /// rows that were pending when the copy was made.
+    Migrate(Migrate),
     /// Tells whether everything is in place: configuration, connection, schema, privileges, webhooks
     Check(Box<Run>),
     /// How it goes: who runs, what waits, which webhooks fail (the last five minutes)
@@ -203,7 +202,40 @@ impl Command {
                 Some("relay_app")
             }
             Command::Replay(_) | Command::SendTest { .. } => Some("relay_reader and of relay_app"),
-            Command::Migrate { .. } | Command::Demo { .. } => None,
+            Command::Migrate(_) | Command::Demo { .. } => None,
+        }
+    }
+}
+
+/// Flags of `migrate`.
+#[derive(Args, Debug)]
+pub struct Migrate {
+    /// Write the SQL to standard output, for a DBA to run, instead of running it
+    #[arg(long)]
+    pub print: bool,
+    /// Let daemons run on this copy of another database: mark the pending rows done without calls, or keep them
+    #[arg(long, value_name = "WHAT")]
+    pub accept_copy: Option<AcceptCopy>,
+    /// Name the site of this database; only daemons with the same --site run here. A changed site needs --accept-copy
+    #[arg(long, value_name = "NAME", value_parser = site)]
+    pub site: Option<String>,
+}
+
+/// `--accept-copy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AcceptCopy {
+    /// The pending rows are marked done, and no call is made for them.
+    Skip,
+    /// The pending rows are delivered.
+    Deliver,
+}
+
+impl AcceptCopy {
+    /// As it is typed, and as relay.accepted_copies has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            AcceptCopy::Skip => "skip",
+            AcceptCopy::Deliver => "deliver",
         }
     }
 }
@@ -247,7 +279,7 @@ pub struct Replay {
     /// Started before that time, or longer ago than this
     #[arg(long, value_name = "TIME", value_parser = past)]
     pub until: Option<Past>,
-    /// Failed ones only
+    /// Failed ones only that nothing has repeated since, and nothing is about to: it can be run again
     #[arg(long)]
     pub failed: bool,
     /// Tell how many, and insert nothing
@@ -330,7 +362,8 @@ pub struct Run {
     /// Trust the certificates in this PEM file, besides those of the system
     #[arg(long, value_name = "FILE", env = "PROMPTPAL_RELAY_CA_FILE")]
     pub ca_file: Option<PathBuf>,
-    /// What happens to rows that an instance had in hand when it died: post them again, or record them as interrupted
+    /// What happens to rows that an instance had in hand when it died: post them again, or record them as interrupted (then
+    /// no request that meets the end of a kept connection is sent again either)
     #[arg(long, value_name = "WHAT", env = "PROMPTPAL_RELAY_AFTER_CRASH", default_value = "resend")]
     pub after_crash: AfterCrash,
     /// How long call logs are kept (whole days, 400 at most)
@@ -339,6 +372,10 @@ pub struct Run {
     /// How long done outbox rows are kept
     #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_RETAIN_OUTBOX", default_value = "1d", value_parser = duration)]
     pub retain_outbox: Duration,
+    /// The site that the database must have (migrate --site); without it, the database must have none. Tells a physical copy
+    /// (snapshot, base backup) from its original
+    #[arg(long, value_name = "NAME", env = "PROMPTPAL_RELAY_SITE", value_parser = site)]
+    pub site: Option<String>,
     /// Pause a webhook all of whose calls have failed for so long, at least 20 of them; one that answers 410 at once. Without
     /// it the daemon pauses nothing
     #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_PAUSE_FAILING", value_parser = duration)]
@@ -467,6 +504,15 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "write an address and a port such as 127.0.0.1:9464, or a port".into())
 }
 
+/// The name of a site. relay.installation has the same rule.
+fn site(text: &str) -> Result<String, String> {
+    if (1..=63).contains(&text.chars().count()) && !text.chars().any(char::is_control) {
+        Ok(text.into())
+    } else {
+        Err("write 1 to 63 characters without control characters".into())
+    }
+}
+
 /// A text that a header can carry unharmed.
 fn header_text(text: &str) -> Result<String, String> {
     if !text.is_empty() && text.len() <= 100 && text.bytes().all(|b| b.is_ascii_graphic()) {
@@ -512,5 +558,7 @@ mod tests {
         assert_eq!(listen("[::1]:9464").map(|address| address.to_string()), Ok("[::1]:9464".into()));
         assert!(listen("localhost").is_err() && listen("70000").is_err());
         assert!(header_text("1.0\r\nX: y").is_err());
+        assert!(site("Berlin 2").is_ok() && site(&"ü".repeat(63)).is_ok());
+        assert!(site("").is_err() && site("a\nb").is_err() && site(&"a".repeat(64)).is_err());
     }
 }

@@ -16,10 +16,10 @@ use crate::error::{Error, Result};
 use crate::postgres;
 
 /// Longest `--retain-calls`: thirteen months. A query of a person's without a span, or whose span is no constant (`now()`),
-/// locks each partition and its three indexes until its transaction ends. Measured with the settings that a server has
-/// unless told otherwise (64 locks for each of 100 connections, and what memory is left over) and 408 partitions: such a
-/// query takes 1,636 locks, and seven fit beside each other; with ten years of partitions not one does. Of our own queries
-/// none takes more than 190: `calls` of a month, both views of the log and a replay in each of 8 sessions at once, 1,498.
+/// locks each partition and its three indexes until its transaction ends. This was measured with a server's default settings
+/// (64 locks for each of 100 connections, and the memory that is left over) and 408 partitions. Such a query takes 1,636 locks,
+/// and seven fit beside each other. With ten years of partitions not one fits. No query of the relay's takes more than 190. In
+/// each of 8 sessions at once, `calls` of a month, both views of the log and a replay take 1,498.
 const RETAIN_CALLS_MAX: Duration = Duration::from_secs(400 * 86400);
 
 /// The configuration of the daemon.
@@ -42,6 +42,8 @@ pub struct Config {
     pub retain_outbox: Duration,
     /// How long all calls of a webhook must have failed before the daemon pauses it; none: it pauses nothing.
     pub pause_failing: Option<Duration>,
+    /// The site that the database must have.
+    pub site: Option<String>,
     /// Where metrics are served.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -154,6 +156,7 @@ impl Config {
             refused: database.tcp_hosts(),
             reached: database.reached.clone(),
             metrics_port: run.metrics_listen.map(|address| address.port()),
+            second_chance: run.after_crash == AfterCrash::Resend,
         };
         Ok(Config {
             database,
@@ -168,6 +171,7 @@ impl Config {
             retain_calls: run.retain_calls,
             retain_outbox: run.retain_outbox,
             pause_failing: run.pause_failing,
+            site: run.site.clone(),
             metrics_listen: run.metrics_listen,
         })
     }

@@ -21,6 +21,9 @@ pub enum Error {
     Config(String),
     /// The schema is missing, older, newer or changed; a restart will not help. Exit code 78.
     Schema(String),
+    /// The database is a copy that nobody has accepted, of another site, or not the one that the daemon began with. Nothing
+    /// is sent from it; a restart will not help. Exit code 78.
+    Installation(String),
     /// The rights in the database are not as they must be: rows are hidden from the relay, or code of another role would run
     /// with the relay's rights. A restart neither helps nor is needed: a running daemon goes on when the rights are mended.
     /// Exit code 78.
@@ -85,7 +88,11 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) => USAGE,
-            Error::Config(_) | Error::Schema(_) | Error::Rights(_) | Error::Pooled { .. } => CONFIG,
+            Error::Config(_)
+            | Error::Schema(_)
+            | Error::Installation(_)
+            | Error::Rights(_)
+            | Error::Pooled { .. } => CONFIG,
             Error::Postgres { source, .. } => match source.code() {
                 Some(code) if refused_for_good(code) => CONFIG,
                 _ => FAILED,
@@ -176,6 +183,7 @@ impl fmt::Display for Error {
             Error::Usage(text)
             | Error::Config(text)
             | Error::Schema(text)
+            | Error::Installation(text)
             | Error::Rights(text)
             | Error::Failed(text) => f.write_str(text),
             Error::Pooled { doing } => write!(
@@ -239,6 +247,7 @@ mod tests {
         assert_eq!(Error::Usage(String::new()).exit_code(), 2);
         assert_eq!(Error::Config(String::new()).exit_code(), 78);
         assert_eq!(Error::Schema(String::new()).exit_code(), 78);
+        assert_eq!(Error::Installation(String::new()).exit_code(), 78);
         assert_eq!(Error::Rights(String::new()).exit_code(), 78);
         assert_eq!(Error::Failed(String::new()).exit_code(), 1);
     }

@@ -67,8 +67,8 @@ fn dispatch(cli: &Cli) -> Result<()> {
     let result = runtime.block_on(async {
         match &cli.command {
             Command::Run(flags) => run::run(&cli.global, flags, files).await,
-            Command::Migrate { print: true } => migrate::print(),
-            Command::Migrate { print: false } => migrate::run(&cli.global).await,
+            Command::Migrate(flags) if flags.print => migrate::print(flags),
+            Command::Migrate(flags) => migrate::run(&cli.global, flags).await,
             Command::Check(flags) => check::run(&cli.global, flags).await,
             Command::Status { json } => status::run(&cli.global, *json).await,
             Command::Calls(flags) => calls::run(&cli.global, flags).await,

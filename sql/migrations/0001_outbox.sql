@@ -1,7 +1,7 @@
 -- The outbox: the table that the application writes.
 --
 -- The application inserts a row in the transaction in which it records the execution. It writes nothing else here. The
--- daemon writes the columns claimed_by, done_at and parked, and deletes rows some time after they are done. No table of
+-- daemon writes the columns claimed_by, done_at, parked and without_call, and deletes rows some time after they are done. No table of
 -- this schema has a foreign key to another one. A call log outlives its webhook and its outbox row, and a view over other
 -- tables may stand in the place of relay.webhooks.
 --
@@ -15,7 +15,9 @@ CREATE TABLE relay.outbox (
     id                      bigint GENERATED ALWAYS AS IDENTITY,
     created_at              timestamptz NOT NULL DEFAULT now(),
     event                   text        NOT NULL DEFAULT 'onPromptFinished',
-    trace_id                text        NOT NULL DEFAULT replace(gen_random_uuid()::text, '-', ''),
+    event_id                uuid        NOT NULL DEFAULT gen_random_uuid(),
+    trace_id                text,
+    traceparent             text,
     project_id              bigint      NOT NULL,
     prompt_id               bigint      NOT NULL,
     user_id                 text        NOT NULL,
@@ -35,7 +37,12 @@ CREATE TABLE relay.outbox (
     claimed_by              bigint,
     done_at                 timestamptz,
     parked                  boolean     NOT NULL DEFAULT false,
+    without_call            boolean     NOT NULL DEFAULT false,
     CONSTRAINT outbox_pkey PRIMARY KEY (id),
+    -- GENERATED ALWAYS refuses an id of the application's own, unless the insert says OVERRIDING SYSTEM VALUE. No constraint
+    -- sees that clause, and a trigger would cost each insert. So this keeps out the ids that do harm: the claim looks for
+    -- ids above 0, and beyond 2^53 - 1 programs that read JSON round a number.
+    CONSTRAINT outbox_id_in_range CHECK (id BETWEEN 1 AND 9007199254740991),
     CONSTRAINT outbox_event_known CHECK (event = 'onPromptFinished'),
     CONSTRAINT outbox_result_known CHECK (result IN (0, 1)),
     CONSTRAINT outbox_duration_not_negative CHECK (duration_ms >= 0),
@@ -62,13 +69,17 @@ CREATE TABLE relay.outbox (
 
 CREATE INDEX outbox_pending ON relay.outbox ((id + 0)) WHERE done_at IS NULL AND NOT parked;
 CREATE INDEX outbox_parked ON relay.outbox (project_id, (id + 0)) WHERE done_at IS NULL AND parked;
+-- Replays that wait. The application's own rows are not in it.
+CREATE INDEX outbox_replays ON relay.outbox (event_id, webhook_id) WHERE replay_of IS NOT NULL AND done_at IS NULL;
 
 COMMENT ON TABLE relay.outbox IS
     'Events to deliver. The application inserts in its own transaction; promptpal-relay delivers what is committed and sets done_at.';
-COMMENT ON COLUMN relay.outbox.id IS 'Drawn before commit: a lower id can become visible later than a higher one. Never written by the application.';
+COMMENT ON COLUMN relay.outbox.id IS 'Drawn before commit: a lower id can become visible later than a higher one. The application leaves it out, or says DEFAULT.';
 COMMENT ON COLUMN relay.outbox.created_at IS 'Start of the inserting transaction.';
 COMMENT ON COLUMN relay.outbox.event IS 'The event''s name; onPromptFinished is the only one so far.';
-COMMENT ON COLUMN relay.outbox.trace_id IS 'Ties the calls of one execution together; random unless given.';
+COMMENT ON COLUMN relay.outbox.event_id IS 'Who the event is, for ever: part of the webhook-id of its calls. A replay has that of the event that it repeats.';
+COMMENT ON COLUMN relay.outbox.trace_id IS 'Ties the calls of one execution together; null: the event_id without dashes.';
+COMMENT ON COLUMN relay.outbox.traceparent IS 'W3C trace context of the execution; each call sends it with a span id of its own. Left out when it is not valid.';
 COMMENT ON COLUMN relay.outbox.project_id IS 'Every enabled webhook of this project gets one POST. Payload key projectId.';
 COMMENT ON COLUMN relay.outbox.prompt_id IS 'Payload key promptId.';
 COMMENT ON COLUMN relay.outbox.user_id IS 'Payload key userId.';
@@ -88,6 +99,7 @@ COMMENT ON COLUMN relay.outbox.replay_of IS 'The relay.webhook_calls.id that thi
 COMMENT ON COLUMN relay.outbox.claimed_by IS 'Epoch of the instance that has the row in hand; 0: none, but a dead one had. Written by the daemon only.';
 COMMENT ON COLUMN relay.outbox.done_at IS 'When the row''s calls were recorded; null: not done. Written by the daemon only.';
 COMMENT ON COLUMN relay.outbox.parked IS 'The row waits for a place at a slow webhook of its project, out of the way of the others. Written by the daemon only.';
+COMMENT ON COLUMN relay.outbox.without_call IS 'The row is done, and no call was made: it met no enabled webhook of its project, event and webhook_id. Written by the daemon only.';
 
 -- The daemon takes the application's texts as they are, because an insert must not fail for them. It delivers and logs the
 -- first 8 KiB of each. For a short text cut_text is one comparison: Postgres inlines the function, and knows the length

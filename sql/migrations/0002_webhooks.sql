@@ -19,6 +19,10 @@ CREATE TABLE relay.webhooks (
     created_at      timestamptz NOT NULL DEFAULT now(),
     updated_at      timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT webhooks_pkey PRIMARY KEY (id),
+    -- relay.outbox.webhook_id is positive: no row could name a webhook with another id.
+    CONSTRAINT webhooks_id_positive CHECK (id > 0),
+    -- The events that relay.outbox takes. A webhook for another one would never be called, and nobody told.
+    CONSTRAINT webhooks_event_known CHECK (event = 'onPromptFinished'),
     -- Keys of 24 to 64 bytes in base64 (32 to 88 characters), separated by white space.
     CONSTRAINT webhooks_signing_secret_can_sign CHECK (
         octet_length(signing_secret) <= 8192
@@ -37,7 +41,7 @@ COMMENT ON COLUMN relay.webhooks.project_id IS 'The project whose events go ther
 COMMENT ON COLUMN relay.webhooks.name IS 'For people.';
 COMMENT ON COLUMN relay.webhooks.description IS 'For people.';
 COMMENT ON COLUMN relay.webhooks.url IS 'http or https. One that cannot be called gives a logged call with error_kind bad_url.';
-COMMENT ON COLUMN relay.webhooks.event IS 'Only events of this name go there.';
+COMMENT ON COLUMN relay.webhooks.event IS 'Only events of this name go there; onPromptFinished is the only one so far.';
 COMMENT ON COLUMN relay.webhooks.enabled IS 'Read when a row is claimed: only enabled webhooks are called.';
 COMMENT ON COLUMN relay.webhooks.signing_secret IS 'Standard Webhooks secret (whsec_ and 24 to 64 bytes in base64), or several separated by spaces while they are exchanged; when set, calls are signed. Not readable by relay_reader.';
 COMMENT ON COLUMN relay.webhooks.created_at IS 'For people.';

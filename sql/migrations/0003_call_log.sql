@@ -2,7 +2,7 @@
 --
 -- The daemon writes it at the pace of the queue, and each B-tree on it would cost as much as the whole queue operation.
 -- So two block-range indexes find a call by id, time, outbox row, trace and webhook at nearly no cost. One partial B-tree
--- finds the failures of a webhook. The second block-range index has start_time, too, because that column is in the order of
+-- finds the failures of a webhook, and one the calls that repeat another call, which are few. The second block-range index has start_time, too, because that column is in the order of
 -- the blocks. Without such a column the planner assumes that a search finds all ranges of blocks.
 
 CREATE SEQUENCE relay.webhook_calls_id_seq AS bigint;
@@ -32,6 +32,8 @@ CREATE TABLE relay.webhook_calls (
     user_agent          text        NOT NULL,
     ip                  text        NOT NULL,
     provider_id         bigint,
+    event_id            uuid        NOT NULL,
+    replay_of           bigint,
     CONSTRAINT webhook_calls_error_kind_known CHECK (error_kind IN (
         'bad_url', 'blocked_address', 'dns', 'connect', 'tls', 'timeout', 'protocol', 'http_status', 'interrupted',
         'paused', 'internal'))
@@ -50,6 +52,7 @@ CREATE INDEX webhook_calls_place ON relay.webhook_calls
 CREATE INDEX webhook_calls_bloom ON relay.webhook_calls
     USING brin (start_time, trace_id text_bloom_ops, webhook_id int8_bloom_ops) WITH (pages_per_range = 32, autosummarize = on);
 CREATE INDEX webhook_calls_failures ON relay.webhook_calls (webhook_id, start_time) WHERE NOT succeeded;
+CREATE INDEX webhook_calls_replays ON relay.webhook_calls (event_id, webhook_id) WHERE replay_of IS NOT NULL;
 
 COMMENT ON TABLE relay.webhook_calls IS
     'The call log: one row for each call, written in the transaction that marks its outbox row done. Partitioned by UTC day of start_time.';
@@ -58,7 +61,7 @@ COMMENT ON COLUMN relay.webhook_calls.id IS 'Grows with time; what relay.replay(
 COMMENT ON COLUMN relay.webhook_calls.outbox_id IS 'The relay.outbox row; that row is deleted some time after it is done.';
 COMMENT ON COLUMN relay.webhook_calls.webhook_id IS 'The webhook that was called; it may be gone.';
 COMMENT ON COLUMN relay.webhook_calls.project_id IS 'From the outbox row.';
-COMMENT ON COLUMN relay.webhook_calls.trace_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.webhook_calls.trace_id IS 'From the outbox row; where that has none, the event_id without dashes.';
 COMMENT ON COLUMN relay.webhook_calls.url IS 'The webhook''s URL at the time of the call, without user and password.';
 COMMENT ON COLUMN relay.webhook_calls.request_headers IS 'The headers that went out: an object with lower-case names, an array for a name that came twice; {} when nothing was sent. Never a secret.';
 COMMENT ON COLUMN relay.webhook_calls.request_body IS 'The payload.';
@@ -70,7 +73,7 @@ COMMENT ON COLUMN relay.webhook_calls.response_truncated IS 'response_body is le
 COMMENT ON COLUMN relay.webhook_calls.start_time IS 'First byte of work: before the name was resolved.';
 COMMENT ON COLUMN relay.webhook_calls.end_time IS 'Last byte read, or the failure.';
 COMMENT ON COLUMN relay.webhook_calls.is_timeout IS 'The call passed --timeout; with a status when one had been read.';
-COMMENT ON COLUMN relay.webhook_calls.error_message IS 'What happened, for people; also set for a success with a flaw.';
+COMMENT ON COLUMN relay.webhook_calls.error_message IS 'What happened, for people; also set for a success with a flaw, and for a request that was sent twice.';
 COMMENT ON COLUMN relay.webhook_calls.error_kind IS 'Null for a success; else bad_url, blocked_address, dns, connect, tls, timeout, protocol, http_status, interrupted, paused or internal.';
 COMMENT ON COLUMN relay.webhook_calls.succeeded IS 'A 2xx within the time limit.';
 COMMENT ON COLUMN relay.webhook_calls.repeated IS 'An instance that died had the row in hand before: the receiver may have seen this call already.';
@@ -78,6 +81,8 @@ COMMENT ON COLUMN relay.webhook_calls.remote_addr IS 'Address and port that the 
 COMMENT ON COLUMN relay.webhook_calls.user_agent IS 'From the outbox row: of the client that ran the prompt.';
 COMMENT ON COLUMN relay.webhook_calls.ip IS 'From the outbox row: of the client that ran the prompt.';
 COMMENT ON COLUMN relay.webhook_calls.provider_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.webhook_calls.event_id IS 'From the outbox row: the same in every call for the same event, replays included.';
+COMMENT ON COLUMN relay.webhook_calls.replay_of IS 'The call that this one repeats; null unless somebody replayed one.';
 
 -- A call by its id. The id does not say which day the call is of. A plain query would lock all partitions and their indexes
 -- until the transaction ends. That is four locks for each partition, and a few thousand partitions need more locks than

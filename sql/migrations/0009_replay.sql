@@ -17,7 +17,7 @@ DECLARE
     new_id  bigint;
 BEGIN
     PERFORM relay.require_own_webhooks();
-    SELECT c.trace_id, c.webhook_id, c.project_id, c.request_body
+    SELECT c.event_id, c.trace_id, c.webhook_id, c.project_id, c.request_body
       INTO call
       FROM relay.call_by_id(call_id) c;
     IF NOT FOUND THEN
@@ -40,11 +40,11 @@ BEGIN
     -- The outbox row may be deleted by now; the payload has everything.
     payload := call.request_body::jsonb;
     INSERT INTO relay.outbox (
-        event, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens,
+        event, event_id, trace_id, project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens,
         completion_tokens, total_tokens, cached, ip, user_agent, provider_id, provider_default_model, webhook_id,
         replay_of)
     VALUES (
-        payload ->> 'event', call.trace_id, call.project_id, (payload ->> 'promptId')::bigint, payload ->> 'userId',
+        payload ->> 'event', call.event_id, call.trace_id, call.project_id, (payload ->> 'promptId')::bigint, payload ->> 'userId',
         (payload ->> 'result')::smallint, (payload ->> 'timestamp')::timestamptz, (payload ->> 'duration')::bigint,
         (payload #>> '{tokens,prompt}')::integer, (payload #>> '{tokens,completion}')::integer,
         CASE WHEN (payload #>> '{tokens,total}')::bigint
@@ -94,5 +94,121 @@ $$;
 COMMENT ON FUNCTION relay.send_test(bigint) IS
     'Inserts an outbox row with a test event (prompt 0, user "promptpal-relay test") for one webhook and returns the row''s id.';
 
+-- Failures that are open: nothing has repeated the call, and nothing is about to. Of several calls for the same event and
+-- webhook only the last one can be open, so that each event is repeated once.
+--
+-- Only replays make a second call for the same event and webhook, so the partial indexes of replays find all later calls,
+-- whatever the application has inserted. A plain query would lock all partitions, because now() is no constant when
+-- Postgres plans. The statement is planned with the times, and touches the partitions of the span. A later call starts
+-- later, unless a clock jumps: it may be a day off.
+CREATE FUNCTION relay.open_failures_since(since timestamptz, most integer, of_webhook bigint DEFAULT NULL,
+                                          before timestamptz DEFAULT NULL)
+    RETURNS TABLE (call_id bigint, event_id uuid, start_time timestamptz, webhook_id bigint, project_id bigint,
+                   trace_id text, url text, error_kind text, status_code integer, error_message text)
+    LANGUAGE plpgsql
+    STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+AS $$
+BEGIN
+    RETURN QUERY EXECUTE $query$
+        SELECT c.id, c.event_id, c.start_time, c.webhook_id, c.project_id, c.trace_id, c.url, c.error_kind, c.status_code,
+               c.error_message
+          FROM relay.webhook_calls c
+         WHERE NOT c.succeeded
+           AND c.start_time >= $1
+           AND ($3 IS NULL OR c.webhook_id = $3)
+           AND ($4 IS NULL OR c.start_time < $4)
+           AND NOT EXISTS (SELECT
+                             FROM relay.webhook_calls l
+                            WHERE l.replay_of IS NOT NULL
+                              AND l.event_id = c.event_id
+                              AND l.webhook_id = c.webhook_id
+                              AND l.id > c.id
+                              AND l.start_time >= $1 - interval '1 day')
+           AND NOT EXISTS (SELECT
+                             FROM relay.outbox o
+                            WHERE o.replay_of IS NOT NULL
+                              AND o.done_at IS NULL
+                              AND o.event_id = c.event_id
+                              AND o.webhook_id = c.webhook_id)
+         ORDER BY c.start_time DESC, c.id DESC
+         LIMIT $2
+    $query$ USING since, most, of_webhook, before;
+END
+$$;
+
+COMMENT ON FUNCTION relay.open_failures_since(timestamptz, integer, bigint, timestamptz) IS
+    'Failed calls since then that no later call has repeated and no pending row is about to repeat, newest first, at most so many; of one webhook, and started before a time, if given. See relay.open_failures.';
+
+-- Whether a later call has repeated one. Planned with the time, as above.
+CREATE FUNCTION relay.is_repeated(event uuid, webhook bigint, call_id bigint, since timestamptz) RETURNS boolean
+    LANGUAGE plpgsql
+    STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+AS $$
+DECLARE
+    repeated boolean;
+BEGIN
+    EXECUTE $query$
+        SELECT EXISTS (SELECT
+                         FROM relay.webhook_calls l
+                        WHERE l.replay_of IS NOT NULL
+                          AND l.event_id = $1
+                          AND l.webhook_id = $2
+                          AND l.id > $3
+                          AND l.start_time >= $4 - interval '1 day')
+    $query$ INTO repeated USING event, webhook, call_id, since;
+    RETURN repeated;
+END
+$$;
+
+COMMENT ON FUNCTION relay.is_repeated(uuid, bigint, bigint, timestamptz) IS
+    'Whether a call after this one, for the same event and webhook, is in the log.';
+
+-- Repeats failures that are still open, and says which rows it inserted. Two that run at once repeat each call once: the
+-- function takes a lock for the event and webhook, which it tries and never waits for, and looks once more under it. It
+-- must see what another transaction has committed by then, so it wants read committed.
+CREATE FUNCTION relay.replay_failed(call_ids bigint[]) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+    SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+AS $$
+DECLARE
+    wanted bigint;
+    call   record;
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'relay.replay_failed needs a transaction that is read committed, this one is %', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state', HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED.';
+    END IF;
+    FOREACH wanted IN ARRAY call_ids LOOP
+        SELECT c.id, c.event_id, c.webhook_id, c.start_time, c.succeeded
+          INTO call
+          FROM relay.call_by_id(wanted) c;
+        CONTINUE WHEN NOT FOUND
+                   OR call.succeeded
+                   OR NOT pg_try_advisory_xact_lock(1886415990, hashtext(call.event_id::text || call.webhook_id));
+        -- A statement of its own: it sees what was committed before the lock was free.
+        CONTINUE WHEN EXISTS (SELECT
+                                FROM relay.outbox o
+                               WHERE o.replay_of IS NOT NULL
+                                 AND o.done_at IS NULL
+                                 AND o.event_id = call.event_id
+                                 AND o.webhook_id = call.webhook_id)
+                   OR relay.is_repeated(call.event_id, call.webhook_id, call.id, call.start_time);
+        RETURN NEXT relay.replay(wanted);
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION relay.replay_failed(bigint[]) IS
+    'Repeats those of these calls that failed and are open (relay.open_failures), and returns the ids of the new outbox rows. Can be called twice, and by two at once: what is pending or was repeated is left out.';
+
+REVOKE ALL ON FUNCTION relay.open_failures_since(timestamptz, integer, bigint, timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.is_repeated(uuid, bigint, bigint, timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.replay_failed(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;

@@ -32,16 +32,17 @@ COMMENT ON COLUMN relay.backlog.parked IS 'Those of them that wait for a place a
 COMMENT ON COLUMN relay.backlog.oldest_age IS 'How long ago the oldest was inserted; 0 when created_at is in the future.';
 
 CREATE VIEW relay.in_flight AS
-    SELECT o.id, o.project_id, o.trace_id, o.created_at, o.claimed_by AS epoch, i.host, i.pid,
+    SELECT o.id, o.project_id, coalesce(o.trace_id, replace(o.event_id::text, '-', '')) AS trace_id, o.created_at,
+           o.claimed_by AS epoch, i.host, i.pid,
            i.dead_at IS NOT NULL AS instance_dead
       FROM (
-            (SELECT id, project_id, trace_id, created_at, claimed_by
+            (SELECT id, project_id, event_id, trace_id, created_at, claimed_by
                FROM relay.outbox
               WHERE done_at IS NULL AND NOT parked
               ORDER BY id + 0
               LIMIT 100000)
             UNION ALL
-            (SELECT id, project_id, trace_id, created_at, claimed_by
+            (SELECT id, project_id, event_id, trace_id, created_at, claimed_by
                FROM relay.outbox
               WHERE done_at IS NULL AND parked
               ORDER BY project_id, id + 0
@@ -154,6 +155,24 @@ COMMENT ON COLUMN relay.recent_failures.error_kind IS 'As in relay.webhook_calls
 COMMENT ON COLUMN relay.recent_failures.status_code IS 'Of the answer; null when none was read.';
 COMMENT ON COLUMN relay.recent_failures.error_message IS 'What happened, for people.';
 COMMENT ON COLUMN relay.recent_failures.duration IS 'From the first byte of work to the last byte read, or the failure.';
+
+CREATE VIEW relay.open_failures AS
+    SELECT f.call_id, f.event_id, f.start_time, f.webhook_id, f.project_id, f.trace_id, f.url, f.error_kind, f.status_code,
+           f.error_message
+      FROM relay.open_failures_since(now() - interval '7 days', 10000) AS f;
+
+COMMENT ON VIEW relay.open_failures IS
+    'The last 10,000 failed calls of the last 7 days for whose event and webhook no later call was made and none is pending, newest first. For another span: relay.open_failures_since().';
+COMMENT ON COLUMN relay.open_failures.call_id IS 'Of relay.webhook_calls; what relay.replay() takes.';
+COMMENT ON COLUMN relay.open_failures.event_id IS 'Of the event that was not delivered.';
+COMMENT ON COLUMN relay.open_failures.start_time IS 'First byte of work.';
+COMMENT ON COLUMN relay.open_failures.webhook_id IS 'The webhook that was called; it may be gone.';
+COMMENT ON COLUMN relay.open_failures.project_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.open_failures.trace_id IS 'From the outbox row.';
+COMMENT ON COLUMN relay.open_failures.url IS 'The webhook''s URL at the time of the call, without user and password.';
+COMMENT ON COLUMN relay.open_failures.error_kind IS 'As in relay.webhook_calls.';
+COMMENT ON COLUMN relay.open_failures.status_code IS 'Of the answer; null when none was read.';
+COMMENT ON COLUMN relay.open_failures.error_message IS 'What happened, for people.';
 
 REVOKE ALL ON FUNCTION relay.webhook_health_since(timestamptz) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.failures_since(timestamptz, integer) FROM PUBLIC;

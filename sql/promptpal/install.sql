@@ -162,7 +162,8 @@ BEGIN
             (9,  'end_time',              'c.end_time',                                                     ''),
             (10, 'is_timeout',            'c.is_timeout',                                                   ''),
             (11, 'error_message',         'c.error_message',                                                ''),
-            (12, 'user_agent',            'c.user_agent',                                                   ''),
+            -- Of the call, as PromptPal has it. c.user_agent is that of the client that ran the prompt.
+            (12, 'user_agent',            'c.request_headers ->> ''user-agent''',                           ''),
             (13, 'ip',                    'c.ip',                                                           ''),
             (14, 'webhook_call_webhook',  'c.webhook_id',                                                   ''),
             (15, 'webhook_call_provider', 'c.provider_id',                                                  '0'),
@@ -174,19 +175,16 @@ BEGIN
        AND a.attname = v.col;
 
     CREATE OR REPLACE FUNCTION relay.flat_headers(headers jsonb) RETURNS jsonb
-        LANGUAGE sql IMMUTABLE PARALLEL SAFE
+        LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
         SET search_path = pg_catalog, pg_temp
         SET row_security = off
     AS $$
-        SELECT jsonb_object_agg(h.key, CASE jsonb_typeof(h.value)
-                   WHEN 'array' THEN (SELECT string_agg(v, ', ') FROM jsonb_array_elements_text(h.value) AS v)
-                   ELSE h.value #>> '{}' END)
+        -- An aggregate over no headers is null, and no headers are an empty object.
+        SELECT coalesce(jsonb_object_agg(h.key, CASE jsonb_typeof(h.value)
+                            WHEN 'array' THEN (SELECT string_agg(v, ', ') FROM jsonb_array_elements_text(h.value) AS v)
+                            ELSE h.value #>> '{}' END),
+                        '{}')
           FROM jsonb_each(headers) AS h
-         WHERE headers <> '{}'
-         UNION ALL
-        SELECT headers
-         WHERE headers = '{}'
-         LIMIT 1
     $$;
     COMMENT ON FUNCTION relay.flat_headers(jsonb) IS 'Headers of a call log as an object of strings, as PromptPal has them.';
 
@@ -307,7 +305,8 @@ BEGIN
                        least(greatest(c.response_token::bigint, 0), 2147483647),
                        least(greatest(c.total_token::bigint, 0), 2147483647),
                        coalesce(c.cached, false), coalesce(c.ip, ''), coalesce(c.ua, ''), c.prompt_call_provider,
-                       p.default_model
+                       -- PromptPal leaves an empty one out of its payload.
+                       nullif(p.default_model, '')
                   FROM new_calls c
                   LEFT JOIN %1$I.providers p
                     ON p.id = c.prompt_call_provider

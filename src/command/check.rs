@@ -7,6 +7,7 @@ use crate::command::table::{Column, Screen, aligned, printable};
 use crate::config::Config;
 use crate::delivery::client::Caller;
 use crate::error::{Error, Result, one_line};
+use crate::model::event::EVENTS;
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
 
@@ -46,6 +47,7 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
         format!("migration {}", migrations::MIGRATIONS.len())
     })?;
     privileges(&report, &store).await?;
+    installation(&report, &store, run).await?;
     trigger(&report, &store).await?;
     locks(&report, &store).await?;
     publications(&report, &store).await?;
@@ -66,6 +68,16 @@ async fn privileges(report: &Report, store: &Store) -> Result<()> {
     };
     report.outcome("privileges", result, |()| "all that run needs".into())?;
     report.outcome("foreign code", migrations::require_own_code(store).await, |()| "none runs here".into())
+}
+
+/// Whether this is the database that `migrate` wrote down, and of the daemon's site.
+async fn installation(report: &Report, store: &Store, run: &Run) -> Result<()> {
+    let installation = report.unless_failed("installation", store.installation().await)?;
+    let fits = installation.require_original().and_then(|()| installation.require_site(run.site.as_deref()));
+    report.outcome("installation", fits, |()| match &installation.site {
+        Some(site) => format!("no copy; site {}", printable(site)),
+        None => "no copy; no site".into(),
+    })
 }
 
 /// Tables that the daemon cannot write because of logical replication. Prints nothing where there are no publications.
@@ -132,11 +144,12 @@ async fn webhooks(report: &Report, store: &Store, caller: &Caller) -> Result<()>
     let (mut after, mut all, mut bad) = (0, 0, 0);
     loop {
         let page = report.unless_failed("webhooks", store.enabled_webhooks(after, PAGE).await)?;
-        let Some(last) = page.last() else { break };
+        let Some((last, ..)) = page.last() else { break };
         after = last.id;
         all += page.len();
-        for webhook in &page {
-            let Some(problem) = caller.problem(webhook) else { continue };
+        for (webhook, event, project_id) in &page {
+            let unmet = unmet(event.as_deref(), *project_id);
+            let Some(problem) = unmet.or_else(|| caller.problem(webhook)) else { continue };
             bad += 1;
             if bad <= NAMED_MAX {
                 report.line("warning", "webhook", &format!("{} can never work: {problem}", webhook.id))?;
@@ -146,6 +159,19 @@ async fn webhooks(report: &Report, store: &Store, caller: &Caller) -> Result<()>
     match bad {
         0 => report.line("ok", "webhooks", &format!("{all} enabled")),
         _ => report.line("warning", "webhooks", &format!("{bad} of {all} enabled ones can never work")),
+    }
+}
+
+/// Why no event can meet a webhook. The table's constraints keep such ones out; a view in its place has none.
+fn unmet(event: Option<&str>, project_id: Option<i64>) -> Option<String> {
+    let known = EVENTS.join(", ");
+    match (event, project_id) {
+        (None, _) => Some(format!("it has no event; set it to one of these: {known}")),
+        (Some(event), _) if !EVENTS.contains(&event) => {
+            Some(format!("no event is called {event:?}; set it to one of these: {known}"))
+        }
+        (_, None) => Some("it has no project, so no event meets it".into()),
+        _ => None,
     }
 }
 

@@ -1,4 +1,5 @@
-//! `migrate`: creates or upgrades the schema, or prints the SQL that does.
+//! `migrate`: creates or upgrades the schema, or prints the SQL that does. Accepts a copy and names the site, when it was
+//! asked to.
 //!
 //! Each migration is one transaction, in which it is written down; so an interrupted migrate is simply run again.
 
@@ -6,11 +7,11 @@ use std::io::Write;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use crate::cli::Global;
+use crate::cli::{Global, Migrate};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::outbox::lock_class;
-use crate::outbox::migrations::{self, BOOKKEEPING, MIGRATIONS, Migration, ROLES, State};
+use crate::outbox::migrations::{self, ACCEPT_COPY, BOOKKEEPING, MIGRATIONS, Migration, ROLES, State};
 use crate::outbox::{Role, Store};
 
 /// How often to try for the lock while another migrate has it.
@@ -20,13 +21,23 @@ const PROGRESS: Duration = Duration::from_secs(2);
 /// How long to wait for another migrate.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
-/// Applies what is missing.
-pub async fn run(global: &Global) -> Result<()> {
+/// Applies what is missing, and does what the flags say of a copy and of the site.
+///
+/// # Errors
+///
+/// [`Error::Installation`] on a copy that the flags do not accept; nothing was changed then.
+pub async fn run(global: &Global, flags: &Migrate) -> Result<()> {
     let settings = config::database(global)?;
     let store = Store::connect(&settings, Role::Command).await?;
     migrations::check_server(&store.server().await?)?;
     lock(&store).await?;
     apply(&store, BOOKKEEPING, "preparing relay.migrations").await?;
+    // Before anything else is changed.
+    if flags.accept_copy.is_none() && store.has_installation().await? {
+        let installation = store.installation().await?;
+        installation.require_original()?;
+        installation.require_same_site(flags.site.as_deref())?;
+    }
     let applied = told("reading relay.migrations", store.migrations()).await?;
     match migrations::compare(&applied) {
         State::Current => tracing::info!("the schema is current"),
@@ -38,7 +49,46 @@ pub async fn run(global: &Global) -> Result<()> {
         }
         other => return other.problem().map_or(Ok(()), Err),
     }
-    apply(&store, ROLES, "creating the group roles").await
+    apply(&store, ROLES, "creating the group roles").await?;
+    accept(&store, flags).await
+}
+
+/// Does what the flags say of a copy and of the site.
+async fn accept(store: &Store, flags: &Migrate) -> Result<()> {
+    if flags.accept_copy.is_none() && flags.site.is_none() {
+        return Ok(());
+    }
+    let before = store.last_accepted().await?;
+    apply(store, &asked(flags), "saying what was asked").await?;
+    apply(store, ACCEPT_COPY, "accepting this database").await?;
+    let site = store.installation().await?.site;
+    let site = site.as_deref().unwrap_or("none");
+    match (flags.accept_copy, store.last_accepted().await?) {
+        (Some(decision), Some(last)) if Some(last) != before => tracing::info!(
+            accept_copy = decision.name(),
+            skipped = last.1,
+            site,
+            "daemons may run on this database; so many pending rows were marked done without calls"
+        ),
+        (Some(_), _) => {
+            tracing::info!(
+                site,
+                "this database is no copy: nothing is to be accepted, and nothing was changed"
+            );
+        }
+        (None, _) => {
+            tracing::info!(site, "the site is named; daemons of another one stop when they next connect")
+        }
+    }
+    Ok(())
+}
+
+/// The settings by which [`ACCEPT_COPY`] knows what was asked.
+fn asked(flags: &Migrate) -> String {
+    let decision = flags.accept_copy.map_or("", |decision| decision.name());
+    // A backslash is one: standard_conforming_strings is on in our sessions and in the script.
+    let site = flags.site.as_deref().unwrap_or_default().replace('\'', "''");
+    format!("SET promptpal_relay.accept_copy = '{decision}';\nSET promptpal_relay.site = '{site}';\n")
 }
 
 /// One migrate at a time; tries, so as not to be a session that waits inside Postgres.
@@ -91,11 +141,14 @@ async fn apply_one(store: &Store, migration: &Migration) -> Result<()> {
 
 /// Writes SQL to standard output that does what [`run`] does, when psql or any other client runs it. Needs no
 /// database. It can be run again: what is applied already is skipped.
-pub fn print() -> Result<()> {
-    std::io::stdout().lock().write_all(script().as_bytes()).map_err(Error::io("writing to standard output"))
+pub fn print(flags: &Migrate) -> Result<()> {
+    std::io::stdout()
+        .lock()
+        .write_all(script(flags).as_bytes())
+        .map_err(Error::io("writing to standard output"))
 }
 
-fn script() -> String {
+fn script(flags: &Migrate) -> String {
     let mut script = format!(
         "-- The schema of promptpal-relay {}. Run it in the database that is to have it, with \"stop at the first error\"\n\
          -- (psql -v ON_ERROR_STOP=1 -f FILE). It can be run again: what is applied already is skipped.\n\n\
@@ -112,6 +165,16 @@ fn script() -> String {
          RAISE EXCEPTION 'the schema is newer than this script: install a newer promptpal-relay';\n\
          END IF;\nEND\n$promptpal_relay_guard$;\n\n",
     ));
+    // It refuses a copy, too, unless it was asked to accept one.
+    if flags.accept_copy.is_none() {
+        script.push_str(
+            "DO $promptpal_relay_guard$\nBEGIN\nIF to_regprocedure('relay.is_copy()') IS NOT NULL THEN\n\
+             IF relay.is_copy() THEN\nRAISE EXCEPTION 'this database is a copy, and this script does not accept one: nothing was changed'\n\
+             USING HINT = 'Print it with migrate --print --accept-copy=skip (pending rows are marked done without calls) or =deliver \
+             (they are kept).';\n\
+             END IF;\nEND IF;\nEND\n$promptpal_relay_guard$;\n\n",
+        );
+    }
     for migration in MIGRATIONS {
         // A DO block with the text inside: plain SQL, and a condition.
         script.push_str(&format!(
@@ -129,6 +192,15 @@ fn script() -> String {
     }
     script.push_str(ROLES);
     script.push_str("\nCOMMIT;\n");
+    if flags.accept_copy.is_some() || flags.site.is_some() {
+        // Not in the transaction above: this commits batch by batch, and needs a client that sends one statement at a time.
+        script.push_str(&format!(
+            "\nSET standard_conforming_strings = on;\nSET search_path = pg_catalog, pg_temp;\nSET row_security = off;\n\
+             {}\n{ACCEPT_COPY}\nRESET promptpal_relay.accept_copy;\nRESET promptpal_relay.site;\nRESET row_security;\n\
+             RESET search_path;\nRESET standard_conforming_strings;\n",
+            asked(flags)
+        ));
+    }
     script
 }
 
@@ -139,5 +211,6 @@ mod tests {
     #[test]
     fn no_migration_ends_the_quotation_that_print_puts_around_it() {
         assert!(MIGRATIONS.iter().all(|m| !m.sql.contains("$promptpal_relay")));
+        assert!(!BOOKKEEPING.contains("$promptpal_relay") && !ROLES.contains("$promptpal_relay"));
     }
 }

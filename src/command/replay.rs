@@ -13,7 +13,7 @@ use crate::outbox::migrations;
 use crate::outbox::{Role, Store, Wanted};
 
 /// Most calls that one command repeats.
-const CALLS_MAX: i64 = 1_000_000;
+const CALLS_MAX: i32 = 1_000_000;
 /// How often rows are inserted: as many at once as the rate allows.
 const TICK: Duration = Duration::from_millis(200);
 /// How often progress is told, when the replay takes longer than this.
@@ -33,15 +33,19 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
         (Some(call), ..) => vec![call],
         (None, Some(webhook), Some(since)) => {
             let (now, _) = store.clock().await?;
-            let wanted = Wanted { webhook_id: Some(webhook), failed: replay.failed, since: since.at(now) };
             let until = replay.until.map(|until| until.at(now));
-            store.call_ids(&wanted, until, now, CALLS_MAX + 1).await?
+            if replay.failed {
+                store.open_failures(webhook, since.at(now), until, CALLS_MAX + 1).await?
+            } else {
+                let wanted = Wanted { webhook_id: Some(webhook), failed: false, since: since.at(now) };
+                store.call_ids(&wanted, until, now, i64::from(CALLS_MAX) + 1).await?
+            }
         }
         // clap refuses it before.
         _ => return Err(Error::Usage("give --call N, or --webhook N --since TIME".into())),
     };
     let count = ids.len();
-    if count as i64 > CALLS_MAX {
+    if count > CALLS_MAX as usize {
         return Err(Error::Usage(format!(
             "more than {CALLS_MAX} calls: give a shorter span (--since, --until)"
         )));
@@ -55,9 +59,9 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
     if replay.webhook.is_some() && !replay.yes && !confirmed(count)? {
         return Err(Error::Failed("nothing was repeated".into()));
     }
-    let rows = insert(&store, &ids, replay.rate).await?;
+    let rows = insert(&store, &ids, replay).await?;
     match rows.as_slice() {
-        [row] => screen.line(&format!("outbox row {row} repeats the call")),
+        [row] if count == 1 => screen.line(&format!("outbox row {row} repeats the call")),
         rows => screen.line(&format!("{} calls are repeated", rows.len())),
     }
 }
@@ -84,8 +88,9 @@ fn confirmed(count: usize) -> Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Inserts at most `rate` rows a second.
-async fn insert(store: &Store, ids: &[i64], rate: u32) -> Result<Vec<i64>> {
+/// Inserts at most so many rows a second as wanted; with `--failed` none for a call that is not open any more.
+async fn insert(store: &Store, ids: &[i64], replay: &Replay) -> Result<Vec<i64>> {
+    let rate = replay.rate;
     let per_tick = (rate * TICK.subsec_millis()).div_ceil(1000) as usize;
     let pause = Duration::from_secs_f64(per_tick as f64 / f64::from(rate));
     let mut ticks = tokio::time::interval(pause);
@@ -93,12 +98,17 @@ async fn insert(store: &Store, ids: &[i64], rate: u32) -> Result<Vec<i64>> {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut rows = Vec::with_capacity(ids.len());
     let mut told = Instant::now();
+    let mut done = 0;
     for part in ids.chunks(per_tick) {
         ticks.tick().await;
-        rows.extend(store.replay(part).await?);
+        done += part.len();
+        rows.extend(match replay.failed {
+            true => store.replay_failed(part).await?,
+            false => store.replay(part).await?,
+        });
         if told.elapsed() > PROGRESS {
             told = Instant::now();
-            eprintln!("{} of {} calls", rows.len(), ids.len());
+            eprintln!("{} of {} calls", done, ids.len());
         }
     }
     Ok(rows)

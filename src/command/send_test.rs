@@ -18,10 +18,12 @@ const CLOCKS: Duration = Duration::from_secs(3600);
 ///
 /// # Errors
 ///
-/// [`Error::Failed`] when the call failed, or was not made in time.
+/// [`Error::Failed`] when the call failed, or was not made in time; [`Error::Installation`] on a copy, where nothing is inserted.
 pub async fn run(global: &Global, webhook_id: i64, wait: Duration, json: bool) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
     migrations::require_current(&store).await?;
+    // No daemon would deliver it.
+    store.installation().await?.require_original()?;
     let start = Instant::now();
     let since = store.clock().await?.0 - CLOCKS;
     // A login that may not read the log would send the event and not see the result: it fails before.

@@ -1,13 +1,14 @@
 //! `status`: who runs, what waits, who fails.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::Global;
 use crate::command::locks;
 use crate::command::table::{Screen, printable};
 use crate::config;
 use crate::error::{Error, Result};
+use crate::outbox::installation::Installation;
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
 
@@ -21,11 +22,13 @@ struct Status {
     in_flight: i64,
     calls_5min: i64,
     failures_5min: i64,
+    without_call_5min: i64,
     instances: Vec<Instance>,
     backlog: Vec<Backlog>,
     paused: i64,
     pauses: Vec<Pause>,
     webhooks: Vec<Webhook>,
+    without_call: Vec<WithoutCall>,
 }
 
 #[derive(Deserialize)]
@@ -67,6 +70,14 @@ struct Webhook {
     last_error: Option<String>,
 }
 
+/// Rows of a project that met no webhook.
+#[derive(Deserialize)]
+struct WithoutCall {
+    project_id: i64,
+    rows: i64,
+    last_outbox_id: i64,
+}
+
 /// Prints the status.
 ///
 /// # Errors
@@ -77,6 +88,8 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
     migrations::require_current(&store).await?;
     let read = |error| Error::Failed(format!("reading the status: {error}"));
     let mut value: Value = serde_json::from_str(&store.status().await?).map_err(read)?;
+    let installation = store.installation().await?;
+    value["database"] = as_json(&installation);
     let holders = locks::held_for_long(&store).await?;
     value["lock_holders"] = locks::json(&holders);
     let screen = Screen::of_stdout();
@@ -85,7 +98,7 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
     if json {
         screen.line(&text)?;
     } else {
-        print(&screen, &status)?;
+        print(&screen, &status, &line(&installation))?;
         for holder in &holders {
             screen.line(&format!("warning: {}", locks::line(holder)))?;
         }
@@ -96,16 +109,48 @@ pub async fn run(global: &Global, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn print(screen: &Screen, status: &Status) -> Result<()> {
+/// The database and its site; on a copy also that no daemon runs there.
+fn line(installation: &Installation) -> String {
+    let Installation { identity, site, .. } = installation;
+    let site = site.as_ref().map_or("no site".to_owned(), |site| format!("site {}", printable(site)));
+    let copy = installation.difference().map(|difference| {
+        format!(
+            "; this is a copy ({difference}): no daemon runs here until it is accepted (promptpal-relay migrate \
+             --accept-copy=skip, or =deliver)"
+        )
+    });
+    format!(
+        "database {}, system identifier {}, oid {}, {site}{}",
+        printable(&installation.database),
+        identity.system_identifier,
+        identity.database_oid,
+        copy.unwrap_or_default()
+    )
+}
+
+/// As JSON. The identifier is a text, because it is longer than the numbers that many programs can hold.
+fn as_json(installation: &Installation) -> Value {
+    json!({
+        "name": installation.database,
+        "system_identifier": installation.identity.system_identifier.to_string(),
+        "oid": installation.identity.database_oid,
+        "site": installation.site,
+        "is_copy": installation.is_copy,
+    })
+}
+
+fn print(screen: &Screen, status: &Status, database: &str) -> Result<()> {
     screen.line(&format!(
-        "pending {}, of which {} are parked; the oldest is {:.1} s old; in flight {}; calls in 5 min {}, failed {}",
+        "pending {}, of which {} are parked; the oldest is {:.1} s old; in flight {}; calls in 5 min {}, failed {}; rows done in 5 min without a call, for want of a webhook: {}",
         status.pending,
         status.parked,
         status.oldest_age_s,
         status.in_flight,
         status.calls_5min,
-        status.failures_5min
+        status.failures_5min,
+        status.without_call_5min
     ))?;
+    screen.line(database)?;
     if status.standby {
         screen.line("This is a standby: whether the instances run cannot be seen here. Ask the primary.")?;
     }
@@ -162,7 +207,11 @@ fn print(screen: &Screen, status: &Status) -> Result<()> {
             (w.failures > 0, row)
         })
         .collect();
-    section(screen, &["WEBHOOK", "CALLS", "FAILED", "TIMEOUTS", "P50 MS", "P95 MS", "LAST ERROR"], &rows)
+    section(screen, &["WEBHOOK", "CALLS", "FAILED", "TIMEOUTS", "P50 MS", "P95 MS", "LAST ERROR"], &rows)?;
+    let row =
+        |u: &WithoutCall| [u.project_id, u.rows, u.last_outbox_id].map(|number| number.to_string()).to_vec();
+    let rows: Vec<_> = status.without_call.iter().map(|u| (false, row(u))).collect();
+    section(screen, &["PROJECT", "ROWS WITHOUT A CALL", "LAST OUTBOX ROW"], &rows)
 }
 
 fn section(screen: &Screen, headings: &[&str], rows: &[(bool, Vec<String>)]) -> Result<()> {

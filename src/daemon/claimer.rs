@@ -147,6 +147,12 @@ impl Claimer<'_> {
             self.activity.rows_came();
         }
         self.metrics.claimed.inc_by(rows.len() as u64);
+        for row in &rows {
+            if let Some(why) = row.unmet {
+                let project_id = row.event.project_id;
+                tracing::debug!(outbox_id = row.id, project_id, %why, "the row meets no webhook: it is done without a call");
+            }
+        }
         let record = self.config.after_crash == AfterCrash::Record;
         let (interrupted, rows): (Vec<_>, Vec<_>) =
             rows.into_iter().partition(|row| record && row.repeated());

@@ -5,6 +5,7 @@
 //! says, the calls were made.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::time::Instant;
 
 use crate::config::Config;
@@ -16,6 +17,7 @@ use crate::daemon::record::{cut_suspect, make_storable};
 use crate::daemon::sessions::SessionSet;
 use crate::dispatch::pool::Pool;
 use crate::error::Result;
+use crate::model::message;
 use crate::model::row::Finished;
 use crate::outbox::{STATEMENT_BYTES_MAX, Store};
 use crate::telemetry::failure_log::Failures;
@@ -24,6 +26,10 @@ use crate::telemetry::metrics::{Metrics, Source};
 /// When the finishing session was lost so many times in a row while it wrote the same large record, the record may be
 /// what it is lost for.
 const LOST_MAX: u32 = 3;
+/// Most rows of one commit that have a line each in the journal when their calls are not recorded. All are counted.
+const FENCED_LINES_MAX: usize = 100;
+/// Most calls of such a row that are named.
+const FENCED_IDS_MAX: usize = 20;
 
 /// Whether a commit is under way. The finishing loop writes it; the drain deadline and a reconnection read it.
 #[derive(Default)]
@@ -61,8 +67,10 @@ pub struct Finisher<'a> {
 
 /// What came of writing records.
 struct Recorded {
-    /// Rows that were claimed by this instance, and are done.
-    ours: usize,
+    /// Ids of the rows that were claimed by this instance, and are done.
+    done: Vec<i64>,
+    /// How many of them had no calls.
+    without_call: usize,
     /// Rows whose records are refused in any form.
     refused: Vec<i64>,
 }
@@ -114,7 +122,7 @@ impl Finisher<'_> {
         let is_lost = |row: &mut Finished| self.in_hand.epoch_of(row).is_none();
         let lost: Vec<Finished> = self.inbox.uncommitted.extract_if(.., is_lost).collect();
         if !lost.is_empty() {
-            self.note_fenced(lost.len());
+            self.note_fenced(&lost.iter().collect::<Vec<_>>());
             let in_hand = lost.iter().filter(|row| !row.aside).count();
             drop(lost);
             self.pool.released(in_hand);
@@ -145,10 +153,12 @@ impl Finisher<'_> {
 
     /// Takes out the first `count` rows, which were recorded or refused.
     fn learn(&mut self, count: usize, recorded: &Recorded) {
-        self.metrics.finish(recorded.ours);
-        let done = count - recorded.refused.len();
-        if recorded.ours < done {
-            self.note_fenced(done - recorded.ours);
+        self.metrics.finish(recorded.done.len());
+        self.metrics.without_call.inc_by(recorded.without_call as u64);
+        if recorded.done.len() + recorded.refused.len() < count {
+            let known: HashSet<i64> = recorded.done.iter().chain(&recorded.refused).copied().collect();
+            let rows = self.inbox.uncommitted[..count].iter();
+            self.note_fenced(&rows.filter(|row| !known.contains(&row.id)).collect::<Vec<_>>());
         }
         // Those that were set aside before, and those that are from now on, do not count as in hand.
         let (mut in_hand, mut taken, mut again, mut refused) = (0, 0, 0, Vec::new());
@@ -164,7 +174,7 @@ impl Finisher<'_> {
             self.in_hand.recorded(row.id);
             for call in &row.calls {
                 self.metrics.call(call, row.repeated);
-                self.failures.note(row.id, call);
+                self.failures.note(&row, call);
                 self.failing.note(call, now);
             }
         }
@@ -172,9 +182,24 @@ impl Finisher<'_> {
         self.pool.released(in_hand);
     }
 
-    fn note_fenced(&self, rows: usize) {
-        self.metrics.fenced.inc_by(rows as u64);
-        tracing::warn!(fenced = rows, "rows were done or taken over already: nothing recorded for them");
+    /// Says which calls were made and are not recorded here.
+    fn note_fenced(&self, rows: &[&Finished]) {
+        self.metrics.fenced.inc_by(rows.len() as u64);
+        tracing::warn!(
+            fenced = rows.len(),
+            "rows were done or taken over already: nothing recorded for them"
+        );
+        for row in rows.iter().filter(|row| !row.calls.is_empty()).take(FENCED_LINES_MAX) {
+            let ids =
+                row.calls.iter().take(FENCED_IDS_MAX).map(|call| message::id(row.event_id, call.webhook_id));
+            tracing::warn!(
+                outbox_id = row.id,
+                event_id = %row.event_id.simple(),
+                calls = row.calls.len(),
+                message_ids = ids.collect::<Vec<_>>().join(" "),
+                "calls are not recorded here: their row is another instance's, done, or gone"
+            );
+        }
     }
 }
 
@@ -200,9 +225,10 @@ impl Recorder<'_> {
             self.commits.under_way.set(true);
             let recorded = self.finish.finish(epoch, rows).await;
             let error = match recorded {
-                Ok(ours) => {
+                Ok(done) => {
                     self.commits.under_way.set(false);
-                    return Ok(Recorded { ours: ours.len(), refused: Vec::new() });
+                    let without_call = without_call(rows, &done);
+                    return Ok(Recorded { done, without_call, refused: Vec::new() });
                 }
                 // Whether it was within a commit is asked when the session is made anew.
                 Err(error) if self.finish.is_closed() => return Err(error),
@@ -218,18 +244,29 @@ impl Recorder<'_> {
             match rows {
                 [row] => {
                     if !make_storable(row, &error) {
-                        return Ok(Recorded { ours: 0, refused: vec![row.id] });
+                        return Ok(Recorded { done: Vec::new(), without_call: 0, refused: vec![row.id] });
                     }
                 }
                 rows => {
                     let (left, right) = rows.split_at_mut(rows.len() / 2);
                     let mut all = Box::pin(self.record(epoch, left)).await?;
                     let other = Box::pin(self.record(epoch, right)).await?;
-                    all.ours += other.ours;
+                    all.done.extend(other.done);
+                    all.without_call += other.without_call;
                     all.refused.extend(other.refused);
                     return Ok(all);
                 }
             }
         }
     }
+}
+
+/// How many of these rows have no calls and are done.
+fn without_call(rows: &[Finished], done: &[i64]) -> usize {
+    let mut ids = rows.iter().filter(|row| row.calls.is_empty()).map(|row| row.id).peekable();
+    if ids.peek().is_none() {
+        return 0;
+    }
+    let done: HashSet<i64> = done.iter().copied().collect();
+    ids.filter(|id| done.contains(id)).count()
 }

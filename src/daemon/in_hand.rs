@@ -7,8 +7,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 
 use tokio::sync::Notify;
+use uuid::Uuid;
 
-use crate::model::row::{Claimed, Finished};
+use crate::model::row::{Claimed, Finished, Owned};
 
 /// The claim of one row.
 #[derive(Clone, Copy)]
@@ -18,6 +19,8 @@ struct Claim {
     claimed: i64,
     /// The epoch that it is claimed by: a later one of this process when the row was adopted.
     epoch: i64,
+    /// Who the event is: the same id may be drawn again for another one.
+    event_id: Uuid,
     /// The previous owner.
     previous: Option<i64>,
     /// Its calls have not begun, and never will here: it goes back. Whether they are repeated ones.
@@ -40,8 +43,8 @@ impl InHand {
         let mut rows = self.rows.borrow_mut();
         let was_empty = rows.is_empty();
         rows.extend(claimed.iter().map(|row| {
-            let (claimed, previous) = (row.epoch, row.previous);
-            (row.id, Claim { claimed, epoch: claimed, previous, returning: None })
+            let (claimed, event_id, previous) = (row.epoch, row.event.event_id, row.previous);
+            (row.id, Claim { claimed, epoch: claimed, event_id, previous, returning: None })
         }));
         was_empty
     }
@@ -60,7 +63,8 @@ impl InHand {
     /// process has claimed the row again since.
     pub fn epoch_of(&self, row: &Finished) -> Option<i64> {
         let rows = self.rows.borrow();
-        rows.get(&row.id).filter(|claim| claim.claimed == row.epoch).map(|claim| claim.epoch)
+        let is_of = |claim: &&Claim| claim.claimed == row.epoch && claim.event_id == row.event_id;
+        rows.get(&row.id).filter(is_of).map(|claim| claim.epoch)
     }
 
     /// A row is recorded.
@@ -99,15 +103,20 @@ impl InHand {
         self.rows.borrow().values().filter(|claim| claim.returning.is_none()).count()
     }
 
-    /// All rows, each with its previous owner.
-    pub fn owners(&self) -> Vec<(i64, Option<i64>)> {
-        self.rows.borrow().iter().map(|(id, claim)| (*id, claim.previous)).collect()
+    /// The claims of all rows.
+    pub fn owned(&self) -> Vec<Owned> {
+        let owned = |(id, claim): (&i64, &Claim)| Owned {
+            id: *id,
+            event_id: claim.event_id,
+            previous: claim.previous,
+        };
+        self.rows.borrow().iter().map(owned).collect()
     }
 
     /// Of the rows that were `asked` for, `adopted` are claimed by `epoch` now; the others are lost and taken out. Returns
     /// the lost ones.
-    pub fn adopted(&self, asked: &[(i64, Option<i64>)], adopted: &[i64], epoch: i64) -> HashSet<i64> {
-        let mut lost: HashSet<i64> = asked.iter().map(|(id, _)| *id).collect();
+    pub fn adopted(&self, asked: &[Owned], adopted: &[i64], epoch: i64) -> HashSet<i64> {
+        let mut lost: HashSet<i64> = asked.iter().map(|claim| claim.id).collect();
         adopted.iter().for_each(|id| _ = lost.remove(id));
         let mut rows = self.rows.borrow_mut();
         rows.retain(|id, _| !lost.contains(id));

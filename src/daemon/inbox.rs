@@ -93,7 +93,18 @@ mod tests {
 
     fn refused(id: i64) -> Finished {
         let held = Memory::new(1000).hold(10);
-        Finished { id, epoch: 1, repeated: false, calls: Vec::new(), held, aside: true }
+        let (event_id, trace_id) = (uuid::Uuid::nil(), String::new());
+        Finished {
+            id,
+            epoch: 1,
+            event_id,
+            project_id: 1,
+            trace_id,
+            repeated: false,
+            calls: Vec::new(),
+            held,
+            aside: true,
+        }
     }
 
     #[test]

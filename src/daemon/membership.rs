@@ -152,6 +152,11 @@ impl Membership {
         self.peers.borrow().dead().to_vec()
     }
 
+    /// As [`Peers::declared_dead`].
+    pub fn declared_dead(&self) -> u64 {
+        self.peers.borrow().declared_dead()
+    }
+
     /// How many others live.
     pub fn alive(&self) -> usize {
         self.peers.borrow().alive()

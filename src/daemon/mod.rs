@@ -22,6 +22,7 @@ mod inbox;
 pub mod low_water;
 mod membership;
 mod monitor;
+mod origin;
 mod outage;
 mod pauser;
 pub mod peers;
@@ -38,6 +39,7 @@ mod systemd;
 pub mod wakeup;
 mod watchdog;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -53,6 +55,7 @@ use crate::daemon::in_hand::InHand;
 use crate::daemon::inbox::Inbox;
 use crate::daemon::membership::Membership;
 use crate::daemon::monitor::Monitor;
+use crate::daemon::origin::Origin;
 use crate::daemon::pauser::{FailingWebhooks, Pauser};
 use crate::daemon::queue_age::QueueAge;
 use crate::daemon::reconnect::Reconnect;
@@ -67,6 +70,9 @@ use crate::model::memory::Memory;
 use crate::model::row::Finished;
 use crate::telemetry::failure_log::Failures;
 use crate::telemetry::metrics::{self, Metrics, Source};
+
+/// Rows that are named when their calls cannot be recorded; the rest is counted.
+const NAMED_MAX: usize = 20;
 
 /// The daemon, until it is told to stop or cannot go on.
 ///
@@ -85,7 +91,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
     let (to_results, results) = mpsc::unbounded_channel();
     let post = Box::new({
         let caller = caller.clone();
-        move |webhook: &_, outbox_id, body: &_, room: &mut _| caller.call(webhook, outbox_id, body, room)
+        move |webhook: &_, message: &_, room: &mut _| caller.call(webhook, message, room)
     });
     let memory = Memory::new(config.memory_bytes_max);
     let pool = Pool::new(config.limits, memory, config.endpoint.response_body_bytes_max, post, to_results);
@@ -95,6 +101,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         pool,
         caller,
         in_hand: InHand::default(),
+        origin: Origin::new(config.site.clone()),
         membership: Membership::new(Instant::now()),
         activity: Activity::new(Instant::now()),
         commits: Commits::default(),
@@ -117,6 +124,7 @@ struct Daemon<'a> {
     pool: Pool,
     caller: Arc<Caller>,
     in_hand: InHand,
+    origin: Origin,
     membership: Membership,
     activity: Activity,
     commits: Commits,
@@ -177,7 +185,8 @@ impl Daemon<'_> {
             }
             // The sessions that are left keep our epoch alive until our rows in hand are the new one's.
             let old = sessions.into_old(self.membership.epochs());
-            let Some(again) = self.reconnect().run(old).await? else { return Ok(()) };
+            let again = self.reconnect().run(old).await.map_err(|error| self.name_unrecorded(error))?;
+            let Some(again) = again else { return Ok(()) };
             sessions = again;
             self.metrics.reconnects.inc();
             self.metrics.trouble(Source::Sessions, None);
@@ -195,11 +204,33 @@ impl Daemon<'_> {
     async fn connect(&self) -> Result<Option<SessionSet>> {
         let mut old = OldSessions::default();
         let sessions = tokio::select! {
-            sessions = SessionSet::connect(&self.config.database, &self.membership, &mut old, async |_| Ok(())) => sessions?,
+            sessions = SessionSet::connect(&self.config.database, &self.origin, &self.membership, &mut old, async |_| Ok(())) => sessions?,
             () = self.stop.wait() => return Ok(None),
         };
         self.membership.only_epoch(sessions.instance.epoch());
         Ok(Some(sessions))
+    }
+
+    /// Another database is where this daemon's was, and what is in hand cannot be recorded there: the error names it.
+    fn name_unrecorded(&self, error: Error) -> Error {
+        let Error::Installation(why) = error else { return error };
+        let rows: HashSet<i64> = self.in_hand.owned().iter().map(|claim| claim.id).collect();
+        let not_begun = self.pool.abandon(&rows);
+        let mut begun: Vec<i64> = rows.difference(&not_begun).copied().collect();
+        if begun.is_empty() {
+            return Error::Installation(why);
+        }
+        begun.sort_unstable();
+        let named: Vec<String> = begun.iter().take(NAMED_MAX).map(i64::to_string).collect();
+        let more = match begun.len().saturating_sub(NAMED_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Error::Installation(format!(
+            "{why}; calls were made for {} rows of the database before, and are not recorded: outbox id {}{more}",
+            begun.len(),
+            named.join(", ")
+        ))
     }
 
     /// A session is lost: no call starts, and what was wrong with the old sessions is not known of the new ones.
@@ -267,6 +298,7 @@ impl Daemon<'_> {
             stop: &self.stop,
             pool: &self.pool,
             in_hand: &self.in_hand,
+            origin: &self.origin,
             membership: &self.membership,
             metrics: &self.metrics,
             watchdog: self.watchdog(),

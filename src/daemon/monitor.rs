@@ -105,7 +105,10 @@ impl Monitor<'_> {
         if !self.in_hand.is_empty() {
             self.membership.wake_peers(sessions.instance.session(), STIR_PEERS).await?;
         }
-        sessions.instance.look_around(self.membership, now).await
+        sessions.instance.look_around(self.membership, now).await?;
+        // With those that a connection has declared dead.
+        self.metrics.takeovers.inc_by(self.membership.declared_dead() - self.metrics.takeovers.get());
+        Ok(())
     }
 
     /// Says when nothing moves although there is something to do, and nothing else says why.

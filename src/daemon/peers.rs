@@ -28,6 +28,8 @@ pub struct Peers {
     suspects: HashMap<i64, Suspect>,
     dead: Vec<i64>,
     alive: usize,
+    /// How many this instance has declared dead so far.
+    declared_dead: u64,
 }
 
 /// An instance whose lock is free.
@@ -84,6 +86,7 @@ impl Peers {
                 Liveness::DeclaredDead => {
                     tracing::warn!(epoch, "found a dead instance: its rows are taken over");
                     self.dead.push(*epoch);
+                    self.declared_dead += 1;
                 }
                 Liveness::Dead => self.dead.push(*epoch),
             }
@@ -95,6 +98,11 @@ impl Peers {
     /// Epochs whose rows may be taken over, in order.
     pub fn dead(&self) -> &[i64] {
         &self.dead
+    }
+
+    /// How many instances this one has declared dead so far.
+    pub fn declared_dead(&self) -> u64 {
+        self.declared_dead
     }
 
     /// How many others live.

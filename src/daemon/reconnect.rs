@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::in_hand::InHand;
 use crate::daemon::membership::{Instance, Membership};
+use crate::daemon::origin::Origin;
 use crate::daemon::sessions::{OldSessions, SessionSet, in_time};
 use crate::daemon::signals::Stop;
 use crate::daemon::systemd;
@@ -26,6 +27,7 @@ pub struct Reconnect<'a> {
     pub stop: &'a Stop,
     pub pool: &'a Pool,
     pub in_hand: &'a InHand,
+    pub origin: &'a Origin,
     pub membership: &'a Membership,
     pub metrics: &'a Metrics,
     pub watchdog: Watchdog<'a>,
@@ -37,8 +39,8 @@ impl Reconnect<'_> {
     ///
     /// # Errors
     ///
-    /// When a restart is needed, or does not help: the schema has changed under the daemon, or a pooler gives its sessions
-    /// away.
+    /// When a restart is needed, or does not help: the schema has changed under the daemon, the database is another one, or a
+    /// pooler gives its sessions away.
     pub async fn run(&self, old: OldSessions) -> Result<Option<SessionSet>> {
         let nothing_to_commit = async {
             self.stop.wait().await;
@@ -57,7 +59,9 @@ impl Reconnect<'_> {
         loop {
             match self.watchdog.during(self.try_once(&mut old)).await {
                 Ok(sessions) => return Ok(sessions),
-                Err(error @ (Error::Schema(_) | Error::Pooled { .. })) => return Err(error),
+                Err(error @ (Error::Schema(_) | Error::Installation(_) | Error::Pooled { .. })) => {
+                    return Err(error);
+                }
                 Err(error) => {
                     let why = backoff.failed("waiting for Postgres", &error);
                     systemd::status(&format!("{why}, retry in {:.1} s", backoff.pause().as_secs_f64()));
@@ -70,7 +74,7 @@ impl Reconnect<'_> {
 
     async fn try_once(&self, old: &mut OldSessions) -> Result<SessionSet> {
         let adopt = async |instance: &Instance| self.adopt(instance).await;
-        let connect = SessionSet::connect(&self.config.database, self.membership, old, adopt);
+        let connect = SessionSet::connect(&self.config.database, self.origin, self.membership, old, adopt);
         in_time(CONNECT_MAX, connect).await
     }
 
@@ -83,7 +87,7 @@ impl Reconnect<'_> {
         // A session that was cut off within a statement may have our rows locked, for ever. The others keep the older epochs
         // alive.
         instance.end_older(&older, true).await?;
-        let asked = self.in_hand.owners();
+        let asked = self.in_hand.owned();
         let adopted = instance.session().adopt(&asked, &older, new).await?;
         // A lost row may have calls in flight; the finisher drops what they give.
         let lost = self.in_hand.adopted(&asked, &adopted, new);

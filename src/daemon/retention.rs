@@ -100,6 +100,8 @@ impl Retention {
         retain_outbox: Duration,
     ) -> Result<Outcome> {
         let store = Store::connect(database, Role::Retention).await?;
+        // The sessions that claim may be elsewhere still.
+        store.installation().await?.require_original()?;
         let outcome = match store.try_retention().await? {
             true => self.turn(&store, retain_calls, retain_outbox).await,
             false => Ok(Outcome::Busy),

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::daemon::membership::{Instance, Membership};
+use crate::daemon::origin::Origin;
 use crate::error::{Error, Result};
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
@@ -71,12 +72,16 @@ impl SessionSet {
     /// the daemon lets those go.
     pub async fn connect(
         settings: &Settings,
+        origin: &Origin,
         membership: &Membership,
         older: &mut OldSessions,
         adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
     ) -> Result<SessionSet> {
         let [listen, claim, finish] = older.replaced(settings).await?;
         migrations::require_current(&listen).await?;
+        // Each of them: in the middle of a failover they may have reached different servers.
+        origin.require(&listen).await?;
+        tokio::try_join!(origin.require(&claim), origin.require(&finish))?;
         let instance = Instance::register(listen, &claim, &finish).await?;
         adopt(&instance).await?;
         // After that, because peers do not wait for it; before the first claim, which reads the webhooks.

@@ -17,12 +17,14 @@ use crate::delivery::resolver::Resolver;
 use crate::delivery::response::{self, Limits};
 use crate::delivery::target::{self, Target, Targets};
 use crate::delivery::transport::agents::Agents;
+use crate::delivery::transport::exchange::Exchange;
 use crate::delivery::{headers, request, signature, tls};
 use crate::error::Result;
 use crate::model::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, Outcome};
 use crate::model::database_addresses::Reached;
 use crate::model::event::Webhook;
 use crate::model::memory::Room;
+use crate::model::message::Message;
 use crate::model::{redact, text};
 
 /// How calls are made; one value for the process.
@@ -46,6 +48,8 @@ pub struct Settings {
     pub reached: Reached,
     /// The port of the relay's metrics. No call may reach it at any of this machine's addresses.
     pub metrics_port: Option<u16>,
+    /// Send a request once more that may have crossed the endpoint's close of a connection that was used again.
+    pub second_chance: bool,
 }
 
 /// Makes calls; shared by all threads.
@@ -73,7 +77,7 @@ impl Caller {
     ///
     /// As [`Caller::new`].
     pub fn with_resolver(settings: Settings, names: Resolver) -> Result<Caller> {
-        let trust = tls::config(settings.ca_file.as_deref())?;
+        let tls = tls::config(settings.ca_file.as_deref())?;
         let policy = Arc::new(Policy {
             allow: settings.allow_net.clone(),
             database: settings.refused.clone(),
@@ -82,7 +86,7 @@ impl Caller {
             machine: Machine::open()?,
             names,
         });
-        let agents = Agents::new(settings.timeout, &settings.user_agent_version, policy.clone(), trust);
+        let agents = Agents::new(settings.timeout, &settings.user_agent_version, policy.clone(), tls);
         Ok(Caller { settings, policy, agents, targets: Targets::default() })
     }
 
@@ -116,12 +120,12 @@ impl Caller {
 
     /// Makes one POST. Blocks for the timeout at most. Never panics for anything that an endpoint does, and never errs: the
     /// call says what went wrong. The answer keeps no more than `room` allows.
-    pub fn call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>, room: &mut Room) -> Outcome {
-        match self.try_call(webhook, outbox_id, body, room) {
+    pub fn call(&self, webhook: &Webhook, message: &Message, room: &mut Room) -> Outcome {
+        match self.try_call(webhook, message, room) {
             Outcome::ResourceExhausted(_) => {
                 // Connections that rest may be what is missing.
                 self.agents.close_all();
-                self.try_call(webhook, outbox_id, body, room)
+                self.try_call(webhook, message, room)
             }
             called => called,
         }
@@ -138,15 +142,16 @@ impl Caller {
         self.agents.shutdown();
     }
 
-    fn try_call(&self, webhook: &Webhook, outbox_id: i64, body: &Arc<str>, room: &mut Room) -> Outcome {
+    fn try_call(&self, webhook: &Webhook, message: &Message, room: &mut Room) -> Outcome {
         let target = self.targets.get(&webhook.url, self.settings.https_only);
         let shown = target
             .as_ref()
             .map_or_else(|_| redact::without_credentials(&webhook.url), |target| target.shown.clone());
-        let mut call = Call::begun(webhook.id, shown, body, ErrorKind::Internal, String::new());
+        let mut call = Call::begun(webhook.id, shown, &message.body, ErrorKind::Internal, String::new());
+        let mut again = None;
         let made = target
             .map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))
-            .and_then(|target| self.post(&target, webhook, outbox_id, &mut call, room));
+            .and_then(|target| self.post(&target, webhook, message, &mut call, room, &mut again));
         match made {
             Ok(()) => call.error_kind = None,
             Err(Failure::ResourceExhausted(reason)) => return Outcome::ResourceExhausted(reason),
@@ -158,34 +163,56 @@ impl Caller {
         if let Some(message) = &mut call.error_message {
             text::cut(message, MESSAGE_BYTES_MAX);
         }
+        if let Some(remark) = again {
+            call.note(&remark);
+        }
         call.end_time = SystemTime::now();
         Outcome::Called(call)
     }
 
-    /// The steps of a call whose URL is good: send the request, once more where nothing has looked at it, and read the answer.
+    /// The steps of a call whose URL is good: send the request, and read the answer. `again` says so when the request was sent
+    /// once more.
     fn post(
         &self,
         target: &Target,
         webhook: &Webhook,
-        outbox_id: i64,
+        message: &Message,
         call: &mut Call,
         room: &mut Room,
+        again: &mut Option<String>,
     ) -> std::result::Result<(), Failure> {
         let (start, timeout) = (Instant::now(), self.settings.timeout);
         let limits = Limits { body_bytes_max: self.settings.response_body_bytes_max, timeout };
         call.error_message = None;
-        let body = call.request_body.clone();
-        let request = || request::build(target, webhook, outbox_id, &body);
+        let span_id = fastrand::u64(1..);
+        let request = || request::build(target, webhook, message, span_id);
         let origin = self.agents.of(target.origin());
 
         let mut sent = request::send(&origin.agent, request()?, target);
-        if sent.crossed_a_close() {
-            let left = timeout.saturating_sub(start.elapsed());
-            sent = request::send_afresh(&origin.agent, request()?, left);
+        keep_sent(&sent.exchange, call);
+        if let Some(after) = sent.crossed_a_close().filter(|_| self.settings.second_chance) {
+            let left = || timeout.saturating_sub(start.elapsed());
+            let mut second = request::send_afresh(&origin.agent, request()?, left());
+            if second.lacks_resources() {
+                // Connections that rest may be what is missing.
+                self.agents.close_all();
+                second = request::send_afresh(&origin.agent, request()?, left());
+            }
+            let how = format!(
+                "on a connection that had been used before, which ended {} ms later",
+                after.as_millis()
+            );
+            *again = Some(match second.exchange.begun {
+                Some(_) => format!("sent twice: the first time {how}"),
+                None => format!("sent {how}; not sent again"),
+            });
+            keep_sent(&second.exchange, call);
+            // A request has gone out. So this call must not come again later, as one does of which nothing was sent.
+            if !second.lacks_resources() {
+                sent = second;
+            }
         }
         let exchange = sent.exchange;
-        call.remote_addr = exchange.remote.map(|remote| remote.to_string());
-        call.request_headers = headers::sent(&exchange.request_head);
         let read = match sent.result {
             Ok(response) => response::read(response, exchange, limits, call, room),
             Err(error) => {
@@ -195,6 +222,16 @@ impl Caller {
         };
         self.agents.ended(&origin);
         read
+    }
+}
+
+/// Keeps what was sent and where, if anything was.
+fn keep_sent(exchange: &Exchange, call: &mut Call) {
+    if let Some(remote) = exchange.remote {
+        call.remote_addr = Some(remote.to_string());
+    }
+    if exchange.begun.is_some() {
+        call.request_headers = headers::sent(&exchange.request_head);
     }
 }
 

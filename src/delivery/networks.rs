@@ -66,8 +66,8 @@ pub fn plain(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether the operator has allowed an address. An address that embeds another one is allowed exactly when the embedded one is:
-/// an operator who allows a network of IPv6 does not mean the IPv4 addresses that can be written into it.
+/// Whether the operator has allowed an address. An address that embeds another one is allowed exactly when the embedded one is.
+/// An operator who allows a network of IPv6 does not mean the IPv4 addresses that can be written into it.
 pub fn is_allowed(address: IpAddr, allow: &[IpNet]) -> bool {
     let address = plain(address);
     allow.iter().any(|net| net.contains(&address))

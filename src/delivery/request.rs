@@ -1,8 +1,7 @@
 //! The request of a call: its headers, and sending it. Follows no redirect and repeats nothing by itself.
 
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
@@ -14,9 +13,15 @@ use crate::delivery::transport::agents::OUTPUT_BYTES;
 use crate::delivery::transport::exchange::{self, Exchange};
 use crate::model::call::ErrorKind;
 use crate::model::event::Webhook;
+use crate::model::message::Message;
 
 /// What a line of the request has besides a long value: its name, or the method and version.
 const LINE_BYTES: usize = 64;
+
+/// A request crosses the endpoint's close only while it is on its way. So the end of the connection is known within a round
+/// trip, and between any two places on earth few round trips take longer than this. An endpoint that ends the connection
+/// later may have read the request and acted upon it.
+pub const CROSSING_MAX: Duration = Duration::from_millis(100);
 
 /// What came of sending a request: an answer as far as its head, or an error; and what the links saw until then.
 pub struct Sent {
@@ -24,18 +29,33 @@ pub struct Sent {
     pub result: Result<Response<Body>, ureq::Error>,
     /// What the links saw.
     pub exchange: Exchange,
+    /// When this was known.
+    known: Instant,
 }
 
 impl Sent {
-    /// Whether the endpoint cannot have looked at the request: it had closed the connection that was used again, and the
-    /// request crossed that on the way.
-    pub fn crossed_a_close(&self) -> bool {
-        let Sent { result, exchange } = self;
-        exchange.reused && exchange.received == 0 && result.as_ref().is_err_and(is_broken)
+    fn now(result: Result<Response<Body>, ureq::Error>) -> Sent {
+        Sent { result, exchange: exchange::take(), known: Instant::now() }
+    }
+
+    /// How long after the request began to go out its connection was known to have ended, when the request may have crossed
+    /// a close: the connection was used again, no byte of an answer came, and the time is at most [`CROSSING_MAX`].
+    pub fn crossed_a_close(&self) -> Option<Duration> {
+        let Sent { result, exchange, known } = self;
+        if !exchange.reused || exchange.received > 0 || !result.as_ref().is_err_and(is_broken) {
+            return None;
+        }
+        Some(known.duration_since(exchange.begun?)).filter(|after| *after <= CROSSING_MAX)
+    }
+
+    /// Whether nothing was sent because this process lacks something.
+    pub fn lacks_resources(&self) -> bool {
+        self.exchange.exhausted.is_some() || self.exchange.resolver_busy
     }
 }
 
-/// The request of a row's call to a webhook, signed where the webhook has a secret.
+/// The request of a row's call to a webhook, signed where the webhook has a secret. `span_id` is the call's own, for the
+/// trace context of the event, if it has one.
 ///
 /// # Errors
 ///
@@ -43,23 +63,27 @@ impl Sent {
 pub fn build<'a>(
     target: &Target,
     webhook: &Webhook,
-    outbox_id: i64,
-    body: &'a Arc<str>,
+    message: &'a Message,
+    span_id: u64,
 ) -> Result<Request<&'a str>, Failure> {
-    let mut request = Request::post(target.uri.clone()).header("Content-Type", "application/json");
+    let id = message.id(webhook.id);
+    let mut request = Request::post(target.uri.clone())
+        .header("Content-Type", "application/json")
+        .header("webhook-id", &id);
     if let Some(authorization) = &target.authorization {
         request = request.header("Authorization", authorization);
     }
     if let Some(secret) = &webhook.signing_secret {
-        let id = format!("msg_{outbox_id}_{}", webhook.id);
-        let signed = signature::sign(secret, &id, SystemTime::now(), body)
+        let signed = signature::sign(secret, &id, SystemTime::now(), &message.body)
             .map_err(|problem| Failure::of(ErrorKind::Internal, problem))?;
         request = request
-            .header("webhook-id", signed.id)
             .header("webhook-timestamp", signed.timestamp)
             .header("webhook-signature", signed.signature);
     }
-    request.body(&**body).map_err(|error| Failure::of(ErrorKind::BadUrl, error.to_string()))
+    if let Some(parent) = &message.traceparent {
+        request = request.header("traceparent", parent.header(span_id));
+    }
+    request.body(&*message.body).map_err(|error| Failure::of(ErrorKind::BadUrl, error.to_string()))
 }
 
 /// Sends a request. Blocks for the agent's time-out at most.
@@ -71,7 +95,7 @@ pub fn send(agent: &Agent, request: Request<&str>, target: &Target) -> Sent {
     } else {
         agent.run(agent.configure_request(request).output_buffer_size(line).build())
     };
-    Sent { result, exchange: exchange::take() }
+    Sent::now(result)
 }
 
 /// Sends a request on a connection of its own. Blocks for `left` at most.
@@ -83,7 +107,7 @@ pub fn send_afresh(agent: &Agent, request: Request<&str>, left: Duration) -> Sen
         .output_buffer_size(OUTPUT_BYTES + 1)
         .build();
     exchange::begin_head();
-    Sent { result: agent.run(request), exchange: exchange::take() }
+    Sent::now(agent.run(request))
 }
 
 /// Whether the connection ended without a word.

@@ -16,11 +16,9 @@ const SECRETS_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of a key: 192 to 512 bits, as the specification says.
 const KEY_BYTES: RangeInclusive<usize> = 24..=64;
 
-/// The headers of a signed call.
+/// What a signed call has besides its `webhook-id`, which is signed, too.
 #[derive(Debug)]
 pub struct Signed {
-    /// `webhook-id`: the same for each repeat of a row's call to a webhook.
-    pub id: String,
     /// `webhook-timestamp`: seconds since 1970 at the time of sending.
     pub timestamp: String,
     /// `webhook-signature`: one for each secret, separated by spaces.
@@ -60,7 +58,7 @@ pub fn sign(secrets: &Secret, id: &str, now: SystemTime, body: &str) -> Result<S
     if signatures.is_empty() {
         return Err("the webhook's signing_secret is empty; set it to null for calls without a signature");
     }
-    Ok(Signed { id: id.to_owned(), timestamp, signature: signatures.join(" ") })
+    Ok(Signed { timestamp, signature: signatures.join(" ") })
 }
 
 #[cfg(test)]

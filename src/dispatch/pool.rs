@@ -23,13 +23,14 @@ use crate::model::call::{ErrorKind, Outcome};
 use crate::model::event::Webhook;
 use crate::model::load::Load;
 use crate::model::memory::{Memory, Room};
+use crate::model::message::Message;
 use crate::model::row::{Claimed, Finished};
 
 /// Parked projects that are noted under one lock: a few microseconds, also where the daemon has read ten thousand of them.
 const PARKED_CHUNK: usize = 100;
 
 /// Makes one call, blocking. The answer keeps no more than the room allows.
-pub type Post = dyn Fn(&Webhook, i64, &Arc<str>, &mut Room) -> Outcome + Send + Sync;
+pub type Post = dyn Fn(&Webhook, &Message, &mut Room) -> Outcome + Send + Sync;
 
 /// Handle to the threads; cheap to clone.
 #[derive(Clone)]
@@ -246,10 +247,15 @@ mod tests {
     use crate::dispatch::worker::IDLE;
     use crate::model::call::Call;
 
-    fn success(webhook: &Webhook, body: &Arc<str>) -> Outcome {
-        let mut call = Call::unanswered(webhook, body, ErrorKind::Internal, "");
+    fn success(webhook: &Webhook, message: &Message) -> Outcome {
+        let mut call = Call::unanswered(webhook, &message.body, ErrorKind::Internal, "");
         (call.error_kind, call.error_message) = (None, None);
         Outcome::Called(call)
+    }
+
+    /// The number of a row that `claimed` has made.
+    fn id(message: &Message) -> usize {
+        usize::try_from(message.event_id.as_u128()).expect("small")
     }
 
     const MIB: usize = 1024 * 1024;
@@ -270,7 +276,7 @@ mod tests {
     #[tokio::test]
     async fn a_row_goes_out_once_with_a_call_for_each_webhook() {
         let (results, mut out) = unbounded_channel();
-        let pool = new(LIMITS, Box::new(|w, _, body, _| success(w, body)), results);
+        let pool = new(LIMITS, Box::new(|w, message, _| success(w, message)), results);
         pool.hand_in(vec![claimed(1, &[10, 11, 12]), claimed(2, &[])]);
         let mut got = [out.recv().await.expect("a row"), out.recv().await.expect("a row")];
         got.sort_by_key(|row| row.id);
@@ -284,7 +290,7 @@ mod tests {
     async fn rows_that_are_skipped_take_no_more_memory_than_others() {
         let (results, mut out) = unbounded_channel();
         let memory = Memory::new(16 * MIB);
-        let post = Box::new(|_: &Webhook, _: i64, _: &Arc<str>, _: &mut Room| panic!("no call is made"));
+        let post = Box::new(|_: &Webhook, _: &Message, _: &mut Room| panic!("no call is made"));
         let pool = Pool::new(LIMITS, memory.clone(), 64 * 1024, post, results);
         let webhooks: Vec<i64> = (1..=1000).collect();
         pool.skip((1..=100).map(|id| claimed(id, &webhooks)).collect(), ErrorKind::Interrupted, "died");
@@ -303,9 +309,9 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_a_failed_call_and_the_thread_goes_on() {
         let (results, mut out) = unbounded_channel();
-        let post = |w: &Webhook, id: i64, body: &Arc<str>, _: &mut Room| {
-            assert!(id != 1, "a defect");
-            success(w, body)
+        let post = |w: &Webhook, message: &Message, _: &mut Room| {
+            assert!(id(message) != 1, "a defect");
+            success(w, message)
         };
         let pool = new(LIMITS, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
@@ -319,12 +325,11 @@ mod tests {
     async fn a_shortage_is_no_failed_call() {
         let (results, mut out) = unbounded_channel();
         let tries = AtomicUsize::new(0);
-        let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| match tries
-            .fetch_add(1, Ordering::SeqCst)
-        {
-            0 => Outcome::ResourceExhausted("too many open files".into()),
-            _ => success(w, body),
-        };
+        let post =
+            move |w: &Webhook, message: &Message, _: &mut Room| match tries.fetch_add(1, Ordering::SeqCst) {
+                0 => Outcome::ResourceExhausted("too many open files".into()),
+                _ => success(w, message),
+            };
         let pool = new(LIMITS, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10])]);
         assert!(out.recv().await.expect("a row").calls[0].succeeded());
@@ -334,12 +339,12 @@ mod tests {
     async fn a_call_that_found_no_thread_for_its_name_is_made_later_and_nobody_pauses() {
         let (results, mut out) = unbounded_channel();
         let ((open, wait), tries) = (gate(), AtomicUsize::new(0));
-        let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
+        let post = move |w: &Webhook, message: &Message, _: &mut Room| {
             if w.id == 10 && tries.fetch_add(1, Ordering::SeqCst) < 3 {
                 wait();
                 return Outcome::ResolverBusy;
             }
-            success(w, body)
+            success(w, message)
         };
         let pool = new(Limits { workers: 1, per_webhook: 1 }, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[11])]);
@@ -353,7 +358,7 @@ mod tests {
     #[tokio::test]
     async fn a_row_whose_only_call_was_requeued_has_not_begun() {
         let (results, _out) = unbounded_channel();
-        let pool = new(LIMITS, Box::new(|_, _, _, _| Outcome::ResourceExhausted("none".into())), results);
+        let pool = new(LIMITS, Box::new(|_, _, _| Outcome::ResourceExhausted("none".into())), results);
         pool.hand_in(vec![claimed(1, &[10])]);
         while pool.load().shortages == 0 {
             tokio::task::yield_now().await;
@@ -365,11 +370,11 @@ mod tests {
     async fn stopping_gives_back_the_rows_that_have_not_begun_and_finishes_the_others() {
         let (results, mut out) = unbounded_channel();
         let (open, wait) = gate();
-        let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
+        let post = move |w: &Webhook, message: &Message, _: &mut Room| {
             if w.id == 10 {
                 wait();
             }
-            success(w, body)
+            success(w, message)
         };
         let pool = new(Limits { workers: 1, per_webhook: 1 }, Box::new(post), results);
         // Row 1 begins with webhook 10 and waits there; its call to 11 and row 2 have not begun.
@@ -385,7 +390,7 @@ mod tests {
     #[tokio::test]
     async fn no_call_starts_after_the_lease_until_the_next_one() {
         let (results, mut out) = unbounded_channel();
-        let pool = new(LIMITS, Box::new(|w, _, body, _| success(w, body)), results);
+        let pool = new(LIMITS, Box::new(|w, message, _| success(w, message)), results);
         pool.lease_until(Instant::now());
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
         pool.tick();
@@ -397,8 +402,8 @@ mod tests {
     }
 
     /// A success whose answer has so many bytes.
-    fn answer(webhook: &Webhook, body: &Arc<str>, room: &mut Room, bytes: usize) -> Outcome {
-        let Outcome::Called(mut call) = success(webhook, body) else { unreachable!("it was made above") };
+    fn answer(webhook: &Webhook, message: &Message, room: &mut Room, bytes: usize) -> Outcome {
+        let Outcome::Called(mut call) = success(webhook, message) else { unreachable!("it was made above") };
         call.response_body = Some("x".repeat(room.allow(bytes)));
         Outcome::Called(call)
     }
@@ -409,11 +414,11 @@ mod tests {
         // memory as there is.
         let (results, mut out) = unbounded_channel();
         let (open, wait) = gate();
-        let post = move |w: &Webhook, _: i64, body: &Arc<str>, room: &mut Room| {
+        let post = move |w: &Webhook, message: &Message, room: &mut Room| {
             if w.id == 11 {
                 wait();
             }
-            answer(w, body, room, 64 * 1024)
+            answer(w, message, room, 64 * 1024)
         };
         let memory = Memory::new(MIB);
         let limits = Limits { workers: 8, per_webhook: 4 };
@@ -438,11 +443,11 @@ mod tests {
     async fn an_old_row_keeps_less_of_its_answers_when_memory_is_short() {
         let (results, mut out) = unbounded_channel();
         let (open, wait) = gate();
-        let post = move |w: &Webhook, _: i64, body: &Arc<str>, room: &mut Room| {
+        let post = move |w: &Webhook, message: &Message, room: &mut Room| {
             if w.id == 11 {
                 wait();
             }
-            answer(w, body, room, 64 * 1024)
+            answer(w, message, room, 64 * 1024)
         };
         let memory = Memory::new(MIB);
         let pool = Pool::new(LIMITS, memory.clone(), 64 * 1024, Box::new(post), results);
@@ -453,7 +458,8 @@ mod tests {
         let other = memory.hold(MIB);
         assert!(pool.claim_budget().is_none());
         // As if it had begun long ago.
-        pool.shared.lock().half_done[&(1, 1)].ended().since = Instant::now().checked_sub(2 * OLD);
+        pool.shared.lock().half_done.values().next().expect("row 1").ended().since =
+            Instant::now().checked_sub(2 * OLD);
         let before = memory.used();
         assert!(pool.shared.lock().relieve(Instant::now() + OLD));
         assert!(memory.used() < before - 60 * 1024);
@@ -472,9 +478,9 @@ mod tests {
     async fn rows_that_wait_for_memory_are_given_back_and_given_up() {
         let (results, mut out) = unbounded_channel();
         let (open, wait) = gate();
-        let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
+        let post = move |w: &Webhook, message: &Message, _: &mut Room| {
             wait();
-            success(w, body)
+            success(w, message)
         };
         let memory = Memory::new(MIB);
         let pool = Pool::new(LIMITS, memory.clone(), 64 * 1024, Box::new(post), results);
@@ -496,9 +502,9 @@ mod tests {
     async fn while_all_slots_hang_the_daemon_does_not_ask_again_and_again() {
         let (results, mut out) = unbounded_channel();
         let (open, wait) = gate();
-        let post = move |w: &Webhook, _: i64, body: &Arc<str>, _: &mut Room| {
+        let post = move |w: &Webhook, message: &Message, _: &mut Room| {
             wait();
-            success(w, body)
+            success(w, message)
         };
         let pool = new(Limits { workers: 1, per_webhook: 1 }, Box::new(post), results);
         pool.hand_in(vec![claimed(1, &[10])]);
@@ -519,8 +525,13 @@ mod tests {
     async fn a_daemon_that_waits_for_memory_is_told_when_some_is_free() {
         let (results, mut out) = unbounded_channel();
         let memory = Memory::new(MIB);
-        let pool =
-            Pool::new(LIMITS, memory.clone(), 64 * 1024, Box::new(|w, _, body, _| success(w, body)), results);
+        let pool = Pool::new(
+            LIMITS,
+            memory.clone(),
+            64 * 1024,
+            Box::new(|w, message, _| success(w, message)),
+            results,
+        );
         let other = memory.hold(MIB);
         pool.hand_in(vec![claimed(1, &[10])]);
         let row = out.recv().await.expect("it is alone, and begins");
@@ -551,10 +562,10 @@ mod tests {
                 .map(|(webhooks, _)| webhooks.iter().map(|(id, size, ms)| (*id, (*size, *ms))).collect())
                 .collect();
             let scripts = plans.clone();
-            let post = move |w: &Webhook, id: i64, body: &Arc<str>, room: &mut Room| {
-                let (size, ms) = scripts[usize::try_from(id).expect("small")][&w.id];
+            let post = move |w: &Webhook, message: &Message, room: &mut Room| {
+                let (size, ms) = scripts[id(message)][&w.id];
                 thread::sleep(Duration::from_millis(ms));
-                answer(w, body, room, size)
+                answer(w, message, room, size)
             };
             let memory = Memory::new(memory);
             let pool = Pool::new(

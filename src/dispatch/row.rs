@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use crate::model::call::{Call, ErrorKind};
 use crate::model::event::Webhook;
 use crate::model::memory::{Held, Memory, Room, Share};
+use crate::model::message::Message;
 use crate::model::row::{Claimed, Finished, Paused};
 
 /// Memory of a row in hand, besides its payload: the row itself, what the queues keep of it, and the daemon's entry for it.
@@ -18,6 +21,10 @@ const ROW_BYTES: usize = 512;
 pub(super) const CALL_BYTES: usize = size_of::<Job>() + size_of::<Call>() + 512;
 /// While others need memory, a row that began longer ago keeps less of its answers. Most calls end much sooner.
 pub(super) const OLD: Duration = Duration::from_millis(500);
+
+/// Which claim of which row: the id, the epoch of the claim, and who the event is. The same id may be claimed again, and be
+/// drawn again for another event.
+pub(super) type Key = (i64, i64, Uuid);
 
 /// Why the calls of a row are not made.
 pub(super) type Skipped = (ErrorKind, &'static str);
@@ -28,12 +35,13 @@ pub(super) struct Row {
     /// The epoch that it was claimed under.
     pub(super) epoch: i64,
     pub(super) project_id: i64,
+    trace_id: String,
     pub(super) repeated: bool,
     /// The event's texts were cut.
     cut: bool,
     /// Its calls are not made; their records say this.
     pub(super) skipped: Option<Skipped>,
-    pub(super) body: Arc<str>,
+    pub(super) message: Message,
     /// The webhooks to call.
     pub(super) webhooks: Arc<[Arc<Webhook>]>,
     /// Webhooks that are not called; their records say why.
@@ -60,22 +68,29 @@ pub(super) struct Ended {
 impl Row {
     /// A row that was claimed. Makes the payload, and holds the memory for it.
     pub(super) fn new(claimed: Claimed, skipped: Option<Skipped>, memory: &Arc<Memory>) -> Row {
-        let body: Arc<str> = claimed.event.payload().into();
+        let repeated = claimed.repeated();
+        let event = claimed.event;
+        let body: Arc<str> = event.payload().into();
         let held = memory.hold(ROW_BYTES + body.len());
         Row {
             id: claimed.id,
             epoch: claimed.epoch,
-            project_id: claimed.event.project_id,
-            repeated: claimed.repeated(),
+            project_id: event.project_id,
+            trace_id: event.trace_id,
+            repeated,
             cut: claimed.cut,
             skipped,
-            body,
+            message: Message { event_id: event.event_id, body, traceparent: event.traceparent },
             webhooks: claimed.webhooks,
             paused: claimed.paused,
             ended: Mutex::new(Ended { calls: Vec::new(), held, since: None, admitted_bytes: 0 }),
             started: AtomicUsize::new(0),
             abandoned: AtomicBool::new(false),
         }
+    }
+
+    pub(super) fn key(&self) -> Key {
+        (self.id, self.epoch, self.message.event_id)
     }
 
     pub(super) fn ended(&self) -> MutexGuard<'_, Ended> {
@@ -88,6 +103,9 @@ impl Row {
         Finished {
             id: self.id,
             epoch: self.epoch,
+            event_id: self.message.event_id,
+            project_id: self.project_id,
+            trace_id: self.trace_id.clone(),
             repeated: self.repeated,
             calls: std::mem::take(&mut ended.calls),
             held: ended.held.take(),
@@ -99,7 +117,7 @@ impl Row {
     pub(super) fn finished_with_unmade(&self) -> Finished {
         let mut finished = self.finished();
         let call = |webhook: &Arc<Webhook>, kind, message: &str| {
-            self.logged(Call::unanswered(webhook, &self.body, kind, message))
+            self.logged(Call::unanswered(webhook, &self.message.body, kind, message))
         };
         let paused = self.paused.iter();
         match self.skipped {
@@ -184,6 +202,9 @@ pub(super) struct Job {
 #[cfg(test)]
 pub(super) fn claimed(id: i64, webhooks: &[i64]) -> Claimed {
     let event = crate::model::event::Event {
+        event_id: uuid::Uuid::from_u128(u128::try_from(id).expect("tests count from 1")),
+        trace_id: "t".into(),
+        traceparent: None,
         event: "onPromptFinished".into(),
         project_id: 1,
         prompt_id: 1,
@@ -210,6 +231,7 @@ pub(super) fn claimed(id: i64, webhooks: &[i64]) -> Claimed {
         cut: false,
         webhooks: webhooks.iter().map(webhook).collect(),
         paused: Arc::default(),
+        unmet: None,
     }
 }
 

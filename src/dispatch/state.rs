@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::dispatch::admission::Admission;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::limits::Limits;
-use crate::dispatch::row::{CALL_BYTES, Ended, Job, Row};
+use crate::dispatch::row::{CALL_BYTES, Ended, Job, Key, Row};
 use crate::dispatch::scheduler::{ClaimBudget, Scheduler, Ticket};
 use crate::dispatch::worker::Threads;
 use crate::model::call::Call;
@@ -41,8 +41,8 @@ pub(super) struct State {
     pub(super) admission: Admission<Arc<Row>>,
     pub(super) gate: Gate,
     pub(super) threads: Threads,
-    /// Rows of which some calls have ended and others have not, by id and epoch.
-    pub(super) half_done: HashMap<(i64, i64), Arc<Row>>,
+    /// Rows of which some calls have ended and others have not.
+    pub(super) half_done: HashMap<Key, Arc<Row>>,
     /// Rows that have gone out and are not committed yet.
     ended: usize,
     progress: u64,
@@ -104,7 +104,7 @@ impl State {
     pub(super) fn push(&mut self, rows: Vec<Row>, now: Instant) {
         for row in rows {
             let bytes = row.need(self.share(row.webhooks.len()), self.memory.max() / 4);
-            let (project_id, body) = (row.project_id, row.body.len());
+            let (project_id, body) = (row.project_id, row.message.body.len());
             self.admission.push(Arc::new(row), project_id, bytes, body, now);
         }
     }
@@ -120,7 +120,7 @@ impl State {
     pub(super) fn admit(&mut self, now: Instant) -> Outgoing {
         let mut outgoing = Vec::new();
         while let Some((row, mut held)) = self.admission.admit(&self.memory, now) {
-            let bytes = held.bytes() + row.body.len();
+            let bytes = held.bytes() + row.message.body.len();
             if row.makes_no_calls() {
                 row.ended().held.absorb(held);
                 self.admission.calls_ended(row.project_id, bytes);
@@ -214,11 +214,11 @@ impl State {
         if is_last {
             self.admission.calls_ended(row.project_id, admitted_bytes);
             self.ended += 1;
-            self.half_done.remove(&(row.id, row.epoch));
+            self.half_done.remove(&row.key());
             return Some(row);
         }
         if is_first {
-            self.half_done.insert((row.id, row.epoch), row);
+            self.half_done.insert(row.key(), row);
         }
         None
     }
@@ -282,7 +282,7 @@ impl State {
             }
             keep
         });
-        self.half_done.retain(|(id, _), _| !abandoned.contains(id));
+        self.half_done.retain(|(id, ..), _| !abandoned.contains(id));
         (abandoned, admitted)
     }
 
@@ -359,7 +359,7 @@ mod tests {
     }
 
     fn call(job: &Job) -> Call {
-        Call::unanswered(&job.webhook, &job.row.body, ErrorKind::Connect, "refused")
+        Call::unanswered(&job.webhook, &job.row.message.body, ErrorKind::Connect, "refused")
     }
 
     #[test]

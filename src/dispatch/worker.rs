@@ -71,10 +71,10 @@ impl Shared {
         let mut ended = None;
         while let Some((ticket, mut job)) = self.next(ended.take()) {
             let Job { row, webhook, room } = &mut job;
-            let outcome = catch_unwind(AssertUnwindSafe(|| (self.post)(webhook, row.id, &row.body, room)))
+            let outcome = catch_unwind(AssertUnwindSafe(|| (self.post)(webhook, &row.message, room)))
                 .unwrap_or_else(|_| {
                     let text = "the call ended in a panic; see the journal";
-                    Outcome::Called(Call::unanswered(webhook, &row.body, ErrorKind::Internal, text))
+                    Outcome::Called(Call::unanswered(webhook, &row.message.body, ErrorKind::Internal, text))
                 });
             match outcome {
                 Outcome::Called(call) => ended = Some((ticket, job, call)),

@@ -97,7 +97,7 @@ pub struct Call {
     pub end_time: SystemTime,
     /// The failure's kind; none is a success.
     pub error_kind: Option<ErrorKind>,
-    /// What happened, for people. Set for each failure, and for a success with a flaw.
+    /// What happened, for people. Set for each failure, for a success with a flaw, and for a request that was sent twice.
     pub error_message: Option<String>,
     /// Address and port that the socket was connected to.
     pub remote_addr: Option<String>,

@@ -7,14 +7,25 @@ use std::fmt;
 use std::time::SystemTime;
 
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::model::text::cut;
+use crate::model::trace_context::TraceParent;
 
-/// A row of `relay.outbox`, as far as the payload needs it.
+/// The events that there are: constraints of `relay.outbox` and `relay.webhooks` take these names only.
+pub const EVENTS: [&str; 1] = ["onPromptFinished"];
+
+/// A row of `relay.outbox`, as far as its calls need it.
 #[derive(Clone, Debug)]
 pub struct Event {
+    /// Who the event is, for ever.
+    pub event_id: Uuid,
     /// The event's name, `onPromptFinished`.
     pub event: String,
+    /// Ties the calls of one execution together; the beginning of a long one.
+    pub trace_id: String,
+    /// The execution's trace context, if the application gave a valid one.
+    pub traceparent: Option<TraceParent>,
     /// Project of the prompt.
     pub project_id: i64,
     /// The prompt that ran.
@@ -151,7 +162,10 @@ mod tests {
     /// The event of the guide's example.
     fn example() -> Event {
         Event {
+            event_id: Uuid::nil(),
             event: "onPromptFinished".into(),
+            trace_id: "t".into(),
+            traceparent: None,
             project_id: 123,
             prompt_id: 456,
             user_id: "user-123".into(),

@@ -1,6 +1,9 @@
 //! An outbox row on its way: claimed, and then with its calls.
 
+use std::fmt;
 use std::sync::Arc;
+
+use uuid::Uuid;
 
 use crate::model::call::Call;
 use crate::model::event::{Event, Webhook};
@@ -25,6 +28,8 @@ pub struct Claimed {
     pub webhooks: Arc<[Arc<Webhook>]>,
     /// The webhooks that were paused at the claim, shared in the same way: they are not called, and each has its record.
     pub paused: Arc<[Paused]>,
+    /// Why there are none of either kind, unless the row is parked.
+    pub unmet: Option<Unmet>,
 }
 
 /// A webhook that is not called because it is paused, or its project.
@@ -43,6 +48,45 @@ impl Claimed {
     }
 }
 
+/// Why a row meets no webhook, so that it is done without a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmet {
+    /// The project has no enabled webhook.
+    NoWebhook,
+    /// The enabled webhooks of the project are for other events.
+    OtherEvents,
+    /// The webhook that the row names is not there, is disabled, or belongs to another project.
+    Absent(i64),
+    /// The webhook that the row names is for another event.
+    OtherEvent(i64),
+}
+
+impl Unmet {
+    /// Of a row that names this webhook, or none. `enabled`: the project has an enabled one such as the row names, for
+    /// another event.
+    pub fn new(only: Option<i64>, enabled: bool) -> Unmet {
+        match (only, enabled) {
+            (None, false) => Unmet::NoWebhook,
+            (None, true) => Unmet::OtherEvents,
+            (Some(id), false) => Unmet::Absent(id),
+            (Some(id), true) => Unmet::OtherEvent(id),
+        }
+    }
+}
+
+impl fmt::Display for Unmet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unmet::NoWebhook => f.write_str("the project has no enabled webhook"),
+            Unmet::OtherEvents => f.write_str("the enabled webhooks of the project are for other events"),
+            Unmet::Absent(id) => {
+                write!(f, "webhook {id} is gone, is disabled, or belongs to another project")
+            }
+            Unmet::OtherEvent(id) => write!(f, "webhook {id} is for another event"),
+        }
+    }
+}
+
 /// A row whose calls have ended, to be recorded.
 #[derive(Debug)]
 pub struct Finished {
@@ -50,6 +94,12 @@ pub struct Finished {
     pub id: i64,
     /// The epoch that it was claimed under.
     pub epoch: i64,
+    /// `relay.outbox.event_id`.
+    pub event_id: Uuid,
+    /// The event's project.
+    pub project_id: i64,
+    /// The event's trace id, or the beginning of a long one.
+    pub trace_id: String,
     /// Whether its calls may have been made before, by an instance that died.
     pub repeated: bool,
     /// One for each webhook that was enabled at the claim.
@@ -73,4 +123,15 @@ impl Finished {
             self.calls.iter().map(|call| call.record_bytes() - call.request_body.len()).sum();
         self.held.set(body + records);
     }
+}
+
+/// The claim of a row in hand, as a new epoch asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owned {
+    /// `relay.outbox.id`.
+    pub id: i64,
+    /// `relay.outbox.event_id`: only both together say that it is the same row.
+    pub event_id: Uuid,
+    /// The previous owner.
+    pub previous: Option<i64>,
 }

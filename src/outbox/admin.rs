@@ -54,6 +54,13 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
+    /// Inserts a row for each of these calls that is an open failure still. Returns the ids of the rows.
+    pub async fn replay_failed(&self, call_ids: &[i64]) -> Result<Vec<i64>> {
+        let sql = include_str!("../../sql/queries/admin/replay_failed.sql");
+        let rows = self.rows("replaying failed calls", sql, &[&call_ids]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Inserts a test event for one webhook. Returns the row's id.
     pub async fn send_test(&self, webhook_id: i64) -> Result<i64> {
         let sql = include_str!("../../sql/queries/admin/send_test.sql");
@@ -68,11 +75,16 @@ impl Store {
         Ok(rows.first().is_none_or(|row| row.get(0)))
     }
 
-    /// Enabled webhooks with ids above `after`, at most `limit`, in order of id.
-    pub async fn enabled_webhooks(&self, after: i64, limit: i64) -> Result<Vec<Webhook>> {
+    /// Enabled webhooks with ids above `after`, at most `limit`, in order of id; each with its event and its project, which a
+    /// view may leave out.
+    pub async fn enabled_webhooks(
+        &self,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<(Webhook, Option<String>, Option<i64>)>> {
         let sql = include_str!("../../sql/queries/admin/enabled_webhooks.sql");
         let rows = self.rows("reading webhooks", sql, &[&after, &limit]).await?;
-        Ok(rows.iter().map(|row| webhook(row.get(0), row, 1)).collect())
+        Ok(rows.iter().map(|row| (webhook(row.get(0), row, 1), row.get(3), row.get(4))).collect())
     }
 
     /// What the daemon needs, each with whether the current user may do it.

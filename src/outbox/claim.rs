@@ -1,16 +1,19 @@
 //! Rows in hand: claims them, gives them back, takes them over. Never decides which rows to claim, nor when: the
 //! caller names the cursor, the projects to park and the dead.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 use crate::error::Result;
 use crate::model::event::{Event, Secret, Webhook};
-use crate::model::row::{Claimed, Paused};
+use crate::model::row::{Claimed, Owned, Paused, Unmet};
 use crate::model::snapshot::Snapshot;
+use crate::model::trace_context::TraceParent;
 use crate::outbox::Store;
 
 /// What is delivered and logged of each text of an event, as documented for users. `claim.sql` fetches one character
@@ -78,13 +81,14 @@ impl Store {
         Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated, &park]).await?.get(0))
     }
 
-    /// Takes rows in hand over from our `older` epochs to `new`. `claims` are their ids, each with its previous owner
-    /// before our claim. Returns the ids of the rows that are still ours.
-    pub async fn adopt(&self, claims: &[(i64, Option<i64>)], older: &[i64], new: i64) -> Result<Vec<i64>> {
+    /// Takes rows in hand over from our `older` epochs to `new`. Returns the ids of the rows that are still ours.
+    pub async fn adopt(&self, claims: &[Owned], older: &[i64], new: i64) -> Result<Vec<i64>> {
         let sql = include_str!("../../sql/queries/claim/adopt.sql");
-        let (ids, previous_owners): (Vec<i64>, Vec<Option<i64>>) = claims.iter().copied().unzip();
-        let rows =
-            self.rows("taking over our own rows", sql, &[&ids, &previous_owners, &older, &new]).await?;
+        let ids: Vec<i64> = claims.iter().map(|claim| claim.id).collect();
+        let event_ids: Vec<Uuid> = claims.iter().map(|claim| claim.event_id).collect();
+        let previous: Vec<Option<i64>> = claims.iter().map(|claim| claim.previous).collect();
+        let parameters: &[&(dyn ToSql + Sync)] = &[&ids, &event_ids, &previous, &older, &new];
+        let rows = self.rows("taking over our own rows", sql, parameters).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
@@ -118,7 +122,7 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
         }
     }
     let none = Targets::default();
-    let webhooks: HashMap<(i64, &str), Targets> = webhooks
+    let targets: HashMap<(i64, &str), Targets> = webhooks
         .into_iter()
         .map(|(event, mut webhooks)| {
             webhooks.sort_unstable_by_key(|webhook| webhook.id);
@@ -126,12 +130,15 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
         })
         .collect();
     let of = |row: &Row| {
-        let all = webhooks.get(&(row.get(4), row.get(3))).unwrap_or(&none);
+        let all = targets.get(&(row.get(4), row.get(3))).unwrap_or(&none);
         match row.get::<_, Option<i64>>(18) {
             None => all.clone(),
             Some(only) => all.only(only),
         }
     };
+    // Enabled webhooks, each by its project alone and with its id. Made only when a row meets none: that costs the others
+    // nothing.
+    let mut enabled: Option<HashSet<(i64, Option<i64>)>> = None;
     let mut text_bytes = 0;
     let mut claimed: Vec<Claimed> = Vec::with_capacity(rows.len());
     for row in rows.iter().filter(|row| row.get::<_, &str>(0) == "row") {
@@ -139,7 +146,16 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
         let mut event = event(row);
         let (is_longer, bytes) = event.cut_texts(EVENT_TEXT_BYTES_MAX);
         text_bytes += bytes;
-        let Targets { webhooks, paused } = if parked { none.clone() } else { of(row) };
+        let met = if parked { none.clone() } else { of(row) };
+        let unmet = (met.is_empty() && !parked).then(|| {
+            let of_project = |((project, _), all): (&(i64, &str), &Targets)| {
+                let ids: Vec<_> = all.ids().map(|id| (*project, Some(id))).collect();
+                ids.into_iter().chain([(*project, None)])
+            };
+            let enabled = enabled.get_or_insert_with(|| targets.iter().flat_map(of_project).collect());
+            let only: Option<i64> = row.get(18);
+            Unmet::new(only, enabled.contains(&(event.project_id, only)))
+        });
         claimed.push(Claimed {
             id,
             epoch,
@@ -147,8 +163,9 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
             previous: previous_owners.get(&id).copied(),
             event,
             cut: is_longer || row.get(19),
-            webhooks,
-            paused,
+            webhooks: met.webhooks,
+            paused: met.paused,
+            unmet,
         });
     }
     claimed.sort_unstable_by_key(|row| row.id);
@@ -163,6 +180,15 @@ struct Targets {
 }
 
 impl Targets {
+    fn is_empty(&self) -> bool {
+        self.webhooks.is_empty() && self.paused.is_empty()
+    }
+
+    /// The ids of all of them.
+    fn ids(&self) -> impl Iterator<Item = i64> {
+        self.webhooks.iter().chain(self.paused.iter().map(|paused| &paused.webhook)).map(|webhook| webhook.id)
+    }
+
     /// The one of this id, if it is there.
     fn only(&self, id: i64) -> Targets {
         Targets {
@@ -211,7 +237,12 @@ impl Pauses {
 }
 
 fn event(row: &Row) -> Event {
+    let event_id: Uuid = row.get(23);
+    let trace_id = row.get::<_, Option<String>>(24);
     Event {
+        event_id,
+        trace_id: trace_id.unwrap_or_else(|| event_id.simple().to_string()),
+        traceparent: row.get::<_, Option<&str>>(25).and_then(TraceParent::parse),
         event: row.get(3),
         project_id: row.get(4),
         prompt_id: row.get(5),

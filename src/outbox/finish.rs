@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::SystemTime;
 
 use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::model::call::Call;
@@ -29,7 +30,11 @@ impl Store {
         let calls: Vec<(&Finished, &Call)> =
             rows.iter().flat_map(|row| row.calls.iter().map(move |call| (row, call))).collect();
         let pieces = pieces(calls.iter().map(|(_, call)| call.record_bytes()));
-        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        let ids = Ids {
+            ids: rows.iter().map(|row| row.id).collect(),
+            event_ids: rows.iter().map(|row| row.event_id).collect(),
+            without_call: rows.iter().map(|row| row.calls.is_empty()).collect(),
+        };
         match pieces.as_slice() {
             [] | [_] => self.mark_done(&ids, epoch, &calls).await,
             [first, others @ ..] => {
@@ -46,7 +51,7 @@ impl Store {
 
     async fn finish_in_parts<'a>(
         &self,
-        ids: &[i64],
+        ids: &Ids,
         epoch: i64,
         first: &[(&Finished, &Call)],
         others: impl Iterator<Item = &'a [(&'a Finished, &'a Call)]>,
@@ -64,9 +69,10 @@ impl Store {
         Ok(done)
     }
 
-    async fn mark_done(&self, ids: &[i64], epoch: i64, calls: &[(&Finished, &Call)]) -> Result<Vec<i64>> {
+    async fn mark_done(&self, ids: &Ids, epoch: i64, calls: &[(&Finished, &Call)]) -> Result<Vec<i64>> {
         let columns = Columns::of(calls);
-        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&ids, &epoch];
+        let mut parameters: Vec<&(dyn ToSql + Sync)> =
+            vec![&ids.ids, &ids.event_ids, &ids.without_call, &epoch];
         parameters.extend(columns.parameters());
         let sql = include_str!("../../sql/queries/finish/finish.sql");
         let done = self.rows("recording calls", sql, &parameters).await?;
@@ -78,6 +84,14 @@ impl Store {
         let _waiting = self.wait();
         self.session.batch_execute(sql).await.map_err(Error::postgres("recording calls"))
     }
+}
+
+/// Which rows: a row is the same row only by both of its ids.
+struct Ids {
+    ids: Vec<i64>,
+    event_ids: Vec<Uuid>,
+    /// Whether each has no calls at all.
+    without_call: Vec<bool>,
 }
 
 /// Where to cut a list of records. Each piece has at most [`STATEMENT_BYTES_MAX`], or is a single record.

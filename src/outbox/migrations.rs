@@ -34,7 +34,8 @@ pub const MIGRATIONS: &[Migration] = &[
     migration(9, "replay", include_str!("../../sql/migrations/0009_replay.sql")),
     migration(10, "url_problem", include_str!("../../sql/migrations/0010_url_problem.sql")),
     migration(11, "views", include_str!("../../sql/migrations/0011_views.sql")),
-    migration(12, "pauses", include_str!("../../sql/migrations/0012_pauses.sql")),
+    migration(12, "installation", include_str!("../../sql/migrations/0012_installation.sql")),
+    migration(13, "pauses", include_str!("../../sql/migrations/0013_pauses.sql")),
 ];
 
 const fn migration(version: i32, name: &'static str, sql: &'static str) -> Migration {
@@ -46,6 +47,9 @@ pub const BOOKKEEPING: &str = include_str!("../../sql/bookkeeping.sql");
 
 /// Makes the group roles and grants their privileges. Run after the migrations, each time.
 pub const ROLES: &str = include_str!("../../sql/roles.sql");
+
+/// Accepts a copy and names the site. Run last, when it was asked for, outside a transaction.
+pub const ACCEPT_COPY: &str = include_str!("../../sql/accept_copy.sql");
 
 impl Migration {
     /// SHA-256 of the text, in hexadecimal.

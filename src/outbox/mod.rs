@@ -4,6 +4,7 @@
 //! [`Store`] is a session with its prepared statements. Each of its functions is one round trip and, unless it says
 //! otherwise, one transaction of its own. The first use of a statement prepares it, which is one round trip more.
 
+pub mod installation;
 pub mod lock_class;
 pub mod migrations;
 

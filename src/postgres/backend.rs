@@ -4,7 +4,7 @@
 //! Sets nothing on the server, and knows no pooler by name. A server announces a process id when a session begins. When the
 //! backend has this id, no pooler is in between. A pooler announces an id of its own, even one that keeps sessions (session
 //! mode). Then a second session, the witness, is asked in turns with the first. One backend must serve each of them all the
-//! time, and the two backends must differ: while both sessions are open, a backend that is kept for one cannot serve the
+//! time, and the two backends must differ. While both sessions are open, a backend that is kept for one cannot serve the
 //! other.
 
 use std::convert::Infallible;

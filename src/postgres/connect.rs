@@ -43,8 +43,8 @@ const SESSION_SETTINGS: &[(&str, &str)] = &[
     ("idle_in_transaction_session_timeout", "'30s'"),
     // Compiling a short statement takes longer than running it, and a large backlog can make it look expensive.
     ("jit", "off"),
-    // The server's side of a half-open connection: a relay whose machine vanished frees its advisory locks and its
-    // rows within 10 s, not after the two hours that systems have by default. Without effect on Unix sockets.
+    // The server's side of a half-open connection. A relay whose machine vanished frees its advisory locks and its rows
+    // within 10 s, not after the two hours that systems have by default. Without effect on Unix sockets.
     ("tcp_keepalives_idle", "5"),
     ("tcp_keepalives_interval", "2"),
     ("tcp_keepalives_count", "2"),
@@ -305,8 +305,8 @@ impl Settings {
                     _ => Error::Failed(doing),
                 }
             }
-            // Neither the network nor the server: tokio-postgres itself finds that the server and these settings do
-            // not go together (no TLS there, an unknown way to log in, a password asked for and not given).
+            // tokio-postgres itself finds that the server and these settings do not go together. The server has no TLS, or an
+            // unknown way to log in, or asks for a password that was not given.
             Some(_) => {
                 let hint = no_password.map(|hint| format!("; {hint}")).unwrap_or_default();
                 Error::Config(format!("{doing}: {}{hint}", one_line(&error)))

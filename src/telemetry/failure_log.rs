@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::model::call::{Call, ErrorKind};
+use crate::model::row::Finished;
+use crate::telemetry::terminal::escaped;
 
 /// One line for a webhook in this time; more failures are counted and told with the next line.
 const QUIET: Duration = Duration::from_secs(1);
@@ -25,7 +27,7 @@ struct Lately {
 
 impl Failures {
     /// Logs a call if it failed. One that was held back for a pause did not: it is no news.
-    pub fn note(&self, outbox_id: i64, call: &Call) {
+    pub fn note(&self, row: &Finished, call: &Call) {
         let Some(kind) = call.error_kind.filter(|kind| *kind != ErrorKind::Paused) else { return };
         let now = Instant::now();
         let mut by_webhook = self.lately.borrow_mut();
@@ -44,7 +46,9 @@ impl Failures {
         let duration = call.end_time.duration_since(call.start_time).unwrap_or_default();
         tracing::info!(
             webhook_id = call.webhook_id,
-            outbox_id,
+            outbox_id = row.id,
+            project_id = row.project_id,
+            trace_id = %escaped(&row.trace_id),
             error_kind = kind.as_str(),
             status = call.status_code,
             duration_ms = duration.as_millis() as u64,

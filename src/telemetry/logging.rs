@@ -173,7 +173,7 @@ pub fn is_journal() -> bool {
 /// The priority of an error, as sd-daemon(3) has it in front of a line.
 pub const ERROR: &str = "<3>";
 
-/// Each event on one line that is [`escaped`] as a whole, wherever a foreign text stands in it: a line break would begin
+/// Each event on one line that is [`escaped`] as a whole, wherever a foreign text stands in it. A line break would begin
 /// a line of its own in the journal, with a priority of the text's choice.
 struct Lines<F> {
     format: F,

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub fenced: Counter,
     /// Rows that were marked done.
     pub done: Counter,
+    /// Those of them that met no webhook, so that no call was made.
+    pub without_call: Counter,
     /// Claims that looked for rows.
     pub claims: Counter,
     /// Rows that the claims found.
@@ -124,6 +126,8 @@ impl Default for Metrics {
         let fenced =
             counter("rows_fenced", "Rows of which nothing was recorded, because they were not ours any more");
         let done = counter("rows_done", "Rows that were marked done");
+        let without_call =
+            counter("rows_without_call", "Rows that were marked done without a call: they met no webhook");
         let claims = counter("claims", "Looks for rows");
         let claimed = counter("rows_claimed", "Rows that were claimed");
         let parked = counter("rows_parked", "Rows that were put into the slow lane");
@@ -173,6 +177,7 @@ impl Default for Metrics {
             repeated,
             fenced,
             done,
+            without_call,
             claims,
             claimed,
             parked,

@@ -26,8 +26,8 @@ pub fn width(stream: impl AsFd) -> Option<usize> {
 /// is written as JSON writes it (`\u001b`), one beyond U+FFFF as two. JSON stays JSON and means the same: such characters
 /// stand in its strings only.
 ///
-/// Each text that is printed or logged passes here where it is written, and only there: standard output in `command::table`,
-/// the last line in `main`, the lines of the log in [`crate::telemetry::logging`], systemd's status, `/healthz`.
+/// Each text that is printed or logged passes here where it is written, and only there. The places are standard output in
+/// `command::table`, the last line in `main`, the lines of the log in [`crate::telemetry::logging`], systemd's status, `/healthz`.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(deceives) {
         return text.into();

@@ -16,8 +16,8 @@ use promptpal_relay::model::memory::Room;
 use proptest::prelude::*;
 
 use crate::support::{
-    Dead, Gate, OK, PATIENT, Receiver, caller, caller_to, caller_with, cases, eventually, is_alone, kind,
-    message, post, settings, webhook,
+    Dead, Gate, OK, PATIENT, Receiver, caller, caller_to, caller_with, cases, event, eventually, is_alone,
+    kind, message, post, settings, webhook,
 };
 
 fn may(address: &str) -> bool {
@@ -448,7 +448,7 @@ fn user_and_password_become_basic_authentication_and_are_shown_nowhere() {
         ("us3r@x:s3cret@", "Basic dXMzckB4OnMzY3JldA=="),
     ] {
         let webhook = webhook(&format!("http://{user}{address}/hook"));
-        let call = crate::support::made(caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end()));
+        let call = crate::support::made(caller.call(&webhook, &event("{}"), &mut Room::without_end()));
         assert_eq!(call.response_body.as_deref(), Some(expected), "{}", webhook.url);
         assert_eq!(call.url, format!("http://{address}/hook"));
         // The endpoint itself said it back, which is its own business.
@@ -674,7 +674,7 @@ fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_f
         .map(|n| {
             let (caller, crowded, webhook) =
                 (caller.clone(), crowded.clone(), webhook(&url(&format!("hang{n}"))));
-            thread::spawn(move || match caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end()) {
+            thread::spawn(move || match caller.call(&webhook, &event("{}"), &mut Room::without_end()) {
                 Outcome::ResolverBusy => _ = crowded.fetch_add(1, Ordering::SeqCst),
                 called => assert_eq!(kind(&crate::support::made(called)), "timeout"),
             })
@@ -685,7 +685,7 @@ fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_f
     });
     let new = webhook(&url("new"));
     assert!(
-        matches!(caller.call(&new, 1, &"{}".into(), &mut Room::without_end()), Outcome::ResolverBusy),
+        matches!(caller.call(&new, &event("{}"), &mut Room::without_end()), Outcome::ResolverBusy),
         "a lack of ours, not a failure"
     );
     // A failure is kept for a second.
@@ -694,7 +694,7 @@ fn new_names_that_hang_leave_threads_to_those_that_are_known_and_no_call_fails_f
     assert_eq!(hanging.load(Ordering::SeqCst), 56);
     gate.open();
     eventually("a thread for the new one", || {
-        match caller.call(&new, 1, &"{}".into(), &mut Room::without_end()) {
+        match caller.call(&new, &event("{}"), &mut Room::without_end()) {
             Outcome::ResolverBusy => false,
             called => kind(&crate::support::made(called)) == "success",
         }
@@ -755,7 +755,7 @@ fn a_connection_for_want_of_files_is_a_shortage_of_ours() {
     }
     let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
     let (caller, webhook) = (caller(PATIENT), webhook(&receiver.url()));
-    let call = || caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end());
+    let call = || caller.call(&webhook, &event("{}"), &mut Room::without_end());
     let shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::delivery::fd_budget::take(1)).collect();
     assert!(matches!(call(), Outcome::ResourceExhausted(_)), "all are given to others");
     drop(shares);
@@ -785,12 +785,7 @@ fn a_dead_address_gives_its_file_to_the_next_when_there_is_no_other_and_has_had_
     assert_eq!(kind(&post(&caller, &format!("http://two.example:{}/", unused.port()))), "connect");
     let mut shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::delivery::fd_budget::take(1)).collect();
     let call = |caller: &promptpal_relay::delivery::client::Caller| {
-        caller.call(
-            &webhook(&format!("http://two.example:{port}/")),
-            1,
-            &"{}".into(),
-            &mut Room::without_end(),
-        )
+        caller.call(&webhook(&format!("http://two.example:{port}/")), &event("{}"), &mut Room::without_end())
     };
     assert!(matches!(call(&caller), Outcome::ResourceExhausted(_)), "none is left");
     shares.pop();

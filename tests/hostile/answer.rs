@@ -7,8 +7,8 @@ use promptpal_relay::model::call::Call;
 use promptpal_relay::model::memory::Room;
 
 use crate::support::{
-    AUTHORITY, Gate, OK, PATIENT, Peer, Receiver, assert_storable, caller, caller_with, kind, message, post,
-    post_body, settings, signed,
+    AUTHORITY, Gate, OK, PATIENT, Peer, Receiver, assert_storable, caller, caller_with, event, kind, message,
+    post, post_body, settings, signed,
 };
 
 /// The cap of these tests.
@@ -420,7 +420,7 @@ fn a_secret_that_cannot_sign_is_our_failure_and_nothing_is_sent() {
     let receiver = Receiver::start(|peer| assert!(peer.send(OK)));
     let webhook = signed(&receiver.url(), "no base64!");
     let caller = caller(PATIENT);
-    let call = crate::support::made(caller.call(&webhook, 1, &"{}".into(), &mut Room::without_end()));
+    let call = crate::support::made(caller.call(&webhook, &event("{}"), &mut Room::without_end()));
     assert_eq!((kind(&call), receiver.connections()), ("internal", 0));
     assert_eq!(caller.problem(&webhook).as_deref(), call.error_message.as_deref());
 }

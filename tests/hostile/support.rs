@@ -25,6 +25,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::TempDir;
 use test_support::http::Message;
+use uuid::Uuid;
 
 /// How long something may take to happen; long, because the machine may be busy with other tests.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -50,6 +51,7 @@ pub fn settings(timeout: Duration) -> Settings {
         refused: Vec::new(),
         reached: Reached::default(),
         metrics_port: None,
+        second_chance: true,
     }
 }
 
@@ -86,13 +88,22 @@ pub fn made(outcome: Outcome) -> Call {
     }
 }
 
+/// What a call sends: event 42, without a trace context.
+pub fn event(body: &str) -> promptpal_relay::model::message::Message {
+    promptpal_relay::model::message::Message {
+        event_id: Uuid::from_u128(42),
+        body: body.into(),
+        traceparent: None,
+    }
+}
+
 /// One POST of a small body.
 pub fn post(caller: &Caller, url: &str) -> Call {
     post_body(caller, url, "{\"a\":1}")
 }
 
 pub fn post_body(caller: &Caller, url: &str, body: &str) -> Call {
-    made(caller.call(&webhook(url), 42, &body.into(), &mut Room::without_end()))
+    made(caller.call(&webhook(url), &event(body), &mut Room::without_end()))
 }
 
 /// The kind of a failure; `success` for none.
@@ -244,7 +255,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn new(stream: TcpStream, number: usize) -> Peer {
+    pub fn new(stream: TcpStream, number: usize) -> Peer {
         stream.set_nodelay(true).unwrap();
         let wire: Box<dyn Wire> = Box::new(stream.try_clone().unwrap());
         Peer { number, stream, wire: BufReader::new(wire) }
@@ -343,6 +354,8 @@ impl Dead {
     pub fn try_on(ip: impl Into<IpAddr>, port: u16) -> io::Result<Dead> {
         let address = SocketAddr::new(ip.into(), port);
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // A connection that ended a moment ago may still have the port.
+        socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(0)?;
         let listener: TcpListener = socket.into();

@@ -13,8 +13,8 @@ use promptpal_relay::model::call::Call;
 use promptpal_relay::model::memory::Room;
 
 use crate::support::{
-    AUTHORITY, Dead, Gate, Peer, Receiver, assert_storable, caller, caller_to, kind, made, message, post,
-    post_body, settings, webhook,
+    AUTHORITY, Dead, Gate, Peer, Receiver, assert_storable, caller, caller_to, event, kind, made, message,
+    post, post_body, settings, webhook,
 };
 
 /// The timeout of the calls: longer than the longest pause between two bytes.
@@ -241,6 +241,6 @@ fn the_time_of_all_phases_is_one() {
     });
     let url = format!("http://slow.example:{}/", receiver.address.port());
     let call: Running =
-        Box::new(move || made(slow.call(&webhook(&url), 1, &"{}".into(), &mut Room::without_end())));
+        Box::new(move || made(slow.call(&webhook(&url), &event("{}"), &mut Room::without_end())));
     assert_all_in_time("all phases", vec![("half a second each".into(), call)], |_, _| {});
 }

@@ -28,6 +28,7 @@ fn strict() -> Caller {
         refused: Vec::new(),
         reached: Reached::default(),
         metrics_port: None,
+        second_chance: true,
     })
     .unwrap()
 }

@@ -8,9 +8,11 @@
 mod chaos;
 mod claiming;
 mod commands;
+mod copies;
 mod delivery;
 mod drain;
 mod hostile;
+mod identity;
 mod locks;
 mod logging;
 mod lost_sessions;
@@ -36,3 +38,4 @@ mod standby;
 mod support;
 mod takeover;
 mod terminal;
+mod unmet;

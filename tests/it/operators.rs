@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -136,9 +138,9 @@ async fn calls_lists_the_log_newest_first() {
     // This call, two hours ago, has text that would steer the reader's terminal.
     let sql = "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
                    response_bytes, response_truncated, start_time, end_time, is_timeout, error_message, error_kind, succeeded,
-                   repeated, user_agent, ip)
+                   repeated, user_agent, ip, event_id)
                VALUES (1, 9, 9, 'trace', 'http://a.example', '{}', '{}', 0, false, now() - interval '2 hours',
-                   now() - interval '2 hours', false, E'bad \\x1b[2J', 'connect', false, true, '', '')";
+                   now() - interval '2 hours', false, E'bad \\x1b[2J', 'connect', false, true, '', '', gen_random_uuid())";
     database.client.batch_execute(sql).await.unwrap();
     let calls = async |arguments: &[&str]| {
         let arguments = [&["calls"], arguments].concat();
@@ -161,7 +163,7 @@ async fn calls_lists_the_log_newest_first() {
     let json: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(json[0]["status_code"], 503);
     assert_eq!(json[1]["error_message"], "bad \x1b[2J");
-    assert_eq!(json[0].as_object().unwrap().len(), 24);
+    assert_eq!(json[0].as_object().unwrap().len(), 26);
     let (code, _, err) = outcome(database.command(&["calls", "--since", "yesterday"]));
     assert!(code == 2 && err.contains("write how long ago"), "{err}");
     drop_logins(&database).await;
@@ -196,9 +198,9 @@ async fn calls_follows_the_log_without_a_gap_however_many_calls_come_at_once() {
     let record = async |first: i64, last: i64| {
         let sql = format!(
             "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
-                 response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip)
+                 response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip, event_id)
              SELECT n, 9, 9, '', '', '{{}}', '', 0, false, now() - CASE WHEN n % 100 = 0 THEN 60 ELSE 0 END * interval '1 s',
-                 now(), false, true, false, '', ''
+                 now(), false, true, false, '', '', gen_random_uuid()
                FROM generate_series({first}, {last}) AS n"
         );
         database.client.batch_execute(&sql).await.unwrap();
@@ -227,9 +229,9 @@ async fn record_calls(database: &Database, webhook_id: i64, count: i64, bytes: i
     let sql = format!(
         "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
              response_body, response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated,
-             user_agent, ip)
+             user_agent, ip, event_id)
          SELECT n, {webhook_id}, 9, '', '', '{{}}', '', repeat('x', {bytes}), {bytes}, false, now() - interval '{ago}', now(),
-                false, true, false, '', ''
+                false, true, false, '', '', gen_random_uuid()
            FROM generate_series(1, {count}) AS n"
     );
     database.client.batch_execute(&sql).await.unwrap();
@@ -367,6 +369,74 @@ async fn replay_repeats_the_failed_calls_of_a_webhook_once_it_is_told_to() {
         assert_eq!(replay(usage).await.0, 2, "{usage:?}");
     }
     drop_logins(&database).await;
+}
+
+#[tokio::test]
+async fn failed_calls_are_repeated_once_however_often_and_by_how_many_at_once() {
+    let database = Database::new().await;
+    let mended = Arc::new(AtomicBool::new(false));
+    let works = mended.clone();
+    let receiver =
+        Receiver::start(move |_| Reply::status(if works.load(Ordering::SeqCst) { 200 } else { 503 }));
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 5).await;
+    database.all_done().await;
+    let replay = ["replay", "--webhook", "1", "--since", "1h", "--failed", "--yes"];
+    // The repeats fail, too: each event is open once.
+    let (code, out, err) = outcome(database.command(&replay));
+    assert_eq!((code, out.as_str()), (0, "5 calls are repeated\n"), "{err}");
+    database.all_done().await;
+    assert_eq!(database.number("SELECT count(*) FROM relay.open_failures").await, 5);
+    mended.store(true, Ordering::SeqCst);
+    drop(relay);
+    // Two at once, and each of them twice, while nothing is delivered.
+    let both: Vec<_> = (0..2)
+        .map(|_| {
+            let mut commands = [database.command(&replay), database.command(&replay)].into_iter();
+            std::thread::spawn(move || {
+                commands.by_ref().map(|command| outcome(command).0).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    for run in both {
+        assert_eq!(run.join().unwrap(), [0, 0]);
+    }
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NULL").await, 5);
+    assert_eq!(database.number("SELECT count(*) FROM relay.open_failures").await, 0, "they are pending");
+    let _relay = Relay::start(&database, &[]);
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 15);
+    // The outbox forgets, the log does not.
+    database.client.batch_execute("DELETE FROM relay.outbox").await.unwrap();
+    let (code, out, err) = outcome(database.command(&replay));
+    assert_eq!((code, out.as_str()), (0, "0 calls would be repeated\n"), "{err}");
+    let again = "SELECT count(*) FROM relay.replay_failed(ARRAY(SELECT id FROM relay.webhook_calls))";
+    assert_eq!(database.number(again).await, 0);
+    let isolated = format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {again}");
+    assert!(database.client.batch_execute(&isolated).await.is_err(), "it could not see what is committed");
+}
+
+#[tokio::test]
+async fn two_that_repeat_the_same_failures_at_once_repeat_each_once() {
+    let database = Database::new().await;
+    let receiver = Receiver::start(|_| Reply::status(503));
+    database.webhook(1, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 3).await;
+    database.all_done().await;
+    drop(relay);
+    let again = "SELECT count(*) FROM relay.replay_failed(ARRAY(SELECT call_id FROM relay.open_failures))";
+    let (first, second) = (connect(&database.url).await, connect(&database.url).await);
+    first.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(first.query_one(again, &[]).await.unwrap().get::<_, i64>(0), 3);
+    assert_eq!(
+        second.query_one(again, &[]).await.unwrap().get::<_, i64>(0),
+        0,
+        "it does not wait, and repeats none"
+    );
+    first.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(second.query_one(again, &[]).await.unwrap().get::<_, i64>(0), 3, "nothing was repeated");
 }
 
 #[tokio::test]

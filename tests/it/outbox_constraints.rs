@@ -1,6 +1,10 @@
 //! The outbox refuses an insert that is no event, and the error names the constraint.
 
-use crate::support::Database;
+use std::time::SystemTime;
+
+use promptpal_relay::outbox::Role;
+
+use crate::support::{Database, Receiver, Relay};
 
 #[tokio::test]
 async fn what_is_not_an_event_fails_the_insert_with_the_constraints_name() {
@@ -41,10 +45,103 @@ async fn what_is_not_an_event_fails_the_insert_with_the_constraints_name() {
     }
 }
 
+/// An insert of the application's, with an id, as the application's role. The transaction is left open.
+fn with_id(id: &str, overriding: &str) -> String {
+    format!(
+        "BEGIN; SET LOCAL ROLE relay_app;
+         INSERT INTO relay.outbox (id, project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
+         {overriding} VALUES ({id}, 1, 1, 'u', 0, 1, 1, 1)"
+    )
+}
+
 #[tokio::test]
-async fn ids_cannot_be_written_by_the_application() {
+async fn the_application_may_say_default_for_the_id_and_names_none_of_its_own() {
     let database = Database::new().await;
-    let sql = "INSERT INTO relay.outbox (id, project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens)
-               VALUES (1, 1, 1, 'u', 0, 1, 1, 1)";
-    assert!(database.client.execute(sql, &[]).await.is_err());
+    // As Sequelize and others write it.
+    database.client.batch_execute(&with_id("DEFAULT", "")).await.unwrap();
+    database.client.batch_execute("COMMIT").await.unwrap();
+    // The value is not used.
+    database.client.batch_execute(&with_id("77", "OVERRIDING USER VALUE")).await.unwrap();
+    database.client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(database.number("SELECT sum(id)::bigint FROM relay.outbox").await, 1 + 2);
+    for id in ["77", "NULL", "3"] {
+        let refused = database.client.batch_execute(&with_id(id, "")).await.unwrap_err();
+        assert_eq!(refused.code().unwrap().code(), "428C9", "{id}: generated always: {refused:?}");
+        database.client.batch_execute("ROLLBACK").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_the_application_forces_does_no_harm() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    let force = async |id: i64| {
+        let result =
+            database.client.batch_execute(&with_id(&id.to_string(), "OVERRIDING SYSTEM VALUE")).await;
+        database.client.batch_execute(if result.is_ok() { "COMMIT" } else { "ROLLBACK" }).await.unwrap();
+        result.map_err(|error| error.as_db_error().unwrap().constraint().unwrap().to_owned())
+    };
+    // The claim would find none of these, or no program could print it.
+    const GREATEST: i64 = (1 << 53) - 1;
+    for id in [0, -1, i64::MIN, GREATEST + 1, i64::MAX] {
+        assert_eq!(force(id).await, Err("outbox_id_in_range".into()), "{id}");
+    }
+    database.client.batch_execute("ALTER SEQUENCE relay.outbox_id_seq RESTART 1000").await.unwrap();
+    let relay = Relay::start(&database, &[]);
+    let mut rows = 0;
+    let mut insert = async |id: Option<i64>| {
+        match id {
+            Some(id) => assert_eq!(force(id).await, Ok(()), "{id}"),
+            None => _ = database.events(1, 1).await,
+        }
+        rows += 1;
+        database.all_done().await;
+    };
+    // Ids that the sequence has passed, and those that the daemon's cursor has; then one that is above all others.
+    for id in [None, Some(5), None, Some(GREATEST), None, Some(6), Some(GREATEST - 1), None] {
+        insert(id).await;
+    }
+    assert_eq!(force(5).await, Err("outbox_pkey".into()));
+    assert_eq!(receiver.requests().len(), rows);
+    assert_eq!(
+        database.number("SELECT count(*) FROM relay.webhook_calls WHERE succeeded").await,
+        rows as i64
+    );
+    // The next start, and what is thrown away, go by the same ids.
+    drop(relay);
+    let sql = "UPDATE relay.outbox SET done_at = done_at - interval '2 days', created_at = created_at - interval '2 days'";
+    database.client.batch_execute(sql).await.unwrap();
+    let session = database.session(Role::Retention).await;
+    let now = SystemTime::now();
+    let (mut next, mut deleted, mut windows) = (session.lowest_id().await.unwrap(), 0, 0);
+    while let Some(first) = next {
+        let in_window;
+        (in_window, next) = session.delete_done(first, first + 5000, now, now).await.unwrap();
+        (deleted, windows) = (deleted + in_window, windows + 1);
+        assert!(windows <= 2, "gaps are jumped over, however wide they are");
+    }
+    assert_eq!(deleted, rows as i64);
+    let _relay = Relay::start(&database, &[]);
+    database.events(1, 1).await;
+    database.all_done().await;
+}
+
+#[tokio::test]
+async fn a_webhook_that_no_event_can_meet_is_refused_with_the_constraints_name() {
+    let database = Database::new().await;
+    for (column, value, constraint) in [
+        ("event", "'onPromptStarted'", "webhooks_event_known"),
+        ("event", "'onpromptfinished'", "webhooks_event_known"),
+        ("event", "''", "webhooks_event_known"),
+        ("id", "0", "webhooks_id_positive"),
+        ("id", "-1", "webhooks_id_positive"),
+    ] {
+        let sql = format!(
+            "INSERT INTO relay.webhooks (project_id, url, {column}) VALUES (1, 'http://a/', {value})"
+        );
+        let error = database.client.execute(&sql, &[]).await.unwrap_err();
+        let error = error.as_db_error().expect("from the server");
+        assert_eq!(error.constraint(), Some(constraint), "{column} = {value}");
+    }
 }

@@ -43,6 +43,9 @@ const SMALL: &[&str] = &[
     "instances/end_sessions",
     "instances/draw_lock",
     "admin/foreign_code",
+    "installation/read",
+    "installation/exists",
+    "installation/last_accepted",
     "instances/keep_alive",
     "admin/lock_holders",
     "migrations/applied",
@@ -79,7 +82,9 @@ const SMALL: &[&str] = &[
     "call_log/whole_calls",
     "call_log/clock",
     "call_log/call_ids",
+    "call_log/open_failures",
     "admin/replay",
+    "admin/replay_failed",
     "admin/send_test",
     "admin/is_done",
     "admin/status",
@@ -98,13 +103,22 @@ fn array<T: std::fmt::Display>(values: impl IntoIterator<Item = T>) -> String {
     format!("'{{{}}}'", values.join(","))
 }
 
+/// Each row's event follows from its id.
+const EVENT_ID: &str = "CREATE FUNCTION event_of() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN NEW.event_id := lpad(to_hex(NEW.id), 32, ''0'')::uuid; RETURN NEW; END';
+    CREATE TRIGGER event_of BEFORE INSERT ON relay.outbox FOR EACH ROW EXECUTE FUNCTION event_of()";
+
 /// The queries on tables that grow. `in_hand` are rows of [`EPOCH`].
 fn queries(in_hand: &[i64]) -> Vec<Query> {
     let ids = array(in_hand);
+    // As EVENT_ID makes them.
+    let events = array(in_hand.iter().map(|id| format!("{id:032x}")));
     let calls = || in_hand.iter();
     let same = |value: &str| array(calls().map(|_| value));
     let finish = [
         ids.clone(),
+        events.clone(),
+        same("false"),
         EPOCH.to_string(),
         ids.clone(),
         same("1"),
@@ -127,7 +141,13 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
     .join(", ")
     // The outer braces of an empty list of objects.
     .replace("'\"{}\"'", "'{}'");
-    let log_calls = finish.replacen(&format!("{ids}, {EPOCH}, "), &format!("{ids}, "), 1);
+    // All of them without calls.
+    let without_call = [&ids, &events, &same("true"), &EPOCH.to_string(), &vec!["'{}'"; 17].join(", ")]
+        .map(String::as_str)
+        .join(", ");
+    let with_calls = same("false");
+    let log_calls =
+        finish.replacen(&format!("{ids}, {events}, {with_calls}, {EPOCH}, "), &format!("{ids}, "), 1);
     let lanes = array(0..LANES);
     let rooms = array((0..LANES).map(|_| BATCH / LANES));
     let of = |file, role, arguments: String, batch| Query { file, role, arguments, batch };
@@ -148,8 +168,14 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
         of("claim/claim_parked", Role::Claim, format!("{lanes}, {rooms}, '{{}}', 1, 1000000"), BATCH),
         of("claim/parked_projects", Role::Claim, "10000".into(), LANES),
         of("finish/finish", Role::Finish, finish, BATCH),
+        of("finish/finish", Role::Finish, without_call, BATCH),
         of("finish/log_calls", Role::Finish, log_calls, BATCH),
-        of("claim/adopt", Role::Listen, format!("{ids}, {}, '{{{EPOCH}}}', 78", same("null")), BATCH),
+        of(
+            "claim/adopt",
+            Role::Listen,
+            format!("{ids}, {events}, {}, '{{{EPOCH}}}', 78", same("null")),
+            BATCH,
+        ),
         of("claim/give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}, false"), BATCH),
         of("pauses/not_done", Role::Command, ids.clone(), BATCH),
         of("retention/lowest_id", Role::Retention, String::new(), 1),
@@ -290,6 +316,7 @@ async fn queries_read_in_proportion_to_their_batch_whatever_the_tables_hold_and_
     run("ANALYZE relay.outbox, relay.webhooks").await;
     sessions.assert_bounded("empty, analysed", &[]).await;
 
+    run(EVENT_ID).await;
     let columns = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens";
     run(&format!("{columns}, claimed_by) VALUES (1, 1, 'user', 0, 1, 1, 1, {EPOCH})")).await;
     run("INSERT INTO relay.webhooks (project_id, url) VALUES (1, 'http://a.example')").await;

@@ -90,12 +90,18 @@ async fn a_prompt_call_is_posted_and_its_call_log_is_where_promptpal_looks() {
         assert_eq!(rows[0].get::<_, Option<&str>>(2), Some("a, b"));
         assert_eq!(rows[0].get::<_, &str>(3), "application/json");
         assert_eq!(rows[0].get::<_, &str>(4), "thanks");
-        assert_eq!((rows[0].get::<_, &str>(5), rows[0].get::<_, &str>(6)), ("agent", "10.1.2.3"));
+        // The header of the call, as in PromptPal's own log. The client's is in the payload.
+        let header = requests[0].header("user-agent").unwrap();
+        assert!(header.starts_with("PromptPal-Webhook@"), "{header}");
+        assert_eq!((rows[0].get::<_, &str>(5), rows[0].get::<_, &str>(6)), (header, "10.1.2.3"));
+        assert_eq!(body["userAgent"], "agent");
         assert_eq!(
             (rows[0].get::<_, i64>(7), rows[0].get::<_, bool>(8), rows[0].get::<_, bool>(9)),
             (1, false, true)
         );
         assert_eq!((rows[1].get::<_, i64>(0), rows[1].get::<_, bool>(8)), (dead, true));
+        // Something was sent there, too.
+        assert_eq!(rows[1].get::<_, &str>(5), header);
 
         assert_eq!(script(&database, "uninstall", &[]), (0, String::new()));
         assert_eq!(
@@ -112,6 +118,53 @@ async fn a_prompt_call_is_posted_and_its_call_log_is_where_promptpal_looks() {
         let (code, said) = script(&database, "install", &[]);
         assert!(code != 0 && said.contains("relay.webhooks has rows"), "{said}");
     }
+}
+
+#[tokio::test]
+async fn the_headers_of_a_call_are_mirrored_as_promptpal_has_them_also_when_there_are_none() {
+    for (headers, nullable) in [("jsonb", ""), ("varchar", "NOT NULL")] {
+        let database = with_tables(headers, nullable).await;
+        // Nothing is sent to the first; the answer of the second has no headers.
+        let receiver = Receiver::start(|_| Reply::Bytes(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()));
+        let unsent = add_webhook(&database, 1, "http://10.0.0.1/").await;
+        let bare = add_webhook(&database, 1, &receiver.url("/")).await;
+        assert_eq!(script(&database, "install", &[]), (0, String::new()));
+        let _relay = Relay::start(&database, &[]);
+        database.events(1, 1).await;
+        database.all_done().await;
+        let sql = "SELECT webhook_call_webhook, request_headers::text, response_headers::text, user_agent::text FROM webhook_calls ORDER BY 1";
+        let rows = database.client.query(sql, &[]).await.unwrap();
+        let text = |row: usize, column: usize| rows[row].get::<_, Option<String>>(column);
+        assert_eq!((rows[0].get::<_, i64>(0), rows[1].get::<_, i64>(0)), (unsent, bare));
+        assert_eq!((text(0, 1), text(0, 3)), (Some("{}".into()), Some(String::new())));
+        assert_eq!(text(0, 2), (!nullable.is_empty()).then(|| "{}".into()), "there was no answer");
+        assert_eq!(text(1, 2), Some("{}".into()));
+        assert!(text(1, 3).unwrap().starts_with("PromptPal-Webhook@"));
+        let flat = "SELECT relay.flat_headers(h)::text FROM unnest(ARRAY['{}', '{\"a\": \"b\"}', '{\"a\": [\"b\", \"c\"]}', NULL]::jsonb[]) AS h";
+        let flat = database.client.query(flat, &[]).await.unwrap();
+        let flat: Vec<Option<&str>> = flat.iter().map(|row| row.get(0)).collect();
+        assert_eq!(flat, [Some("{}"), Some("{\"a\": \"b\"}"), Some("{\"a\": \"b, c\"}"), None]);
+    }
+}
+
+#[tokio::test]
+async fn an_empty_default_model_is_left_out_of_the_payload_as_promptpal_does_it() {
+    let database = with_tables("jsonb", "").await;
+    let receiver = Receiver::good();
+    add_webhook(&database, 1, &receiver.url("/")).await;
+    assert_eq!(script(&database, "install", &["feed=on"]), (0, String::new()));
+    let _relay = Relay::start(&database, &[]);
+    let sql = "INSERT INTO providers (name, default_model) VALUES ('no model', '');
+               INSERT INTO prompt_calls (prompt_calls, project_calls, user_id, duration, result, prompt_call_provider)
+               VALUES (1, 1, 'u', 1, 0, 1), (2, 1, 'u', 1, 0, 2), (3, 1, 'u', 1, 0, NULL)";
+    database.client.batch_execute(sql).await.unwrap();
+    database.all_done().await;
+    let mut bodies: Vec<_> = receiver.wait_for(3).iter().map(|request| request.json()).collect();
+    bodies.sort_by_key(|body| body["promptId"].as_i64());
+    let has = |at: usize, key: &str| bodies[at].get(key).is_some();
+    assert_eq!(bodies[0]["providerDefaultModel"], "model-1");
+    assert!(bodies[1]["providerId"] == 2 && !has(1, "providerDefaultModel"), "{}", bodies[1]);
+    assert!(!has(2, "providerId") && !has(2, "providerDefaultModel"), "{}", bodies[2]);
 }
 
 #[tokio::test]

@@ -20,11 +20,11 @@ async fn the_questions_of_the_readme_are_answered_without_reading_whole_tables()
     run("INSERT INTO relay.webhooks (project_id, url) SELECT n, 'http://a.example' FROM generate_series(1, 100) AS n").await;
     run("INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body, status_code,
              response_headers, response_body, response_bytes, response_truncated, start_time, end_time, is_timeout, error_kind, succeeded,
-             repeated, user_agent, ip)
+             repeated, user_agent, ip, event_id)
          SELECT n, 1 + n % 100, 1, md5(n::text), 'http://a.example', '{}',
                 '{\"event\":\"onPromptFinished\",\"projectId\":1,\"promptId\":1,\"userId\":\"u\",\"result\":0,\"timestamp\":\"2026-01-01T00:00:00Z\",\"duration\":1,\"tokens\":{\"prompt\":1,\"completion\":1,\"total\":2},\"cached\":false,\"ip\":\"\",\"userAgent\":\"\"}',
                 200, '{}', repeat('x', 200), 200, false, t, t + interval '1 ms', false, CASE WHEN n % 50 = 0 THEN 'connect' END, n % 50 <> 0,
-                false, '', ''
+                false, '', '', gen_random_uuid()
            FROM (SELECT n, now() - interval '7 days' + n * interval '3 s' AS t FROM generate_series(1, 201600) AS n) AS times").await;
     run("INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens, done_at)
          SELECT 1, 1, 'u', 0, 1, 1, 1, CASE WHEN n <= 50000 THEN now() END FROM generate_series(1, 50500) AS n").await;

@@ -81,8 +81,9 @@ async fn make(database: &Database, days: i64) {
 async fn calls(database: &Database, count: i64, at: &str) {
     let sql = format!(
         "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
-             response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip)
-         SELECT 1, 1, 1, 't', 'u', '{{}}', '', 0, false, {at}, {at}, false, true, false, '', '' FROM generate_series(1, {count})"
+             response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip,
+             event_id)
+         SELECT 1, 1, 1, 't', 'u', '{{}}', '', 0, false, {at}, {at}, false, true, false, '', '', gen_random_uuid() FROM generate_series(1, {count})"
     );
     database.client.execute(&sql, &[]).await.unwrap();
 }
@@ -119,12 +120,13 @@ async fn a_missing_partition_loses_no_log_and_gets_what_came_before_it() {
     let database = Database::new().await;
     let receiver = Receiver::good();
     database.webhook(1, &receiver.url("/")).await;
-    // The lock keeps the daemon's own retention out.
     let other = connect(&database.url).await;
     other.batch_execute(RETENTION_LOCK).await.unwrap();
     let today = partition(&database, 0).await;
     database.client.batch_execute(&format!("DROP TABLE relay.{today}")).await.unwrap();
-    let _relay = Relay::start(&database, &[]);
+    let relay = Relay::start(&database, &["--log-level", "debug"]);
+    // The lock has kept the daemon's own retention out, which now rests.
+    relay.until_told("a run", is_busy);
     database.events(1, 5).await;
     database.all_done().await;
     assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls_default").await, 5);
@@ -148,7 +150,9 @@ async fn records_that_have_nowhere_to_go_wait_until_the_default_partition_is_the
     for drop in database.client.query(all, &[]).await.unwrap() {
         database.client.batch_execute(drop.get(0)).await.unwrap();
     }
-    let relay = Relay::start(&database, &[]);
+    let relay = Relay::start(&database, &["--log-level", "debug"]);
+    // The lock has kept the daemon's own retention out, which now rests.
+    relay.until_told("a run", is_busy);
     database.events(1, 3).await;
     relay.until("promptpal_relay_healthy", |healthy| healthy == 0.0);
     assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NOT NULL").await, 0);
@@ -453,12 +457,17 @@ async fn left(database: &Database) -> (i64, i64) {
     (partitions(database, -60, -54).await, database.number("SELECT count(*) FROM relay.outbox").await)
 }
 
-/// A line about a run of the retention.
+/// Whether a line is about a run of the retention.
 fn is_run(line: &Value) -> bool {
     line["outcome"].is_string()
 }
 
-/// A line about one that threw all away that is old.
+/// Whether a line is about a run that another session kept out.
+fn is_busy(line: &Value) -> bool {
+    line["outcome"] == "Busy"
+}
+
+/// Whether a line is about a run that threw all away that is old.
 fn is_complete(line: &Value) -> bool {
     line["outcome"] == "Complete"
 }

@@ -2,8 +2,8 @@
 
 use std::process::{Command, Stdio};
 
-use clap::CommandFactory;
-use promptpal_relay::cli::Cli;
+use clap::{CommandFactory, Parser};
+use promptpal_relay::cli::{Cli, Command as Cmd};
 
 use crate::support::{outcome, repository_file};
 
@@ -80,11 +80,68 @@ fn the_env_file_and_the_readme_name_each_setting_with_its_default() {
     }
 }
 
+#[test]
+fn the_service_of_the_replays_runs_a_command_that_there_is_and_nobody_starts_it_unasked() {
+    let unit = repository_file("systemd/promptpal-relay-replay.service");
+    let setting =
+        |name: &str| unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap();
+    // As systemd puts the variables in; the drop-in of the example names the webhook.
+    let mut command = setting("ExecStart").to_owned();
+    let example = unit.lines().find_map(|line| line.strip_prefix("#     Environment=")).unwrap();
+    for variable in setting("Environment").split(' ').chain([example]) {
+        let (name, value) = variable.split_once('=').unwrap();
+        command = command.replace(&format!("${{{name}}}"), value);
+    }
+    let parsed = Cli::try_parse_from(command.split(' ')).unwrap_or_else(|error| panic!("{command}: {error}"));
+    let Cli { command: Cmd::Replay(replay), .. } = parsed else { panic!("{command}") };
+    assert!(replay.webhook == Some(1) && replay.failed && replay.yes && replay.since.is_some());
+    // Without a webhook the command fails, and says what is missing.
+    let error = Cli::try_parse_from(command.replace("--webhook 1", "--webhook=").split(' ')).unwrap_err();
+    assert!(error.to_string().contains("--webhook <N>"), "{error}");
+    // The same user, settings and fences as the daemon, but for what only the daemon needs.
+    let daemon = repository_file("systemd/promptpal-relay.service");
+    let missing: Vec<_> = daemon
+        .lines()
+        .filter(|line| !line.starts_with('#') && !unit.lines().any(|own| own == *line))
+        .filter(|line| {
+            ![
+                "Type=",
+                "NotifyAccess=",
+                "TimeoutSt",
+                "Exec",
+                "Watchdog",
+                "Restart=",
+                "RestartSec=",
+                "RestartPrevent",
+                "StartLimit",
+                "KillMode=",
+                "LimitNOFILE=",
+                "RestrictAddress",
+                "Description=",
+                "[Install]",
+                "WantedBy=",
+            ]
+            .iter()
+            .any(|other| line.starts_with(other))
+        })
+        .collect();
+    assert_eq!(missing, [""; 0]);
+    // Nothing but the timer starts it, and the package enables neither.
+    assert!(!unit.contains("[Install]"));
+    let manifest = repository_file("Cargo.toml");
+    let entry =
+        manifest.lines().find(|line| line.contains("unit-name = \"promptpal-relay-replay\"")).unwrap();
+    assert!(entry.contains("enable = false, start = false"), "{entry}");
+}
+
 /// Asks systemd-analyze about the units; skipped where there is none.
 #[test]
 fn the_units_are_right_and_hardened() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["promptpal-relay.service", "promptpal-relay@.service"] {
+    let timer = "promptpal-relay-replay.timer";
+    for name in
+        ["promptpal-relay.service", "promptpal-relay@.service", "promptpal-relay-replay.service", timer]
+    {
         // systemd-analyze fails a unit whose program is missing.
         let unit = repository_file(&format!("systemd/{name}"));
         let unit = unit
@@ -96,6 +153,9 @@ fn the_units_are_right_and_hardened() {
         std::fs::write(&path, unit).unwrap();
         for check in [&["verify", "--man=no"][..], &["security", "--offline=true", "--threshold=15"]] {
             let mut command = Command::new("systemd-analyze");
+            if check[0] == "security" && name == timer {
+                continue;
+            }
             command.args(check).arg(&path).stdin(Stdio::null()).env("SYSTEMD_COLORS", "0");
             if Command::new("systemd-analyze").arg("--version").output().is_err() {
                 println!("skipped: there is no systemd-analyze");

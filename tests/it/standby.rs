@@ -5,6 +5,8 @@ use std::process::Command;
 
 use promptpal_relay::command::demo::postgres::{Cluster, Stop};
 
+use crate::support::server_program;
+
 /// A standby of this server, made from a copy of its data; the server is restarted for that. `SELECT pg_promote()` makes
 /// the standby a primary.
 pub fn standby_of(primary: &mut Cluster) -> Cluster {
@@ -22,4 +24,24 @@ pub fn standby_of(primary: &mut Cluster) -> Cluster {
     primary.boot().unwrap();
     standby.boot().unwrap();
     standby
+}
+
+/// A second server, made from a base backup of this one: it has the same identifiers, and follows nobody.
+pub fn base_backup_of(primary: &Cluster) -> Cluster {
+    let mut second = Cluster::start(&[]).unwrap();
+    second.halt(Stop::Fast);
+    let data = second.socket_dir().join("data");
+    fs::remove_dir_all(&data).unwrap();
+    let source = format!("host={} port={} user=postgres", primary.socket_dir().display(), primary.port());
+    let mut backup = server_program("pg_basebackup");
+    backup.args(["--checkpoint=fast", "--no-sync", "--dbname", &source, "--pgdata"]).arg(&data);
+    // Postgres does not run as root.
+    let mut owner = Command::new("chown");
+    owner.args(["-R", "--reference"]).arg(second.socket_dir()).arg(&data);
+    for mut command in [backup, owner] {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    second.boot().unwrap();
+    second
 }

@@ -46,6 +46,7 @@ async fn a_peer_takes_the_rows_of_a_killed_relay_over() {
     database.all_done().await;
     assert_eq!(outcomes(&database).await, [(true, true)]);
     assert_eq!(others[0].declared_dead(), [epoch]);
+    others[0].until("promptpal_relay_takeovers_total", |count| count == 1.0);
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@
 -- Returns:    one text for each piece of code; no row: no foreign code would run.
 SELECT DISTINCT f.problem
   FROM (VALUES
-        ('webhooks', false), ('migrations', false), ('outbox', true), ('webhook_calls', true), ('instances', true),
-        ('instances_since_crash', true), ('retention', true), ('pauses', true)
+        ('webhooks', false), ('migrations', false), ('installation', false), ('outbox', true), ('webhook_calls', true),
+        ('instances', true), ('instances_since_crash', true), ('retention', true), ('pauses', true)
        ) AS ours (name, written)
   JOIN pg_class c
     ON c.relnamespace = 'relay'::regnamespace

@@ -10,10 +10,11 @@ SELECT need, granted
          has_schema_privilege('relay', 'USAGE')),
         (2, 'SELECT on relay.outbox',
          has_table_privilege('relay.outbox', 'SELECT')),
-        (3, 'UPDATE (claimed_by, done_at, parked) on relay.outbox',
+        (3, 'UPDATE (claimed_by, done_at, parked, without_call) on relay.outbox',
          has_column_privilege('relay.outbox', 'claimed_by', 'UPDATE')
          AND has_column_privilege('relay.outbox', 'done_at', 'UPDATE')
-         AND has_column_privilege('relay.outbox', 'parked', 'UPDATE')),
+         AND has_column_privilege('relay.outbox', 'parked', 'UPDATE')
+         AND has_column_privilege('relay.outbox', 'without_call', 'UPDATE')),
         (4, 'DELETE on relay.outbox',
          has_table_privilege('relay.outbox', 'DELETE')),
         (5, 'SELECT on relay.webhooks',
@@ -54,7 +55,11 @@ SELECT need, granted
          AND has_column_privilege('relay.retention', 'next_at', 'UPDATE')
          AND has_column_privilege('relay.retention', 'completed_at', 'UPDATE')
          AND has_column_privilege('relay.retention', 'dropped_at', 'UPDATE')),
-        (12, 'SELECT on relay.pauses, EXECUTE on relay.pause_failing_webhook and relay.delete_ended_pauses',
+        (12, 'SELECT on relay.installation, EXECUTE on relay.is_copy and on pg_control_system',
+         has_table_privilege('relay.installation', 'SELECT')
+         AND has_function_privilege('relay.is_copy()', 'EXECUTE')
+         AND has_function_privilege('pg_control_system()', 'EXECUTE')),
+        (13, 'SELECT on relay.pauses, EXECUTE on relay.pause_failing_webhook and relay.delete_ended_pauses',
          has_table_privilege('relay.pauses', 'SELECT')
          AND has_function_privilege('relay.pause_failing_webhook(bigint, timestamptz, text)', 'EXECUTE')
          AND has_function_privilege('relay.delete_ended_pauses(timestamptz)', 'EXECUTE'))

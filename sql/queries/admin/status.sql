@@ -1,14 +1,16 @@
 -- Report how it goes: which instances run, what waits, who is paused, which webhooks fail. The cost is bounded: the
 -- statement reads the first 100,000 pending rows, the first 100,000 parked rows, and the newest 100,000 calls of the last
 -- five minutes. It reads all pauses; there are few.
+-- Of the rows that are done without a call, it finds those among 100,000 rows: the newest 50,000, and the 50,000 before
+-- them, or before the first pending row where that one is older.
 --
 -- The locks that sessions hold tell which instances live, not what relay.instances says. A standby has none of these
 -- locks. There the statement returns the instances that were not found dead, and says that it is a standby.
 --
 -- Locks:      none.
--- Index:      outbox_pending, outbox_parked, webhook_calls_place. Postgres plans it for the value (plan_cache_mode =
+-- Index:      outbox_pending, outbox_parked, outbox_pkey, webhook_calls_place. Postgres plans it for the value (plan_cache_mode =
 --             force_custom_plan), so that it locks only partitions of the span.
--- Parameters: $1 timestamptz  calls that started after it
+-- Parameters: $1 timestamptz  calls that started after it, and rows that were done after it
 -- Returns:    one JSON object.
 WITH held AS MATERIALIZED (
     SELECT h.class << 32 | h.object AS key
@@ -38,6 +40,29 @@ WITH held AS MATERIALIZED (
     SELECT p.webhook_id, p.project_id, p.reason, p.created_at, p.created_by, p.until
       FROM relay.pauses p
      WHERE p.until IS NULL OR p.until > now()
+), newest AS MATERIALIZED (
+    SELECT o.id, o.project_id, o.done_at, o.without_call
+      FROM relay.outbox o
+     ORDER BY o.id DESC
+     LIMIT 50000
+), before AS (
+    SELECT o.id, o.project_id, o.done_at, o.without_call
+      FROM relay.outbox o
+     WHERE o.id < least((SELECT min(n.id) FROM newest n),
+                        (SELECT p.id
+                           FROM relay.outbox p
+                          WHERE p.done_at IS NULL
+                            AND NOT p.parked
+                          ORDER BY p.id + 0
+                          LIMIT 1))
+     ORDER BY o.id DESC
+     LIMIT 50000
+), without_call AS (
+    SELECT o.project_id, count(*) AS rows, max(o.id) AS last_outbox_id
+      FROM (SELECT * FROM newest UNION ALL SELECT * FROM before) AS o
+     WHERE o.without_call
+       AND o.done_at > $1
+     GROUP BY o.project_id
 ), webhooks AS (
     SELECT c.webhook_id,
            count(*) AS calls,
@@ -60,6 +85,7 @@ SELECT jsonb_build_object(
            'in_flight', (SELECT coalesce(sum(in_flight), 0) FROM instances),
            'calls_5min', (SELECT count(*) FROM calls),
            'failures_5min', (SELECT count(*) FROM calls WHERE NOT succeeded),
+           'without_call_5min', (SELECT coalesce(sum(rows), 0) FROM without_call),
            'instances', (SELECT coalesce(jsonb_agg(i), '[]') FROM instances i),
            'backlog', (SELECT coalesce(jsonb_agg(b), '[]')
                          FROM (SELECT * FROM backlog ORDER BY pending DESC, project_id LIMIT 20) AS b),
@@ -69,4 +95,6 @@ SELECT jsonb_build_object(
                                 FROM pauses
                                ORDER BY created_at DESC, webhook_id, project_id
                                LIMIT 20) AS p),
-           'webhooks', (SELECT coalesce(jsonb_agg(w), '[]') FROM webhooks w))::text
+           'webhooks', (SELECT coalesce(jsonb_agg(w), '[]') FROM webhooks w),
+           'without_call', (SELECT coalesce(jsonb_agg(u), '[]')
+                              FROM (SELECT * FROM without_call ORDER BY rows DESC, project_id LIMIT 20) AS u))::text

@@ -40,35 +40,37 @@ WITH next AS MATERIALIZED (
               o.duration_ms, o.prompt_tokens, o.completion_tokens, o.total_tokens, o.cached, left(o.ip, 8193) AS ip,
               left(o.user_agent, 8193) AS user_agent, o.provider_id,
               left(o.provider_default_model, 8193) AS provider_default_model, o.webhook_id,
-              octet_length(o.trace_id) > 8192 AS cut
+              coalesce(octet_length(o.trace_id) > 8192, false) AS cut,
+              o.event_id, left(o.trace_id, 128) AS trace_id, left(o.traceparent, 256) AS traceparent
 )
 SELECT 'row' AS kind, c.id, false AS parked, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at,
        c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent, c.provider_id,
        c.provider_default_model, c.webhook_id AS only_webhook_id, c.cut, NULL::bigint AS claimed_by, NULL::text AS url,
-       NULL::text AS signing_secret
+       NULL::text AS signing_secret, c.event_id, c.trace_id, c.traceparent
   FROM claimed c
  UNION ALL
 SELECT 'before', n.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL, NULL, n.claimed_by, NULL, NULL
+       NULL, NULL, n.claimed_by, NULL, NULL, NULL, NULL, NULL
   FROM next n
  WHERE n.claimed_by IS NOT NULL
  UNION ALL
 SELECT 'webhook', w.id::bigint, NULL, w.event::text, w.project_id::bigint, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, left(w.url::text, 8200), left(w.signing_secret::text, 8200)
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, left(w.url::text, 8200), left(w.signing_secret::text, 8200),
+       NULL, NULL, NULL
   FROM relay.webhooks w
  WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c))
    AND w.enabled
    AND w.event IS NOT NULL
  UNION ALL
 SELECT 'pause', p.webhook_id, NULL, NULL, p.project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL, NULL, NULL, NULL, NULL, p.reason, NULL
+       NULL, NULL, NULL, NULL, NULL, p.reason, NULL, NULL, NULL, NULL
   FROM relay.pauses p
  WHERE (SELECT EXISTS (SELECT FROM relay.pauses))
    AND p.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c))
    AND (p.until IS NULL OR p.until > now())
  UNION ALL
 SELECT 'pause', p.webhook_id, NULL, NULL, p.project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL, NULL, NULL, NULL, NULL, p.reason, NULL
+       NULL, NULL, NULL, NULL, NULL, p.reason, NULL, NULL, NULL, NULL
   FROM relay.pauses p
  WHERE (SELECT EXISTS (SELECT FROM relay.pauses))
    AND p.webhook_id = ANY (ARRAY(

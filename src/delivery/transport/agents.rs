@@ -53,12 +53,12 @@ pub struct Origin {
 }
 
 impl Agents {
-    /// For calls that take `timeout` at most, under this policy and with this trust.
+    /// For calls that take `timeout` at most, under this policy and with this configuration of TLS.
     pub fn new(
         timeout: Duration,
         user_agent_version: &str,
         policy: Arc<Policy>,
-        trust: Arc<ClientConfig>,
+        tls: Arc<ClientConfig>,
     ) -> Agents {
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -80,7 +80,7 @@ impl Agents {
             config,
             policy,
             worked: Worked::default(),
-            tls: Tls(trust),
+            tls: Tls(tls),
             by_origin: Mutex::default(),
             since: Instant::now(),
         }

@@ -2,7 +2,7 @@
 //!
 //! The addresses of a name race (RFC 8305): when one has not answered for a moment the next is tried beside it, and the
 //! first that connects is taken. So a dead address, or a dead family of them, costs that moment and not a share of the
-//! call's time; and what worked instead is tried first for a minute. All on the thread of the call.
+//! call's time. The address that worked instead is tried first for a minute. All of it happens on the thread of the call.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use crate::delivery::egress::Denial;
 use crate::delivery::transport::repair::{HEAD_BYTES_MAX, Record};
@@ -21,6 +22,8 @@ pub struct Exchange {
     pub remote: Option<SocketAddr>,
     /// The connection had carried a request before.
     pub reused: bool,
+    /// When the request began to go out.
+    pub begun: Option<Instant>,
     /// The request as far as the end of its headers, perhaps with some of its body.
     pub request_head: Vec<u8>,
     /// Bytes of the answer.

@@ -1,9 +1,9 @@
 //! Our outermost link in ureq's chain of connectors: it records what goes over the wire.
 //!
 //! [`Recorder`] sees the bytes as HTTP: the head of the request, the answer as far as its head, the count of the rest. It ends
-//! an answer that is longer than any body within the limit can be. ureq's parser is strict: a head or chunks that it would
-//! refuse are mended on their way to it, by the rules of [`head`](crate::delivery::transport::head) and
-//! [`chunks`](crate::delivery::transport::chunks), and then the connection is used no more.
+//! an answer that is longer than any body within the limit can be. ureq's parser is strict. The recorder mends a head or
+//! chunks that it would refuse, by the rules of [`head`](crate::delivery::transport::head) and
+//! [`chunks`](crate::delivery::transport::chunks). After that no other request uses the connection.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -260,6 +260,7 @@ impl<T: Transport> Transport for Recording<T> {
         note(|exchange| {
             if begins {
                 (exchange.remote, exchange.reused) = (remote, used);
+                exchange.begun = Some(Instant::now());
                 exchange.request_head.clear();
             }
             let head = &mut exchange.request_head;

@@ -173,9 +173,14 @@ pub async fn connect(url: &str) -> Client {
     client
 }
 
-/// The program psql: the one beside the server's binaries, else the one of PATH.
+/// The program psql.
 pub fn psql() -> Command {
+    server_program("psql")
+}
+
+/// A program of Postgres': the one beside the server's binaries, else the one of PATH.
+pub fn server_program(name: &str) -> Command {
     let cluster = CLUSTER.lock().unwrap();
-    let beside = cluster.as_ref().map(|cluster| cluster.bin().join("psql")).filter(|path| path.is_file());
-    Command::new(beside.unwrap_or_else(|| "psql".into()))
+    let beside = cluster.as_ref().map(|cluster| cluster.bin().join(name)).filter(|path| path.is_file());
+    Command::new(beside.unwrap_or_else(|| name.into()))
 }

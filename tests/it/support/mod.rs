@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-pub use self::database::{Database, as_user, connect, psql};
+pub use self::database::{Database, as_user, connect, psql, server_program};
 pub use self::network::Network;
 pub use self::receiver::{Gate, Receiver, Reply, gated};
 pub use self::relay::{Clock, Relay};

@@ -36,7 +36,7 @@ COMMENT ON COLUMN relay.pauses.created_by IS 'The login of whoever paused; of a 
 COMMENT ON COLUMN relay.pauses.until IS 'When the pause ends by itself; null: when somebody resumes.';
 
 -- Which calls are repeated already. Few rows repeat a call, so the index costs an insert of the application nothing.
-CREATE INDEX outbox_replays ON relay.outbox (replay_of) WHERE replay_of IS NOT NULL;
+CREATE INDEX outbox_replay_of ON relay.outbox (replay_of) WHERE replay_of IS NOT NULL;
 
 -- Writes one pause; which of the two ids is null says of what.
 CREATE FUNCTION relay.write_pause(webhook bigint, project bigint, why text, ends timestamptz) RETURNS void
