@@ -133,8 +133,8 @@ BEGIN
         GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.replay_failed(bigint[]), relay.send_test(bigint), relay.url_problem(text),
                                   relay.secret_problem(text), relay.pause_webhook(bigint, text, timestamptz),
                                   relay.pause_project(bigint, text, timestamptz), relay.resume_webhook(bigint, boolean),
-                                  relay.resume_project(bigint, boolean), relay.held_back_calls(bigint, timestamptz),
-                                  relay.replay_held_back(bigint[])
+                                  relay.resume_project(bigint, boolean),
+                                  relay.held_back_calls(bigint, bigint, timestamptz, integer)
             TO relay_app;
     END IF;
 
@@ -170,7 +170,7 @@ BEGIN
         GRANT SELECT ON SEQUENCE relay.webhook_calls_id_seq TO relay_reader;
         GRANT EXECUTE ON FUNCTION relay.url_problem(text), relay.call_by_id(bigint), relay.webhook_health_since(timestamptz),
                                   relay.failures_since(timestamptz, integer),
-                                  relay.open_failures_since(timestamptz, integer, bigint, timestamptz), relay.is_daemon(oid),
+                                  relay.open_failures_since(timestamptz, integer, bigint, timestamptz, text), relay.is_daemon(oid),
                                   relay.daemon_locks(), relay.is_copy()
             TO relay_reader;
     END IF;

@@ -35,9 +35,6 @@ COMMENT ON COLUMN relay.pauses.created_at IS 'Since when. A pause that is change
 COMMENT ON COLUMN relay.pauses.created_by IS 'The login of whoever paused; of a daemon (--pause-failing) promptpal-relay, and its login.';
 COMMENT ON COLUMN relay.pauses.until IS 'When the pause ends by itself; null: when somebody resumes.';
 
--- Which calls are repeated already. Few rows repeat a call, so the index costs an insert of the application nothing.
-CREATE INDEX outbox_replay_of ON relay.outbox (replay_of) WHERE replay_of IS NOT NULL;
-
 -- Writes one pause; which of the two ids is null says of what.
 CREATE FUNCTION relay.write_pause(webhook bigint, project bigint, why text, ends timestamptz) RETURNS void
     LANGUAGE plpgsql
@@ -132,13 +129,10 @@ $$;
 COMMENT ON FUNCTION relay.pause_project(bigint, text, timestamptz) IS
     'Stops calling all webhooks of a project, those to come included; see relay.pause_webhook().';
 
--- A call is held back when it was not made for a pause, and nothing has repeated it: neither a row of the outbox names it,
--- nor is there a later call for the same event and webhook. A replay copies the trace and the payload of what it repeats,
--- so these two tell the event. The row that repeats a call is deleted some time after it is done, and then its own call
--- log is there.
---
--- The plan has the time as a constant, so that Postgres locks only partitions of the span.
-CREATE FUNCTION relay.held_back_calls(webhook_id bigint, since timestamptz) RETURNS SETOF bigint
+-- What can be repeated of the calls that were held back: open failures (relay.open_failures) of the kind 'paused'. A replay
+-- that is held back itself is the last call for its event and webhook, and so it is the one that is open. A webhook that is
+-- disabled, or belongs to another project by now, gets nothing: relay.replay() refuses its calls.
+CREATE FUNCTION relay.held_back_calls(webhook bigint, project bigint, since timestamptz, most integer) RETURNS SETOF bigint
     LANGUAGE plpgsql
     STABLE
     SECURITY DEFINER
@@ -146,67 +140,27 @@ CREATE FUNCTION relay.held_back_calls(webhook_id bigint, since timestamptz) RETU
     SET row_security = off
 AS $$
 BEGIN
-    RETURN QUERY EXECUTE $query$
-        WITH held AS MATERIALIZED (
-            SELECT c.id, c.trace_id, md5(c.request_body) AS body
-              FROM relay.webhook_calls c
-             WHERE c.webhook_id = $1
-               AND NOT c.succeeded
-               AND c.error_kind = 'paused'
-               AND c.start_time >= $2
-        ), later AS MATERIALIZED (
-            SELECT c.trace_id, md5(c.request_body) AS body, max(c.id) AS last_id
-              FROM relay.webhook_calls c
-             WHERE c.webhook_id = $1
-               AND c.start_time >= $2
-               AND c.id > (SELECT min(h.id) FROM held h)
-             GROUP BY c.trace_id, md5(c.request_body)
-        )
-        SELECT h.id
-          FROM held h
-          LEFT JOIN later l
-            ON l.trace_id = h.trace_id
-           AND l.body = h.body
-         WHERE coalesce(l.last_id <= h.id, true)
-           AND NOT EXISTS (SELECT FROM relay.outbox o WHERE o.replay_of = h.id)
-         ORDER BY h.id
-    $query$ USING held_back_calls.webhook_id, held_back_calls.since;
+    PERFORM relay.require_own_webhooks();
+    RETURN QUERY
+        SELECT f.call_id
+          FROM relay.webhooks w
+         CROSS JOIN LATERAL relay.open_failures_since(held_back_calls.since, 2147483647, w.id::bigint, NULL, 'paused') AS f
+         WHERE w.enabled
+           AND f.project_id = w.project_id
+           AND (w.id = held_back_calls.webhook
+                OR (held_back_calls.webhook IS NULL
+                    AND w.project_id = held_back_calls.project
+                    AND NOT EXISTS (SELECT
+                                      FROM relay.pauses p
+                                     WHERE p.webhook_id = w.id
+                                       AND (p.until IS NULL OR p.until > now()))))
+         ORDER BY f.start_time, f.call_id
+         LIMIT held_back_calls.most;
 END
 $$;
 
-COMMENT ON FUNCTION relay.held_back_calls(bigint, timestamptz) IS
-    'Calls of a webhook since then that were not made for a pause, and that nothing has repeated; the oldest first.';
-
-CREATE FUNCTION relay.replay_held_back(call_ids bigint[]) RETURNS bigint
-    LANGUAGE plpgsql
-    SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
-    SET row_security = off
-AS $$
-DECLARE
-    call_id bigint;
-    rows    bigint := 0;
-BEGIN
-    -- With an older snapshot it would not see what another session has repeated meanwhile.
-    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-        RAISE EXCEPTION 'calls that were held back are repeated in a READ COMMITTED transaction only'
-            USING ERRCODE = 'invalid_transaction_state', HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED.';
-    END IF;
-    -- One session at a time, until its transaction ends: two that repeat the same calls would each insert them. Nobody else
-    -- waits for this lock: it conflicts with itself, and not with reading or writing pauses.
-    LOCK TABLE relay.pauses IN SHARE UPDATE EXCLUSIVE MODE;
-    FOREACH call_id IN ARRAY call_ids LOOP
-        IF NOT EXISTS (SELECT FROM relay.outbox o WHERE o.replay_of = call_id) THEN
-            PERFORM relay.replay(call_id);
-            rows := rows + 1;
-        END IF;
-    END LOOP;
-    RETURN rows;
-END
-$$;
-
-COMMENT ON FUNCTION relay.replay_held_back(bigint[]) IS
-    'Repeats those of the calls that no row of the outbox repeats yet, and returns how many: it can be run again, and by two at once.';
+COMMENT ON FUNCTION relay.held_back_calls(bigint, bigint, timestamptz, integer) IS
+    'Calls since then that were not made for a pause and are open (relay.open_failures), the oldest first, at most so many: of a webhook, or (null) of those webhooks of a project that are not paused themselves. What relay.replay_failed() takes.';
 
 CREATE FUNCTION relay.resume_webhook(id bigint, replay boolean DEFAULT false) RETURNS bigint
     LANGUAGE plpgsql
@@ -236,10 +190,10 @@ BEGIN
         RAISE EXCEPTION 'webhook % is still paused with its project %', resume_webhook.id, webhook.project_id
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Resume the project.';
     END IF;
-    RETURN relay.replay_held_back(ARRAY(
-        SELECT h.call_id
-          FROM relay.held_back_calls(resume_webhook.id, least(paused_since - interval '1 hour', now() - interval '31 days')) AS h (call_id)
-         LIMIT 1000));
+    RETURN (SELECT count(*)
+              FROM relay.replay_failed(ARRAY(
+                       SELECT h.call_id
+                         FROM relay.held_back_calls(resume_webhook.id, NULL, least(paused_since - interval '1 hour', now() - interval '31 days'), 1000) AS h (call_id))));
 END
 $$;
 
@@ -261,19 +215,10 @@ BEGIN
     IF NOT coalesce(replay, false) THEN
         RETURN 0;
     END IF;
-    PERFORM relay.require_own_webhooks();
-    RETURN relay.replay_held_back(ARRAY(
-        SELECT h.call_id
-          FROM relay.webhooks w
-         CROSS JOIN LATERAL relay.held_back_calls(w.id, least(paused_since - interval '1 hour', now() - interval '31 days')) AS h (call_id)
-         WHERE w.project_id = resume_project.id
-           AND w.enabled
-           AND NOT EXISTS (SELECT
-                             FROM relay.pauses p
-                            WHERE p.webhook_id = w.id
-                              AND (p.until IS NULL OR p.until > now()))
-         ORDER BY h.call_id
-         LIMIT 1000));
+    RETURN (SELECT count(*)
+              FROM relay.replay_failed(ARRAY(
+                       SELECT h.call_id
+                         FROM relay.held_back_calls(NULL, resume_project.id, least(paused_since - interval '1 hour', now() - interval '31 days'), 1000) AS h (call_id))));
 END
 $$;
 
@@ -336,8 +281,7 @@ COMMENT ON FUNCTION relay.delete_ended_pauses(timestamptz) IS
 REVOKE ALL ON FUNCTION relay.write_pause(bigint, bigint, text, timestamptz) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.pause_webhook(bigint, text, timestamptz) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.pause_project(bigint, text, timestamptz) FROM PUBLIC;
-REVOKE ALL ON FUNCTION relay.held_back_calls(bigint, timestamptz) FROM PUBLIC;
-REVOKE ALL ON FUNCTION relay.replay_held_back(bigint[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.held_back_calls(bigint, bigint, timestamptz, integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.resume_webhook(bigint, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.resume_project(bigint, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.pause_failing_webhook(bigint, timestamptz, text) FROM PUBLIC;

@@ -13,7 +13,7 @@ use crate::outbox::{Role, Store, Target};
 /// Calls that are repeated in one transaction.
 const BATCH: usize = 100;
 /// Most calls that one command repeats.
-const CALLS_MAX: i64 = 1_000_000;
+const CALLS_MAX: i32 = 1_000_000;
 /// How often progress is told, when there is much to repeat.
 const PROGRESS: Duration = Duration::from_secs(2);
 /// How often to look whether the rows in hand are done.
@@ -124,11 +124,11 @@ async fn wait(store: &Store, rows: &[i64]) -> Result<i64> {
 }
 
 /// Repeats what was held back, some at a time; how many calls.
-async fn replay(store: &Store, target: Target, since: Option<SystemTime>) -> Result<i64> {
+async fn replay(store: &Store, target: Target, since: Option<SystemTime>) -> Result<usize> {
     let calls = store.held_back(target, since, CALLS_MAX).await?;
     let (mut rows, mut told) = (0, Instant::now());
     for (part, batch) in calls.chunks(BATCH).enumerate() {
-        rows += store.replay_held_back(batch).await?;
+        rows += store.replay_failed(batch).await?.len();
         if told.elapsed() > PROGRESS {
             told = Instant::now();
             eprintln!("{} of {} calls", part * BATCH + batch.len(), calls.len());

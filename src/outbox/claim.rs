@@ -105,8 +105,7 @@ impl Store {
 /// them.
 fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
     let mut previous_owners: HashMap<i64, i64> = HashMap::new();
-    let mut webhooks: HashMap<(i64, &str), Vec<Arc<Webhook>>> = HashMap::new();
-    let mut pauses = Pauses::default();
+    let mut webhooks: HashMap<(i64, &str), Vec<Met>> = HashMap::new();
     for row in rows {
         match row.get(0) {
             "before" => _ = previous_owners.insert(row.get(1), row.get(20)),
@@ -114,19 +113,19 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
             "webhook" => {
                 if let Some(id) = row.get::<_, Option<i64>>(1) {
                     let event = (row.get(4), row.get(3));
-                    webhooks.entry(event).or_default().push(Arc::new(webhook(id, row, 21)));
+                    webhooks.entry(event).or_default().push((Arc::new(webhook(id, row, 21)), row.get(26)));
                 }
             }
-            "pause" => pauses.add(row),
             _ => {}
         }
     }
     let none = Targets::default();
+    let mut messages = Messages::default();
     let targets: HashMap<(i64, &str), Targets> = webhooks
         .into_iter()
         .map(|(event, mut webhooks)| {
-            webhooks.sort_unstable_by_key(|webhook| webhook.id);
-            (event, pauses.split(event.0, webhooks))
+            webhooks.sort_unstable_by_key(|(webhook, _)| webhook.id);
+            (event, Targets::new(webhooks, &mut messages))
         })
         .collect();
     let of = |row: &Row| {
@@ -172,6 +171,9 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
     Claim { rows: claimed, more: i64::try_from(text_bytes).unwrap_or(i64::MAX) > text_bytes_max }
 }
 
+/// An enabled webhook, and the pause that keeps it from being called, as `claim.sql` returns it.
+type Met<'rows> = (Arc<Webhook>, Option<&'rows str>);
+
 /// The webhooks of a project for an event: those to call, and those that are paused.
 #[derive(Clone, Default)]
 struct Targets {
@@ -180,6 +182,21 @@ struct Targets {
 }
 
 impl Targets {
+    /// Tells the webhooks that are to be called from those with a pause.
+    fn new<'rows>(
+        webhooks: Vec<(Arc<Webhook>, Option<&'rows str>)>,
+        messages: &mut Messages<'rows>,
+    ) -> Targets {
+        let (mut to_call, mut paused) = (Vec::with_capacity(webhooks.len()), Vec::new());
+        for (webhook, pause) in webhooks {
+            match pause {
+                Some(pause) => paused.push(Paused { webhook, message: messages.of(pause) }),
+                None => to_call.push(webhook),
+            }
+        }
+        Targets { webhooks: to_call.into(), paused: paused.into() }
+    }
+
     fn is_empty(&self) -> bool {
         self.webhooks.is_empty() && self.paused.is_empty()
     }
@@ -198,41 +215,21 @@ impl Targets {
     }
 }
 
-/// The pauses that a claim returned, each with what the record of a call says.
+/// What the records of calls say that are not made for a pause, each text once: a project may have thousands of webhooks.
 #[derive(Default)]
-struct Pauses {
-    webhooks: HashMap<i64, Arc<str>>,
-    projects: HashMap<i64, Arc<str>>,
+struct Messages<'rows>(HashMap<&'rows str, Arc<str>>);
+
+impl<'rows> Messages<'rows> {
+    /// Of a pause as `claim.sql` returns it.
+    fn of(&mut self, pause: &'rows str) -> Arc<str> {
+        self.0.entry(pause).or_insert_with(|| message(pause).into()).clone()
+    }
 }
 
-impl Pauses {
-    /// Adds the pause of a row with its webhook in the first column, its project in the fourth, and its reason in the
-    /// column of the URL.
-    fn add(&mut self, row: &Row) {
-        let reason: &str = row.get(21);
-        let message = |of: &str| match reason {
-            "" => format!("{of} is paused: nothing was sent").into(),
-            reason => format!("{of} is paused, nothing was sent: {reason}").into(),
-        };
-        if let Some(webhook_id) = row.get(1) {
-            self.webhooks.insert(webhook_id, message("the webhook"));
-        } else if let Some(project_id) = row.get(4) {
-            self.projects.insert(project_id, message("the project"));
-        }
-    }
-
-    /// Tells the webhooks of a project that are to be called from those that are paused. A pause of a webhook says more than
-    /// one of its project.
-    fn split(&self, project_id: i64, webhooks: Vec<Arc<Webhook>>) -> Targets {
-        let of_project = self.projects.get(&project_id);
-        let (mut to_call, mut paused) = (Vec::with_capacity(webhooks.len()), Vec::new());
-        for webhook in webhooks {
-            match self.webhooks.get(&webhook.id).or(of_project) {
-                Some(message) => paused.push(Paused { webhook, message: message.clone() }),
-                None => to_call.push(webhook),
-            }
-        }
-        Targets { webhooks: to_call.into(), paused: paused.into() }
+fn message(pause: &str) -> String {
+    match pause.split_once(": ").unwrap_or((pause, "")) {
+        (whose, "") => format!("the {whose} is paused: nothing was sent"),
+        (whose, reason) => format!("the {whose} is paused, nothing was sent: {reason}"),
     }
 }
 

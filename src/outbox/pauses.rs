@@ -71,20 +71,14 @@ impl Store {
         Ok(Resumed { paused_since: row.get(0), paused_project: row.get(1), can_be_called: row.get(2) })
     }
 
-    /// Calls that were held back since then, or within 31 days if that is longer, and that nothing has repeated; the oldest
-    /// first, at most `limit`.
-    pub async fn held_back(&self, target: Target, since: Option<SystemTime>, limit: i64) -> Result<Vec<i64>> {
+    /// Calls that were held back since then, or within 31 days if that is longer, and can be repeated; the oldest first, at
+    /// most `limit`. [`Store::replay_failed`] repeats them.
+    pub async fn held_back(&self, target: Target, since: Option<SystemTime>, limit: i32) -> Result<Vec<i64>> {
         let sql = include_str!("../../sql/queries/pauses/held_back.sql");
         let (webhook, project) = target.ids();
         let doing = "reading calls that were held back";
         let rows = self.rows(doing, sql, &[&webhook, &project, &since, &limit]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
-
-    /// Inserts a row for each of these calls that no row repeats yet, all or none. Returns how many.
-    pub async fn replay_held_back(&self, call_ids: &[i64]) -> Result<i64> {
-        let sql = include_str!("../../sql/queries/pauses/replay_held_back.sql");
-        Ok(self.one("repeating calls that were held back", sql, &[&call_ids]).await?.get(0))
     }
 
     /// Rows of the target that instances have in hand. What they hold back is recorded when they are done.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use promptpal_relay::outbox::{Role, Target};
 use serde_json::Value;
+use tokio_postgres::SimpleQueryMessage;
 
 use crate::promptpal::{TABLES, script};
 use crate::support::{Database, Receiver, Relay, Reply, connect, gated, outcome};
@@ -158,29 +159,66 @@ async fn two_who_resume_at_once_repeat_each_call_once() {
     first.batch_execute("BEGIN").await.unwrap();
     let rows: i64 = first.query_one(&sql, &[]).await.unwrap().get(0);
     assert_eq!(rows, 20);
+    // The other one leaves out what the first has in its transaction, and waits for nothing.
+    let again = format!(
+        "SET statement_timeout = '20s';
+         SELECT relay.replay_failed(ARRAY(SELECT relay.held_back_calls({id}, NULL, '2020-01-01', 1000)))"
+    );
     let second = connect(&database.url).await;
-    let second = tokio::spawn({
-        let sql = sql.replace("relay.resume_webhook", "relay.replay_held_back").replace(
-            &format!("({id}, true)"),
-            &format!("(ARRAY(SELECT relay.held_back_calls({id}, '2020-01-01')))"),
-        );
-        async move { second.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0) }
-    });
-    database
-        .eventually(
-            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
-                               AND wait_event_type = 'Lock' AND query LIKE '%replay_held_back%')",
-        )
-        .await;
+    let replayed = async |sql: &str| {
+        let answer = second.simple_query(sql).await.unwrap();
+        answer.iter().filter(|message| matches!(message, SimpleQueryMessage::Row(_))).count()
+    };
+    assert_eq!(replayed(&again).await, 0);
     // Nobody else waits: who claims, pauses, or reads.
     database.client.batch_execute("SELECT relay.pause_project(7)").await.unwrap();
     succeeds(&database, &["check"]);
     first.batch_execute("COMMIT").await.unwrap();
-    assert_eq!(second.await.unwrap(), 0);
+    assert_eq!(replayed(&again).await, 0, "they are pending");
+    assert_eq!(database.number(&sql).await, 0);
     assert_eq!(database.number("SELECT count(*) FROM relay.outbox WHERE replay_of IS NOT NULL").await, 20);
-    let old = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT relay.replay_held_back('{1}')";
+    let old = &format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {sql}");
     assert_eq!(refused(&database, old).await.0, "25000");
     database.client.batch_execute("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replay_that_is_held_back_itself_is_the_one_that_is_open_and_is_delivered_once() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    let id = database.webhook(1, &receiver.url("/")).await;
+    let flag = id.to_string();
+    let _relay = Relay::start(&database, &[]);
+    succeeds(&database, &["pause", "--webhook", &flag]);
+    database.events(1, 2).await;
+    database.all_done().await;
+    let open = "SELECT count(*) FROM relay.open_failures WHERE error_kind = 'paused'";
+    assert_eq!(database.number(open).await, 2);
+    // Somebody replays while it is paused: failed ones, or one of them by hand.
+    for arguments in [
+        &["replay", "--webhook", &flag, "--since", "1h", "--failed", "--yes"][..],
+        &["replay", "--call", &database.number("SELECT max(id) FROM relay.webhook_calls").await.to_string()],
+    ] {
+        succeeds(&database, arguments);
+        database.all_done().await;
+        assert_eq!(database.number(open).await, 2, "{arguments:?}");
+    }
+    assert_eq!(kinds(&database).await, vec![paused(id); 5]);
+    let newest = "SELECT count(*) FROM relay.open_failures f JOIN relay.webhook_calls c ON c.id = f.call_id
+                   WHERE c.replay_of IS NOT NULL";
+    assert_eq!(database.number(newest).await, 2, "the replays are open, not what they repeat");
+    let out = succeeds(&database, &["resume", "--webhook", &flag, "--replay"]);
+    assert!(out.contains("\n2 calls that were held back are repeated"), "{out}");
+    database.all_done().await;
+    assert_eq!(database.number(open).await, 0);
+    let out = succeeds(&database, &["resume", "--webhook", &flag, "--replay"]);
+    assert!(out.contains("\n0 calls"), "{out}");
+    let ids: BTreeSet<String> = receiver
+        .requests()
+        .iter()
+        .map(|request| request.header("webhook-id").expect("each call has one").to_owned())
+        .collect();
+    assert_eq!((receiver.requests().len(), ids.len()), (2, 2));
 }
 
 #[tokio::test]
@@ -582,8 +620,12 @@ async fn only_enabled_webhooks_of_a_project_are_repeated_when_it_is_resumed() {
     database.all_done().await;
     let disable = format!("UPDATE relay.webhooks SET enabled = false WHERE id = {gone}");
     database.client.batch_execute(&disable).await.unwrap();
+    let open = format!(
+        "SELECT count(*) FROM relay.open_failures WHERE error_kind = 'paused' AND webhook_id = {gone}"
+    );
+    assert_eq!(database.number(&open).await, 3);
     let session = database.session(Role::Command).await;
-    assert_eq!(session.held_back(Target::Webhook(gone), None, 10).await.unwrap().len(), 3);
+    assert_eq!(session.held_back(Target::Webhook(gone), None, 10).await.unwrap(), [0i64; 0]);
     let out = succeeds(&database, &["resume", "--project", "1", "--replay"]);
     assert!(out.contains("\n3 calls"), "{out}");
     database.all_done().await;

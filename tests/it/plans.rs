@@ -91,7 +91,6 @@ const SMALL: &[&str] = &[
     "pauses/pause",
     "pauses/resume",
     "pauses/held_back",
-    "pauses/replay_held_back",
     "pauses/in_hand",
     "pauses/pause_failing",
     "pauses/forgotten",

@@ -15,8 +15,9 @@
 --   it, even when its statistics are an hour old.
 -- * The webhooks' columns are cast. relay.webhooks may be a view over columns of other types, and may become one while
 --   the statement is prepared. A view may also return nulls: a webhook without an event is no webhook.
--- * While there is no pause, the statement knows it by one look at an empty table, and looks for none. So a pause holds
---   for every claim that begins after its commit.
+-- * Pauses are read with the webhooks, so a pause holds for every claim that begins after its commit. The planner makes
+--   the EXISTS an InitPlan: while no pause is there, the statement looks once at an empty table. Branches of their own
+--   for the pauses would cost each idle claim their start.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED: the statement waits for nobody. It is meant for synchronous_commit = off.
 --             A crash of the server also ends our session, so nobody has acted upon a claim that was lost.
@@ -32,8 +33,9 @@
 --             row      a claimed or parked row. cut: its trace_id is longer than 8 KiB.
 --             before   the previous owner of a row, claimed or not. It is the epoch of a dead instance, or 0 for a dead
 --                      instance whose epoch is forgotten. A row without a previous owner has no such line.
---             webhook  an enabled webhook of a claimed row's project, for whatever event.
---             pause    a pause of one of these webhooks, or of a claimed row's project. url: its reason.
+--             webhook  an enabled webhook of a claimed row's project, for whatever event. paused: null when it may be
+--                      called; else whose pause is in force, 'webhook: ' or 'project: ', and its reason. The webhook's
+--                      own pause comes first.
 WITH next AS MATERIALIZED (
     SELECT o.id,
            o.claimed_by,
@@ -72,36 +74,28 @@ WITH next AS MATERIALIZED (
 SELECT 'row' AS kind, c.id, c.parked, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at, c.duration_ms,
        c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent, c.provider_id,
        c.provider_default_model, c.webhook_id AS only_webhook_id, c.cut, NULL::bigint AS claimed_by, NULL::text AS url,
-       NULL::text AS signing_secret, c.event_id, c.trace_id, c.traceparent
+       NULL::text AS signing_secret, c.event_id, c.trace_id, c.traceparent, NULL::text AS paused
   FROM claimed c
  UNION ALL
 SELECT 'before', n.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL, NULL, n.claimed_by, NULL, NULL, NULL, NULL, NULL
+       NULL, NULL, n.claimed_by, NULL, NULL, NULL, NULL, NULL, NULL
   FROM next n
  WHERE n.claimed_by IS NOT NULL
  UNION ALL
 SELECT 'webhook', w.id::bigint, NULL, w.event::text, w.project_id::bigint, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, left(w.url::text, 8200), left(w.signing_secret::text, 8200),
-       NULL, NULL, NULL
+       NULL, NULL, NULL,
+       CASE WHEN (SELECT EXISTS (SELECT FROM relay.pauses))
+            THEN coalesce((SELECT 'webhook: ' || p.reason
+                             FROM relay.pauses p
+                            WHERE p.webhook_id = w.id::bigint
+                              AND (p.until IS NULL OR p.until > now())),
+                          (SELECT 'project: ' || p.reason
+                             FROM relay.pauses p
+                            WHERE p.project_id = w.project_id::bigint
+                              AND (p.until IS NULL OR p.until > now())))
+       END
   FROM relay.webhooks w
  WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c WHERE NOT c.parked))
    AND w.enabled
    AND w.event IS NOT NULL
- UNION ALL
-SELECT 'pause', p.webhook_id, NULL, NULL, p.project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL, NULL, NULL, NULL, NULL, p.reason, NULL, NULL, NULL, NULL
-  FROM relay.pauses p
- WHERE (SELECT EXISTS (SELECT FROM relay.pauses))
-   AND p.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c WHERE NOT c.parked))
-   AND (p.until IS NULL OR p.until > now())
- UNION ALL
-SELECT 'pause', p.webhook_id, NULL, NULL, p.project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL, NULL, NULL, NULL, NULL, p.reason, NULL, NULL, NULL, NULL
-  FROM relay.pauses p
- WHERE (SELECT EXISTS (SELECT FROM relay.pauses))
-   AND p.webhook_id = ANY (ARRAY(
-           SELECT w.id::bigint
-             FROM relay.webhooks w
-            WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c WHERE NOT c.parked))
-              AND w.enabled))
-   AND (p.until IS NULL OR p.until > now())
