@@ -82,7 +82,7 @@ async fn a_prompt_call_is_posted_and_its_call_log_is_where_promptpal_looks() {
         database.all_done().await;
         let sql = "SELECT webhook_call_webhook, coalesce(status_code, 0), coalesce(response_headers::text, '{}')::jsonb ->> 'x-twice',
                           request_headers::jsonb ->> 'content-type', coalesce(response_body, ''), user_agent::text, ip::text, webhook_call_provider,
-                          coalesce(error_message, '') <> '', trace_id = (SELECT trace_id FROM relay.outbox)
+                          coalesce(error_message, '') <> '', trace_id = (SELECT replace(event_id::text, '-', '') FROM relay.outbox)
                    FROM webhook_calls ORDER BY 1";
         let rows = database.client.query(sql, &[]).await.unwrap();
         assert_eq!(rows.len(), 2);
