@@ -547,8 +547,8 @@ async fn an_endpoint_that_flaps_or_answers_another_instance_is_not_paused() {
     database.events(1, 1).await;
     database.all_done().await;
     let success = "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
-                       response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip)
-                   VALUES (1, $1, 1, 't', '', '{}', '', 0, false, now() + interval '1 min', now(), false, true, false, '', '')";
+                       response_bytes, response_truncated, start_time, end_time, is_timeout, succeeded, repeated, user_agent, ip, event_id)
+                   VALUES (1, $1, 1, 't', '', '{}', '', 0, false, now() + interval '1 min', now(), false, true, false, '', '', gen_random_uuid())";
     database.client.execute(success, &[&id]).await.unwrap();
     database.events(1, 19).await;
     database.all_done().await;
