@@ -119,7 +119,7 @@ BEGIN
     -- Inserts events, and owns the webhooks' rows.
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_app') THEN
         GRANT USAGE ON SCHEMA relay TO relay_app;
-        GRANT SELECT ON relay.outbox, relay.migrations TO relay_app;
+        GRANT SELECT ON relay.outbox, relay.migrations, relay.pauses TO relay_app;
         -- The id, too: programs that map objects to rows write DEFAULT there.
         GRANT INSERT (id, created_at, event, event_id, trace_id, traceparent, project_id, prompt_id, user_id, result,
                       finished_at, duration_ms, prompt_tokens, completion_tokens, total_tokens, cached, ip, user_agent, provider_id,
@@ -131,7 +131,10 @@ BEGIN
             GRANT INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
         END IF;
         GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.replay_failed(bigint[]), relay.send_test(bigint), relay.url_problem(text),
-                                  relay.secret_problem(text)
+                                  relay.secret_problem(text), relay.pause_webhook(bigint, text, timestamptz),
+                                  relay.pause_project(bigint, text, timestamptz), relay.resume_webhook(bigint, boolean),
+                                  relay.resume_project(bigint, boolean),
+                                  relay.held_back_calls(bigint, bigint, timestamptz, integer)
             TO relay_app;
     END IF;
 
@@ -140,7 +143,7 @@ BEGIN
         GRANT USAGE ON SCHEMA relay TO relay_daemon;
         GRANT SELECT, DELETE ON relay.outbox TO relay_daemon;
         GRANT UPDATE (claimed_by, done_at, parked, without_call) ON relay.outbox TO relay_daemon;
-        GRANT SELECT ON relay.webhooks, relay.migrations, relay.installation TO relay_daemon;
+        GRANT SELECT ON relay.webhooks, relay.migrations, relay.installation, relay.pauses TO relay_daemon;
         GRANT SELECT, INSERT ON relay.webhook_calls TO relay_daemon;
         GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq TO relay_daemon;
         GRANT SELECT, INSERT, UPDATE, DELETE ON relay.instances TO relay_daemon;
@@ -150,7 +153,8 @@ BEGIN
                                   relay.drop_call_partition(text, timestamptz),
                                   relay.delete_stray_calls(timestamptz, integer), relay.call_partitions(),
                                   relay.foreign_code(regclass, boolean), relay.is_daemon(oid), relay.daemon_locks(),
-                                  relay.is_copy()
+                                  relay.is_copy(), relay.pause_failing_webhook(bigint, timestamptz, text),
+                                  relay.delete_ended_pauses(timestamptz)
             TO relay_daemon;
     END IF;
 
@@ -158,15 +162,15 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_reader') THEN
         GRANT USAGE ON SCHEMA relay TO relay_reader;
         GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.instances_since_crash, relay.retention,
-                        relay.migrations, relay.installation, relay.accepted_copies, relay.backlog, relay.in_flight,
-                        relay.webhook_health, relay.recent_failures, relay.open_failures
+                        relay.migrations, relay.installation, relay.accepted_copies, relay.pauses, relay.backlog,
+                        relay.in_flight, relay.webhook_health, relay.recent_failures, relay.open_failures
             TO relay_reader;
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)
             ON relay.webhooks TO relay_reader;
         GRANT SELECT ON SEQUENCE relay.webhook_calls_id_seq TO relay_reader;
         GRANT EXECUTE ON FUNCTION relay.url_problem(text), relay.call_by_id(bigint), relay.webhook_health_since(timestamptz),
                                   relay.failures_since(timestamptz, integer),
-                                  relay.open_failures_since(timestamptz, integer, bigint, timestamptz), relay.is_daemon(oid),
+                                  relay.open_failures_since(timestamptz, integer, bigint, timestamptz, text), relay.is_daemon(oid),
                                   relay.daemon_locks(), relay.is_copy()
             TO relay_reader;
     END IF;

@@ -164,6 +164,12 @@ pub enum Command {
     Calls(Calls),
     /// Repeats calls: inserts new outbox rows
     Replay(Replay),
+    /// Stops calling a webhook, or all webhooks of a project; their calls are logged as paused
+    ///
+    /// It holds for every row that is claimed from then on. A webhook that is paused already gets the new reason and end.
+    Pause(Pause),
+    /// Calls a webhook, or all webhooks of a project, again
+    Resume(Resume),
     /// Sends one test event to one webhook, waits for the result and prints it
     ///
     /// Exits with 1 when the call failed, or was not made in time.
@@ -192,7 +198,9 @@ impl Command {
         match self {
             Command::Run(_) | Command::Check(_) => Some("relay_daemon"),
             Command::Status { .. } | Command::Calls(_) => Some("relay_reader"),
-            Command::Replay(Replay { call: Some(_), .. }) => Some("relay_app"),
+            Command::Replay(Replay { call: Some(_), .. }) | Command::Pause(_) | Command::Resume(_) => {
+                Some("relay_app")
+            }
             Command::Replay(_) | Command::SendTest { .. } => Some("relay_reader and of relay_app"),
             Command::Migrate(_) | Command::Demo { .. } => None,
         }
@@ -285,6 +293,44 @@ pub struct Replay {
     pub rate: u32,
 }
 
+/// Whom `pause` and `resume` are about.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("target").required(true).args(["webhook", "project"]))]
+pub struct Which {
+    /// This webhook
+    #[arg(long, value_name = "N")]
+    pub webhook: Option<i64>,
+    /// All webhooks of this project, those to come included
+    #[arg(long, value_name = "N")]
+    pub project: Option<i64>,
+}
+
+/// Flags of `pause`.
+#[derive(Args, Debug)]
+pub struct Pause {
+    /// Whom to pause.
+    #[command(flatten)]
+    pub which: Which,
+    /// Why, for people: it stands in the log of each call that is not made
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// When the pause ends by itself: in how long (1h, 30d), or a time to come (2030-01-15, 2030-01-15T10:30:00Z), by the
+    /// database's clock. Without it: when somebody resumes
+    #[arg(long, value_name = "TIME", value_parser = future)]
+    pub until: Option<Future>,
+}
+
+/// Flags of `resume`.
+#[derive(Args, Debug)]
+pub struct Resume {
+    /// Whom to resume.
+    #[command(flatten)]
+    pub which: Which,
+    /// Repeat the calls that were held back: inserts new outbox rows. Can be run again, and repeats none twice
+    #[arg(long)]
+    pub replay: bool,
+}
+
 /// Flags of `run`; `check` takes them too, to check them.
 #[derive(Args, Debug)]
 pub struct Run {
@@ -330,6 +376,10 @@ pub struct Run {
     /// (snapshot, base backup) from its original
     #[arg(long, value_name = "NAME", env = "PROMPTPAL_RELAY_SITE", value_parser = site)]
     pub site: Option<String>,
+    /// Pause a webhook all of whose calls have failed for so long, at least 20 of them; one that answers 410 at once. Without
+    /// it the daemon pauses nothing
+    #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_PAUSE_FAILING", value_parser = duration)]
+    pub pause_failing: Option<Duration>,
     /// Serve /metrics (Prometheus) and /healthz here: an address and port, or a port of 127.0.0.1
     #[arg(long, value_name = "ADDR", env = "PROMPTPAL_RELAY_METRICS_LISTEN", value_parser = listen)]
     pub metrics_listen: Option<SocketAddr>,
@@ -366,6 +416,25 @@ impl Past {
     }
 }
 
+/// A time to come, as it was typed; by the database's clock, as [`Past`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Future {
+    /// A span from now on.
+    In(Duration),
+    /// A point in time.
+    At(SystemTime),
+}
+
+impl Future {
+    /// The point in time, if the time is `now`.
+    pub fn at(self, now: SystemTime) -> SystemTime {
+        match self {
+            Future::In(span) => now + span,
+            Future::At(time) => time,
+        }
+    }
+}
+
 fn count(max: i64) -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=max)
 }
@@ -389,6 +458,17 @@ fn past(text: &str) -> Result<Past, String> {
     humantime::parse_rfc3339(text).or_else(|_| day()).ok().map(Past::At).or_else(ago).ok_or_else(|| {
         "write how long ago (1h, 30d), a day (2024-01-15) or a time (2024-01-15T10:30:00Z)".into()
     })
+}
+
+/// A time to come: in so long, a day (UTC), or an RFC 3339 time. The database says whether it is past.
+fn future(text: &str) -> Result<Future, String> {
+    match past(text) {
+        Ok(Past::Ago(span)) => Ok(Future::In(span)),
+        Ok(Past::At(time)) => Ok(Future::At(time)),
+        Err(_) => {
+            Err("write in how long (1h, 30d), a day (2030-01-15) or a time (2030-01-15T10:30:00Z)".into())
+        }
+    }
 }
 
 /// A size: `65536`, `64KiB`, `1MB`, at most 16 MiB, because a record is one message to Postgres.
@@ -462,6 +542,9 @@ mod tests {
         assert_eq!(past("1h"), Ok(Past::Ago(Duration::from_secs(3600))));
         assert_eq!(past("1h").map(|past| past.at(after(3607))), Ok(after(7)));
         assert_eq!(past("1970-01-02").map(|past| past.at(after(7))), Ok(after(86400)));
+        assert_eq!(future("1h").map(|future| future.at(after(7))), Ok(after(3607)));
+        assert_eq!(future("1970-01-02"), Ok(Future::At(after(86400))));
+        assert!(future("tomorrow").is_err());
         assert!(past("yesterday").is_err() && past("2024-13-01").is_err());
         assert_eq!(size("64KiB"), Ok(65536));
         assert_eq!(size("65536"), Ok(65536));

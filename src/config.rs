@@ -40,6 +40,8 @@ pub struct Config {
     pub retain_calls: Duration,
     /// How long done rows are kept.
     pub retain_outbox: Duration,
+    /// How long all calls of a webhook must have failed before the daemon pauses it; none: it pauses nothing.
+    pub pause_failing: Option<Duration>,
     /// The site that the database must have.
     pub site: Option<String>,
     /// Where metrics are served.
@@ -168,6 +170,7 @@ impl Config {
             after_crash: run.after_crash,
             retain_calls: run.retain_calls,
             retain_outbox: run.retain_outbox,
+            pause_failing: run.pause_failing,
             site: run.site.clone(),
             metrics_listen: run.metrics_listen,
         })

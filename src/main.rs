@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use promptpal_relay::cli::{self, Cli, Command};
-use promptpal_relay::command::{calls, check, demo, migrate, replay, run, send_test, status};
+use promptpal_relay::command::{calls, check, demo, migrate, pause, replay, run, send_test, status};
 use promptpal_relay::error::{Error, Result, one_line};
 use promptpal_relay::process;
 use promptpal_relay::telemetry::logging;
@@ -73,6 +73,8 @@ fn dispatch(cli: &Cli) -> Result<()> {
             Command::Status { json } => status::run(&cli.global, *json).await,
             Command::Calls(flags) => calls::run(&cli.global, flags).await,
             Command::Replay(flags) => replay::run(&cli.global, flags).await,
+            Command::Pause(flags) => pause::pause(&cli.global, flags).await,
+            Command::Resume(flags) => pause::resume(&cli.global, flags).await,
             Command::SendTest { webhook, wait, json } => {
                 send_test::run(&cli.global, *webhook, *wait, *json).await
             }

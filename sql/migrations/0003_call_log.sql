@@ -36,7 +36,7 @@ CREATE TABLE relay.webhook_calls (
     replay_of           bigint,
     CONSTRAINT webhook_calls_error_kind_known CHECK (error_kind IN (
         'bad_url', 'blocked_address', 'dns', 'connect', 'tls', 'timeout', 'protocol', 'http_status', 'interrupted',
-        'internal'))
+        'paused', 'internal'))
 ) PARTITION BY RANGE (start_time);
 
 ALTER SEQUENCE relay.webhook_calls_id_seq OWNED BY relay.webhook_calls.id;
@@ -74,7 +74,7 @@ COMMENT ON COLUMN relay.webhook_calls.start_time IS 'First byte of work: before 
 COMMENT ON COLUMN relay.webhook_calls.end_time IS 'Last byte read, or the failure.';
 COMMENT ON COLUMN relay.webhook_calls.is_timeout IS 'The call passed --timeout; with a status when one had been read.';
 COMMENT ON COLUMN relay.webhook_calls.error_message IS 'What happened, for people; also set for a success with a flaw, and for a request that was sent twice.';
-COMMENT ON COLUMN relay.webhook_calls.error_kind IS 'Null for a success; else bad_url, blocked_address, dns, connect, tls, timeout, protocol, http_status, interrupted or internal.';
+COMMENT ON COLUMN relay.webhook_calls.error_kind IS 'Null for a success; else bad_url, blocked_address, dns, connect, tls, timeout, protocol, http_status, interrupted, paused or internal.';
 COMMENT ON COLUMN relay.webhook_calls.succeeded IS 'A 2xx within the time limit.';
 COMMENT ON COLUMN relay.webhook_calls.repeated IS 'An instance that died had the row in hand before: the receiver may have seen this call already.';
 COMMENT ON COLUMN relay.webhook_calls.remote_addr IS 'Address and port that the socket was connected to.';

@@ -102,7 +102,7 @@ COMMENT ON FUNCTION relay.send_test(bigint) IS
 -- Postgres plans. The statement is planned with the times, and touches the partitions of the span. A later call starts
 -- later, unless a clock jumps: it may be a day off.
 CREATE FUNCTION relay.open_failures_since(since timestamptz, most integer, of_webhook bigint DEFAULT NULL,
-                                          before timestamptz DEFAULT NULL)
+                                          before timestamptz DEFAULT NULL, of_kind text DEFAULT NULL)
     RETURNS TABLE (call_id bigint, event_id uuid, start_time timestamptz, webhook_id bigint, project_id bigint,
                    trace_id text, url text, error_kind text, status_code integer, error_message text)
     LANGUAGE plpgsql
@@ -119,6 +119,7 @@ BEGIN
            AND c.start_time >= $1
            AND ($3 IS NULL OR c.webhook_id = $3)
            AND ($4 IS NULL OR c.start_time < $4)
+           AND ($5 IS NULL OR c.error_kind = $5)
            AND NOT EXISTS (SELECT
                              FROM relay.webhook_calls l
                             WHERE l.replay_of IS NOT NULL
@@ -134,12 +135,12 @@ BEGIN
                               AND o.webhook_id = c.webhook_id)
          ORDER BY c.start_time DESC, c.id DESC
          LIMIT $2
-    $query$ USING since, most, of_webhook, before;
+    $query$ USING since, most, of_webhook, before, of_kind;
 END
 $$;
 
-COMMENT ON FUNCTION relay.open_failures_since(timestamptz, integer, bigint, timestamptz) IS
-    'Failed calls since then that no later call has repeated and no pending row is about to repeat, newest first, at most so many; of one webhook, and started before a time, if given. See relay.open_failures.';
+COMMENT ON FUNCTION relay.open_failures_since(timestamptz, integer, bigint, timestamptz, text) IS
+    'Failed calls since then that no later call has repeated and no pending row is about to repeat, newest first, at most so many; of one webhook, started before a time, and of one error_kind, if given. See relay.open_failures.';
 
 -- Whether a later call has repeated one. Planned with the time, as above.
 CREATE FUNCTION relay.is_repeated(event uuid, webhook bigint, call_id bigint, since timestamptz) RETURNS boolean
@@ -207,7 +208,7 @@ $$;
 COMMENT ON FUNCTION relay.replay_failed(bigint[]) IS
     'Repeats those of these calls that failed and are open (relay.open_failures), and returns the ids of the new outbox rows. Can be called twice, and by two at once: what is pending or was repeated is left out.';
 
-REVOKE ALL ON FUNCTION relay.open_failures_since(timestamptz, integer, bigint, timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.open_failures_since(timestamptz, integer, bigint, timestamptz, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.is_repeated(uuid, bigint, bigint, timestamptz) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.replay_failed(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;

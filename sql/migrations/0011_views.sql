@@ -1,7 +1,7 @@
 -- Views: the backlog, what is in hand, the health of the webhooks and the last failures, for people.
 --
 -- Each view is bounded: none reads a whole backlog or the whole history. None depends on relay.webhooks, which a site may
--- replace.
+-- replace. A call that was held back for a pause has not failed, so no view counts it.
 
 CREATE VIEW relay.backlog AS
     SELECT project_id,
@@ -91,6 +91,7 @@ BEGIN
                    FILTER (WHERE NOT c.succeeded))[2]
           FROM relay.webhook_calls c
          WHERE c.start_time > $1
+           AND c.error_kind IS DISTINCT FROM 'paused'
          GROUP BY c.webhook_id
          ORDER BY 3 DESC, c.webhook_id
     $query$ USING since;
@@ -127,6 +128,7 @@ BEGIN
                c.error_message, c.end_time - c.start_time
           FROM relay.webhook_calls c
          WHERE NOT c.succeeded
+           AND c.error_kind IS DISTINCT FROM 'paused'
            AND c.start_time > $1
          ORDER BY c.start_time DESC
          LIMIT $2

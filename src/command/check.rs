@@ -2,6 +2,7 @@
 
 use crate::cli::{Global, Run};
 use crate::command::locks;
+use crate::command::pause;
 use crate::command::table::{Column, Screen, aligned, printable};
 use crate::config::Config;
 use crate::delivery::client::Caller;
@@ -14,6 +15,8 @@ use crate::outbox::{Role, Store};
 const PAGE: i64 = 1000;
 /// Webhooks with a problem, and tables, that are named; the rest is counted.
 const NAMED_MAX: usize = 20;
+/// A pause without an end that is older may have been forgotten.
+const PAUSE_DAYS: i32 = 7;
 
 /// The columns of a line: the verdict, what was looked at, and the text.
 const COLUMNS: [Column; 3] = [Column::Left(8), Column::Left(14), Column::Last];
@@ -48,6 +51,7 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     trigger(&report, &store).await?;
     locks(&report, &store).await?;
     publications(&report, &store).await?;
+    pauses(&report, &store).await?;
     webhooks(&report, &store, &caller).await
 }
 
@@ -89,6 +93,25 @@ async fn publications(report: &Report, store: &Store) -> Result<()> {
     match broken.len().saturating_sub(NAMED_MAX) {
         0 => Ok(()),
         more => report.line("warning", "publication", &format!("and {more} more tables")),
+    }
+}
+
+/// Pauses without an end that somebody may have forgotten.
+async fn pauses(report: &Report, store: &Store) -> Result<()> {
+    let most = i64::try_from(NAMED_MAX).expect("it is small");
+    let forgotten = report.unless_failed("pauses", store.forgotten_pauses(PAUSE_DAYS, most).await)?;
+    for paused in &forgotten {
+        let (name, flag) = (pause::name(paused.target), pause::flag(paused.target));
+        let since = humantime::format_rfc3339_seconds(paused.since);
+        let (by, reason) = (printable(&paused.by), printable(&paused.reason));
+        let text = format!(
+            "{name} is paused since {since} by {by}, without an end ({reason}): if that is forgotten, promptpal-relay resume {flag}"
+        );
+        report.line("warning", "pauses", &text)?;
+    }
+    match forgotten.len() {
+        0 => report.line("ok", "pauses", "none without an end is older than 7 days"),
+        _ => Ok(()),
     }
 }
 

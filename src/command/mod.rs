@@ -5,6 +5,7 @@ pub mod check;
 pub mod demo;
 pub mod locks;
 pub mod migrate;
+pub mod pause;
 pub mod replay;
 pub mod run;
 pub mod send_test;

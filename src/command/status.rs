@@ -25,8 +25,20 @@ struct Status {
     without_call_5min: i64,
     instances: Vec<Instance>,
     backlog: Vec<Backlog>,
+    paused: i64,
+    pauses: Vec<Pause>,
     webhooks: Vec<Webhook>,
     without_call: Vec<WithoutCall>,
+}
+
+#[derive(Deserialize)]
+struct Pause {
+    webhook_id: Option<i64>,
+    project_id: Option<i64>,
+    reason: String,
+    created_at: String,
+    created_by: String,
+    until: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -166,6 +178,24 @@ fn print(screen: &Screen, status: &Status, database: &str) -> Result<()> {
         })
         .collect();
     section(screen, &["PROJECT", "PENDING", "PARKED", "OLDEST"], &rows)?;
+    let rows: Vec<_> = status
+        .pauses
+        .iter()
+        .map(|p| {
+            let name = match (p.webhook_id, p.project_id) {
+                (Some(id), _) => format!("webhook {id}"),
+                (None, id) => format!("project {}", id.unwrap_or_default()),
+            };
+            let until = p.until.as_deref().unwrap_or("resumed");
+            let texts = [&p.created_at, until, &p.created_by, &p.reason].map(printable);
+            (false, [vec![name], texts.to_vec()].concat())
+        })
+        .collect();
+    section(screen, &["PAUSED", "SINCE", "UNTIL", "BY", "REASON"], &rows)?;
+    let more = status.paused - status.pauses.len() as i64;
+    if more > 0 {
+        screen.line(&format!("and {more} more pauses: SELECT * FROM relay.pauses"))?;
+    }
     let rows: Vec<_> = status
         .webhooks
         .iter()

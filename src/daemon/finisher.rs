@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::in_hand::InHand;
 use crate::daemon::inbox::Inbox;
+use crate::daemon::pauser::FailingWebhooks;
 use crate::daemon::record::{cut_suspect, make_storable};
 use crate::daemon::sessions::SessionSet;
 use crate::dispatch::pool::Pool;
@@ -59,6 +60,7 @@ pub struct Finisher<'a> {
     pub in_hand: &'a InHand,
     pub commits: &'a Commits,
     pub failures: &'a Failures,
+    pub failing: &'a FailingWebhooks,
     pub metrics: &'a Metrics,
     pub inbox: Inbox,
 }
@@ -161,6 +163,7 @@ impl Finisher<'_> {
         }
         // Those that were set aside before, and those that are from now on, do not count as in hand.
         let (mut in_hand, mut taken, mut again, mut refused) = (0, 0, 0, Vec::new());
+        let now = Instant::now();
         for mut row in self.inbox.uncommitted.drain(..count) {
             in_hand += usize::from(!row.aside);
             if recorded.refused.contains(&row.id) {
@@ -174,9 +177,10 @@ impl Finisher<'_> {
             for call in row.calls.iter().filter(|_| done.contains(&row.id)) {
                 self.metrics.call(call, row.repeated);
                 self.failures.note(&row, call);
+                self.failing.note(call, now);
             }
         }
-        self.inbox.aside.learn(taken, again, refused, Instant::now());
+        self.inbox.aside.learn(taken, again, refused, now);
         self.pool.released(in_hand);
     }
 

@@ -2,11 +2,12 @@
 //!
 //! Its loops run on one thread, each with a session of its own: the [`claimer`] claims rows and hands them to the worker
 //! threads, the [`finisher`] commits what comes back, the [`monitor`] watches the sessions and the other instances, the
-//! [`retention`] throws away what is old, the [`queue_age`] is measured. When a session of the first three is lost, the
-//! [`reconnect`]ion makes theirs anew; the worker threads go on meanwhile, and their results wait.
+//! [`retention`] throws away what is old, the [`queue_age`] is measured, the `pauser` pauses webhooks that fail. When a
+//! session of the first three is lost, the [`reconnect`]ion makes theirs anew; the worker threads go on meanwhile, and their
+//! results wait.
 //!
 //! What the loops share has one owner each: the rows [`in_hand`], the [`membership`] among the instances, the [`activity`].
-//! Their rules are pure: [`cursor`], [`low_water`], [`wakeup`], [`peers`], [`stall`], [`outage`].
+//! Their rules are pure: [`cursor`], [`low_water`], [`wakeup`], [`peers`], [`stall`], [`outage`], [`failing`].
 
 mod activity;
 mod backoff;
@@ -14,6 +15,7 @@ mod batch;
 mod claimer;
 pub mod cursor;
 mod drain;
+pub mod failing;
 mod finisher;
 mod in_hand;
 mod inbox;
@@ -22,6 +24,7 @@ mod membership;
 mod monitor;
 mod origin;
 mod outage;
+mod pauser;
 pub mod peers;
 mod queue_age;
 mod reconnect;
@@ -53,6 +56,7 @@ use crate::daemon::inbox::Inbox;
 use crate::daemon::membership::Membership;
 use crate::daemon::monitor::Monitor;
 use crate::daemon::origin::Origin;
+use crate::daemon::pauser::{FailingWebhooks, Pauser};
 use crate::daemon::queue_age::QueueAge;
 use crate::daemon::reconnect::Reconnect;
 use crate::daemon::retention::Retention;
@@ -102,6 +106,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         activity: Activity::new(Instant::now()),
         commits: Commits::default(),
         failures: Failures::default(),
+        failing: FailingWebhooks::new(config.pause_failing),
         metrics: Metrics::default(),
     };
     let drain = daemon.drain();
@@ -124,6 +129,7 @@ struct Daemon<'a> {
     activity: Activity,
     commits: Commits,
     failures: Failures,
+    failing: FailingWebhooks,
     metrics: Metrics,
 }
 
@@ -134,6 +140,7 @@ struct Loops<'a> {
     monitor: Monitor<'a>,
     retention: Retention,
     queue_age: QueueAge<'a>,
+    pauser: Pauser<'a>,
     config: &'a Config,
 }
 
@@ -150,6 +157,7 @@ impl Loops<'_> {
             error = self.monitor.run(sessions) => Err(error),
             never = self.retention.run(self.config) => match never {},
             never = self.queue_age.run() => match never {},
+            never = self.pauser.run() => match never {},
         }
     }
 }
@@ -261,6 +269,7 @@ impl Daemon<'_> {
                 in_hand: &self.in_hand,
                 commits: &self.commits,
                 failures: &self.failures,
+                failing: &self.failing,
                 metrics: &self.metrics,
                 inbox: Inbox::new(results),
             },
@@ -278,6 +287,7 @@ impl Daemon<'_> {
             },
             retention: Retention::default(),
             queue_age: QueueAge { config: self.config, metrics: &self.metrics },
+            pauser: Pauser { config: self.config, failing: &self.failing, metrics: &self.metrics },
             config: self.config,
         }
     }

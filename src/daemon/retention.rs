@@ -1,4 +1,4 @@
-//! What is made ahead and what is thrown away: partitions of the call log, done outbox rows, dead instances.
+//! What is made ahead and what is thrown away: partitions of the call log, done outbox rows, ended pauses, dead instances.
 //!
 //! Runs now and then on a session of its own, in one of several instances at a time. Each step is a short transaction
 //! with a short `lock_timeout`: it is never in the way of an insert or a finish for longer. What fails does not keep
@@ -146,6 +146,7 @@ impl Retention {
             done.deleted = done
                 .unless_failed(delete_done(store, before(retain_outbox), turn.now).await)
                 .unwrap_or_default();
+            done.unless_failed(store.delete_ended_pauses(before(retain_outbox)).await);
         }
         done.unless_failed(store.clear_dead().await);
         tracing::debug!(

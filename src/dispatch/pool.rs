@@ -102,7 +102,8 @@ impl Pool {
         self.shared.capacity_freed.notified().await;
     }
 
-    /// Starts the calls of rows, as memory and slots become free. A row without webhooks goes out at once.
+    /// Starts the calls of rows, as memory and slots become free. A row without webhooks goes out at once. Paused webhooks are
+    /// not called, and take no slot: their records go out with the row.
     pub fn hand_in(&self, rows: Vec<Claimed>) {
         self.take(rows, None);
     }
@@ -114,7 +115,7 @@ impl Pool {
 
     fn take(&self, rows: Vec<Claimed>, skipped: Option<Skipped>) {
         let rows = rows.into_iter().map(|claimed| Row::new(claimed, skipped, &self.shared.memory));
-        let (without_calls, rows): (Vec<Row>, Vec<Row>) = rows.partition(|row| row.webhooks.is_empty());
+        let (without_calls, rows): (Vec<Row>, Vec<Row>) = rows.partition(Row::has_no_webhook);
         let now = Instant::now();
         let mut state = self.shared.lock();
         state.count_out(without_calls.len());
@@ -221,7 +222,7 @@ impl Shared {
 
     /// Makes the records of calls that are not made, and sends their rows out. Takes time, so not under the lock.
     fn send_out(&self, outgoing: Outgoing) {
-        outgoing.iter().for_each(|row| self.send(row.finished_without_calls()));
+        outgoing.iter().for_each(|row| self.send(row.finished_with_unmade()));
     }
 
     /// Sends a row out to be committed.

@@ -11,7 +11,7 @@ use crate::model::call::{Call, ErrorKind};
 use crate::model::event::Webhook;
 use crate::model::memory::{Held, Memory, Room, Share};
 use crate::model::message::Message;
-use crate::model::row::{ClaimKey, Claimed, Finished};
+use crate::model::row::{ClaimKey, Claimed, Finished, Paused};
 
 /// Memory of a row in hand, besides its payload: the row itself, what the queues keep of it, and the daemon's entry for it.
 const ROW_BYTES: usize = 512;
@@ -36,7 +36,10 @@ pub(super) struct Row {
     /// Its calls are not made; their records say this.
     pub(super) skipped: Option<Skipped>,
     pub(super) message: Message,
+    /// The webhooks to call.
     pub(super) webhooks: Arc<[Arc<Webhook>]>,
+    /// Webhooks that are not called; their records say why.
+    paused: Arc<[Paused]>,
     /// Written as the calls end; the last one takes all of it along.
     ended: Mutex<Ended>,
     /// Calls that have started and were not requeued.
@@ -73,6 +76,7 @@ impl Row {
             skipped,
             message: Message { event_id: event.event_id, body, traceparent: event.traceparent },
             webhooks: claimed.webhooks,
+            paused: claimed.paused,
             ended: Mutex::new(Ended { calls: Vec::new(), held, since: None, admitted_bytes: 0 }),
             started: AtomicUsize::new(0),
             abandoned: AtomicBool::new(false),
@@ -104,16 +108,33 @@ impl Row {
         }
     }
 
-    /// As [`Row::finished`], where the calls are not made: makes their records.
-    pub(super) fn finished_without_calls(&self) -> Finished {
+    /// As [`Row::finished`], with the records of the calls that are not made. Takes time, so not under the pool's lock.
+    pub(super) fn finished_with_unmade(&self) -> Finished {
         let mut finished = self.finished();
-        if let Some((kind, message)) = self.skipped {
-            let call = |webhook: &Arc<Webhook>| {
-                self.logged(Call::unanswered(webhook, &self.message.body, kind, message))
-            };
-            finished.calls = self.webhooks.iter().map(call).collect();
+        let call = |webhook: &Arc<Webhook>, kind, message: &str| {
+            self.logged(Call::unanswered(webhook, &self.message.body, kind, message))
+        };
+        let paused = self.paused.iter();
+        match self.skipped {
+            Some((kind, message)) => {
+                let webhooks = self.webhooks.iter().chain(paused.map(|paused| &paused.webhook));
+                finished.calls.extend(webhooks.map(|webhook| call(webhook, kind, message)));
+            }
+            None => finished
+                .calls
+                .extend(paused.map(|paused| call(&paused.webhook, ErrorKind::Paused, &paused.message))),
         }
         finished
+    }
+
+    /// Whether no webhook is to be called: it goes out as soon as there is memory for its records.
+    pub(super) fn makes_no_calls(&self) -> bool {
+        self.skipped.is_some() || self.webhooks.is_empty()
+    }
+
+    /// Whether it has no webhook at all, and so no record.
+    pub(super) fn has_no_webhook(&self) -> bool {
+        self.webhooks.is_empty() && self.paused.is_empty()
     }
 
     /// What its calls need, besides the payload: at most so much, also where it has tens of thousands of them. Other rows
@@ -121,7 +142,9 @@ impl Row {
     pub(super) fn need(&self, share: Share, most: usize) -> usize {
         let urls: usize = self.webhooks.iter().map(|webhook| 2 * webhook.url.len()).sum();
         let answer = if self.skipped.is_some() { 0 } else { share.sure };
-        (urls + self.webhooks.len() * (CALL_BYTES + answer)).min(most)
+        let unmade = |paused: &Paused| 2 * paused.webhook.url.len() + paused.message.len() + CALL_BYTES;
+        let paused: usize = self.paused.iter().map(unmade).sum();
+        (urls + paused + self.webhooks.len() * (CALL_BYTES + answer)).min(most)
     }
 
     /// A call as its log has it.
@@ -213,6 +236,15 @@ pub(super) fn claimed(id: i64, webhooks: &[i64]) -> Claimed {
         event,
         cut: false,
         webhooks: webhooks.iter().map(webhook).collect(),
+        paused: Arc::default(),
         unmet: None,
     }
+}
+
+/// The same row with webhooks that are paused besides, for tests.
+#[cfg(test)]
+pub(super) fn with_paused(row: Claimed, paused: &[i64]) -> Claimed {
+    let paused = claimed(row.id, paused).webhooks;
+    let pause = |webhook: &Arc<Webhook>| Paused { webhook: webhook.clone(), message: "paused".into() };
+    Claimed { paused: paused.iter().map(pause).collect(), ..row }
 }

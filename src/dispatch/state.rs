@@ -16,7 +16,7 @@ use crate::dispatch::worker::Threads;
 use crate::model::call::Call;
 use crate::model::load::{BUSIEST, Load};
 use crate::model::memory::{Memory, Room, Share};
-use crate::model::row::{ClaimKey, Finished};
+use crate::model::row::ClaimKey;
 
 /// When claiming waits for memory, the daemon asks again after this time at the latest: rows grow old.
 const RELIEVE_AGAIN: Duration = Duration::from_millis(100);
@@ -29,8 +29,8 @@ const TEXT_BYTES_MIN: usize = 64 * 1024;
 /// An old row keeps so many bytes of each answer while others need memory: enough to see what went wrong.
 const OLD_ANSWER_BYTES: usize = 1024;
 
-/// Rows that were admitted and whose calls are not made. They go out by [`Row::finished_without_calls`], which takes time
-/// and needs no lock.
+/// Rows that were admitted and of which no call is made. They go out by [`Row::finished_with_unmade`], which takes time and
+/// needs no lock.
 pub(super) type Outgoing = Vec<Arc<Row>>;
 
 /// What the pool has in hand.
@@ -122,7 +122,7 @@ impl State {
         let mut outgoing = Vec::new();
         while let Some((row, mut held)) = self.admission.admit(&self.memory, now) {
             let bytes = held.bytes() + row.message.body.len();
-            if row.skipped.is_some() {
+            if row.makes_no_calls() {
                 row.ended().held.absorb(held);
                 self.admission.calls_ended(row.project_id, bytes);
                 self.ended += 1;
@@ -181,14 +181,15 @@ impl State {
         }
     }
 
-    /// A call has ended. Returns the row, if it was its last one, and whether the daemon is to be told of free capacity.
+    /// A call has ended. Returns the row, if it was its last one, which goes out as those of [`Outgoing`] do. Returns also
+    /// whether the daemon is to be told of free capacity.
     pub(super) fn finish(
         &mut self,
         ticket: Ticket,
         job: Job,
         call: Call,
         now: Instant,
-    ) -> (Option<Finished>, bool) {
+    ) -> (Option<Arc<Row>>, bool) {
         let finished = self.record(job, call);
         let mut is_capacity_freed = self.scheduler.finish(ticket, now);
         if self.awaited_in_hand.is_some_and(|most| self.scheduler.in_hand() <= most) {
@@ -199,7 +200,7 @@ impl State {
     }
 
     /// Adds a call to its row; with the last one the row goes out.
-    fn record(&mut self, job: Job, call: Call) -> Option<Finished> {
+    fn record(&mut self, job: Job, call: Call) -> Option<Arc<Row>> {
         let Job { row, room, .. } = job;
         if row.is_abandoned() {
             return None;
@@ -215,7 +216,7 @@ impl State {
             self.admission.calls_ended(row.project_id, admitted_bytes);
             self.ended += 1;
             self.half_done.remove(&row.key());
-            return Some(row.finished());
+            return Some(row);
         }
         if is_first {
             self.half_done.insert(row.key(), row);
@@ -342,7 +343,7 @@ pub(super) fn text_bytes(free: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::row::{claimed, key};
+    use crate::dispatch::row::{claimed, key, with_paused};
     use crate::model::call::ErrorKind;
 
     const LIMITS: Limits = Limits { workers: 4, per_webhook: 2 };
@@ -416,7 +417,8 @@ mod tests {
         let finish = |state: &mut State| {
             let (ticket, job) = state.start(now).expect("a call");
             let call = call(&job);
-            state.finish(ticket, job, call, now).0.map(|row| (row.id, row.calls.len()))
+            let row = state.finish(ticket, job, call, now).0.map(|row| row.finished_with_unmade());
+            row.map(|row| (row.id, row.calls.len()))
         };
         assert_eq!(finish(&mut state), None);
         assert_eq!(state.half_done.len(), 1);
@@ -439,9 +441,41 @@ mod tests {
         state.push(vec![Row::new(claimed(1, &[10, 11]), skipped, &memory)], now);
         let outgoing = state.admit(now);
         assert!(!state.may_start(now) && state.load(now).ended == 1);
-        let row = outgoing[0].finished_without_calls();
+        let row = outgoing[0].finished_with_unmade();
         assert!(row.calls.iter().all(|call| call.error_kind == Some(ErrorKind::Interrupted)));
         assert_eq!((row.calls.len(), row.held.bytes()), (2, memory.used()));
+    }
+
+    #[test]
+    fn a_paused_webhook_takes_no_slot_and_its_record_goes_out_with_the_row() {
+        let (now, memory) = (Instant::now(), Memory::new(MIB));
+        let mut state = state(0, &memory, now);
+        let rows = [with_paused(claimed(1, &[10]), &[20, 21]), with_paused(claimed(2, &[]), &[20])];
+        state.push(rows.map(|row| Row::new(row, None, &memory)).into(), now);
+        let outgoing = state.admit(now);
+        assert_eq!(outgoing.iter().map(|row| row.id).collect::<Vec<_>>(), [2], "it makes no call");
+        let kinds = |row: &Arc<Row>| {
+            let row = row.finished_with_unmade();
+            row.calls.iter().map(|call| (call.webhook_id, call.error_kind)).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(&outgoing[0]), [(20, Some(ErrorKind::Paused))]);
+        let (ticket, job) = state.start(now).expect("the call to the other webhook");
+        assert!(state.start(now).is_none(), "and no other");
+        let call = call(&job);
+        let row = state.finish(ticket, job, call, now).0.expect("its only call has ended");
+        let (connect, paused) = (Some(ErrorKind::Connect), Some(ErrorKind::Paused));
+        assert_eq!(kinds(&row), [(10, connect), (20, paused), (21, paused)]);
+        drop((outgoing, row));
+        assert_eq!((memory.used(), state.load(now).ended), (0, 2));
+    }
+
+    #[test]
+    fn what_a_row_is_skipped_for_goes_before_a_pause() {
+        let memory = Memory::new(MIB);
+        let skipped = Some((ErrorKind::Interrupted, "died"));
+        let row = Row::new(with_paused(claimed(1, &[10]), &[20]), skipped, &memory).finished_with_unmade();
+        assert_eq!(row.calls.len(), 2);
+        assert!(row.calls.iter().all(|call| call.error_kind == Some(ErrorKind::Interrupted)));
     }
 
     #[test]

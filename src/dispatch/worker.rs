@@ -95,7 +95,7 @@ impl Shared {
             None => (None, false),
         };
         let mut tell = || {
-            finished.take().into_iter().for_each(|finished| self.send(finished));
+            finished.take().into_iter().for_each(|row| self.send(row.finished_with_unmade()));
             if std::mem::take(&mut is_capacity_freed) {
                 self.capacity_freed.notify_one();
             }

@@ -30,13 +30,15 @@ pub enum ErrorKind {
     HttpStatus,
     /// The instance that had the call in hand died or was told to stop.
     Interrupted,
+    /// The webhook or its project is paused: the call was not made.
+    Paused,
     /// A failure of the relay itself.
     Internal,
 }
 
 impl ErrorKind {
     /// Each kind.
-    pub const ALL: [ErrorKind; 10] = [
+    pub const ALL: [ErrorKind; 11] = [
         ErrorKind::BadUrl,
         ErrorKind::BlockedAddress,
         ErrorKind::Dns,
@@ -46,6 +48,7 @@ impl ErrorKind {
         ErrorKind::Protocol,
         ErrorKind::HttpStatus,
         ErrorKind::Interrupted,
+        ErrorKind::Paused,
         ErrorKind::Internal,
     ];
 
@@ -61,6 +64,7 @@ impl ErrorKind {
             ErrorKind::Protocol => "protocol",
             ErrorKind::HttpStatus => "http_status",
             ErrorKind::Interrupted => "interrupted",
+            ErrorKind::Paused => "paused",
             ErrorKind::Internal => "internal",
         }
     }

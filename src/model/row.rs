@@ -24,10 +24,21 @@ pub struct Claimed {
     pub event: Event,
     /// One of the event's texts was longer than what is delivered of it.
     pub cut: bool,
-    /// The enabled webhooks, shared with the other rows of the project; none for a parked row.
+    /// The webhooks to call, shared with the other rows of the project; none for a parked row.
     pub webhooks: Arc<[Arc<Webhook>]>,
-    /// Why there are none, unless the row is parked.
+    /// The webhooks that were paused at the claim, shared in the same way: they are not called, and each has its record.
+    pub paused: Arc<[Paused]>,
+    /// Why there are none of either kind, unless the row is parked.
     pub unmet: Option<Unmet>,
+}
+
+/// A webhook that is not called because it is paused, or its project.
+#[derive(Clone, Debug)]
+pub struct Paused {
+    /// The webhook.
+    pub webhook: Arc<Webhook>,
+    /// What the record of the call says, shared with the other webhooks of the pause.
+    pub message: Arc<str>,
 }
 
 impl Claimed {

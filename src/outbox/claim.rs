@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::model::event::{Event, Secret, Webhook};
-use crate::model::row::{Claimed, Owned, Unmet};
+use crate::model::row::{Claimed, Owned, Paused, Unmet};
 use crate::model::snapshot::Snapshot;
 use crate::model::trace_context::TraceParent;
 use crate::outbox::Store;
@@ -105,7 +105,7 @@ impl Store {
 /// them.
 fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
     let mut previous_owners: HashMap<i64, i64> = HashMap::new();
-    let mut webhooks: HashMap<(i64, &str), Vec<Arc<Webhook>>> = HashMap::new();
+    let mut webhooks: HashMap<(i64, &str), Vec<Met>> = HashMap::new();
     for row in rows {
         match row.get(0) {
             "before" => _ = previous_owners.insert(row.get(1), row.get(20)),
@@ -113,25 +113,26 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
             "webhook" => {
                 if let Some(id) = row.get::<_, Option<i64>>(1) {
                     let event = (row.get(4), row.get(3));
-                    webhooks.entry(event).or_default().push(Arc::new(webhook(id, row, 21)));
+                    webhooks.entry(event).or_default().push((Arc::new(webhook(id, row, 21)), row.get(26)));
                 }
             }
             _ => {}
         }
     }
-    let none: Arc<[Arc<Webhook>]> = Arc::new([]);
-    let webhooks: HashMap<(i64, &str), Arc<[Arc<Webhook>]>> = webhooks
+    let none = Targets::default();
+    let mut messages = Messages::default();
+    let targets: HashMap<(i64, &str), Targets> = webhooks
         .into_iter()
         .map(|(event, mut webhooks)| {
-            webhooks.sort_unstable_by_key(|webhook| webhook.id);
-            (event, webhooks.into())
+            webhooks.sort_unstable_by_key(|(webhook, _)| webhook.id);
+            (event, Targets::new(webhooks, &mut messages))
         })
         .collect();
     let of = |row: &Row| {
-        let all = webhooks.get(&(row.get(4), row.get(3))).unwrap_or(&none);
+        let all = targets.get(&(row.get(4), row.get(3))).unwrap_or(&none);
         match row.get::<_, Option<i64>>(18) {
             None => all.clone(),
-            Some(only) => all.iter().filter(|webhook| webhook.id == only).cloned().collect(),
+            Some(only) => all.only(only),
         }
     };
     // Enabled webhooks, each by its project alone and with its id. Made only when a row meets none: that costs the others
@@ -146,11 +147,11 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
         text_bytes += bytes;
         let met = if parked { none.clone() } else { of(row) };
         let unmet = (met.is_empty() && !parked).then(|| {
-            let of_project = |((project, _), all): (&(i64, &str), &Arc<[Arc<Webhook>]>)| {
-                let ids: Vec<_> = all.iter().map(|webhook| (*project, Some(webhook.id))).collect();
+            let of_project = |((project, _), all): (&(i64, &str), &Targets)| {
+                let ids: Vec<_> = all.ids().map(|id| (*project, Some(id))).collect();
                 ids.into_iter().chain([(*project, None)])
             };
-            let enabled = enabled.get_or_insert_with(|| webhooks.iter().flat_map(of_project).collect());
+            let enabled = enabled.get_or_insert_with(|| targets.iter().flat_map(of_project).collect());
             let only: Option<i64> = row.get(18);
             Unmet::new(only, enabled.contains(&(event.project_id, only)))
         });
@@ -161,12 +162,75 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
             previous: previous_owners.get(&id).copied(),
             event,
             cut: is_longer || row.get(19),
-            webhooks: met,
+            webhooks: met.webhooks,
+            paused: met.paused,
             unmet,
         });
     }
     claimed.sort_unstable_by_key(|row| row.id);
     Claim { rows: claimed, more: i64::try_from(text_bytes).unwrap_or(i64::MAX) > text_bytes_max }
+}
+
+/// An enabled webhook, and the pause that keeps it from being called, as `claim.sql` returns it.
+type Met<'rows> = (Arc<Webhook>, Option<&'rows str>);
+
+/// The webhooks of a project for an event: those to call, and those that are paused.
+#[derive(Clone, Default)]
+struct Targets {
+    webhooks: Arc<[Arc<Webhook>]>,
+    paused: Arc<[Paused]>,
+}
+
+impl Targets {
+    /// Tells the webhooks that are to be called from those with a pause.
+    fn new<'rows>(
+        webhooks: Vec<(Arc<Webhook>, Option<&'rows str>)>,
+        messages: &mut Messages<'rows>,
+    ) -> Targets {
+        let (mut to_call, mut paused) = (Vec::with_capacity(webhooks.len()), Vec::new());
+        for (webhook, pause) in webhooks {
+            match pause {
+                Some(pause) => paused.push(Paused { webhook, message: messages.of(pause) }),
+                None => to_call.push(webhook),
+            }
+        }
+        Targets { webhooks: to_call.into(), paused: paused.into() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.webhooks.is_empty() && self.paused.is_empty()
+    }
+
+    /// The ids of all of them.
+    fn ids(&self) -> impl Iterator<Item = i64> {
+        self.webhooks.iter().chain(self.paused.iter().map(|paused| &paused.webhook)).map(|webhook| webhook.id)
+    }
+
+    /// The one of this id, if it is there.
+    fn only(&self, id: i64) -> Targets {
+        Targets {
+            webhooks: self.webhooks.iter().filter(|webhook| webhook.id == id).cloned().collect(),
+            paused: self.paused.iter().filter(|paused| paused.webhook.id == id).cloned().collect(),
+        }
+    }
+}
+
+/// What the records of calls say that are not made for a pause, each text once: a project may have thousands of webhooks.
+#[derive(Default)]
+struct Messages<'rows>(HashMap<&'rows str, Arc<str>>);
+
+impl<'rows> Messages<'rows> {
+    /// Of a pause as `claim.sql` returns it.
+    fn of(&mut self, pause: &'rows str) -> Arc<str> {
+        self.0.entry(pause).or_insert_with(|| message(pause).into()).clone()
+    }
+}
+
+fn message(pause: &str) -> String {
+    match pause.split_once(": ").unwrap_or((pause, "")) {
+        (whose, "") => format!("the {whose} is paused: nothing was sent"),
+        (whose, reason) => format!("the {whose} is paused, nothing was sent: {reason}"),
+    }
 }
 
 fn event(row: &Row) -> Event {

@@ -35,6 +35,7 @@ pub const MIGRATIONS: &[Migration] = &[
     migration(10, "url_problem", include_str!("../../sql/migrations/0010_url_problem.sql")),
     migration(11, "views", include_str!("../../sql/migrations/0011_views.sql")),
     migration(12, "installation", include_str!("../../sql/migrations/0012_installation.sql")),
+    migration(13, "pauses", include_str!("../../sql/migrations/0013_pauses.sql")),
 ];
 
 const fn migration(version: i32, name: &'static str, sql: &'static str) -> Migration {

@@ -93,6 +93,12 @@ impl Store {
         Ok(self.one("deleting stray calls", sql, &[&before, &most]).await?.get(0))
     }
 
+    /// Deletes pauses that ended by themselves before that time. Returns how many.
+    pub async fn delete_ended_pauses(&self, before: SystemTime) -> Result<i64> {
+        let sql = include_str!("../../sql/queries/retention/delete_ended_pauses.sql");
+        Ok(self.one("deleting ended pauses", sql, &[&before]).await?.get(0))
+    }
+
     /// The lowest id in the outbox; none when it is empty.
     pub async fn lowest_id(&self) -> Result<Option<i64>> {
         let sql = include_str!("../../sql/queries/retention/lowest_id.sql");

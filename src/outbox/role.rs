@@ -13,6 +13,8 @@ pub enum Role {
     Listen,
     /// Makes partitions and throws old rows away.
     Retention,
+    /// Pauses webhooks whose endpoints fail.
+    Pause,
     /// Asks for the age of the queue, for the metrics.
     Metrics,
     /// Serves a command for people.
@@ -26,6 +28,7 @@ impl Role {
             Role::Finish => "finish",
             Role::Listen => "listen",
             Role::Retention => "retention",
+            Role::Pause => "pause",
             Role::Metrics => "metrics",
             Role::Command => "command",
         }
@@ -54,6 +57,8 @@ impl Role {
             // What the values select differs much, and a person does not notice the time of planning. A command,
             // `migrate` included, waits for locks no longer than the site wants.
             Role::Command => "RESET lock_timeout; SET plan_cache_mode = force_custom_plan",
+            // Somebody may have the pause of the same webhook open; the daemon tries again later.
+            Role::Pause => "SET lock_timeout = '1s'; SET statement_timeout = '10s'",
             Role::Metrics => {
                 "SET statement_timeout = '5s'; SET enable_seqscan = off; SET enable_bitmapscan = off"
             }

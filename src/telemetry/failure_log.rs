@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::model::call::Call;
+use crate::model::call::{Call, ErrorKind};
 use crate::model::row::Finished;
 use crate::telemetry::terminal::escaped;
 
@@ -26,9 +26,9 @@ struct Lately {
 }
 
 impl Failures {
-    /// Logs a call if it failed.
+    /// Logs a call if it failed. One that was held back for a pause did not: it is no news.
     pub fn note(&self, row: &Finished, call: &Call) {
-        let Some(kind) = call.error_kind else { return };
+        let Some(kind) = call.error_kind.filter(|kind| *kind != ErrorKind::Paused) else { return };
         let now = Instant::now();
         let mut by_webhook = self.lately.borrow_mut();
         let has_room = by_webhook.len() < WEBHOOKS_MAX;

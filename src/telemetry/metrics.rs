@@ -68,6 +68,8 @@ pub struct Metrics {
     pub reconnects: Counter,
     /// Dead instances that were found.
     pub takeovers: Counter,
+    /// Webhooks that this daemon has paused.
+    pub webhooks_paused: Counter,
     in_hand: Count,
     running: Count,
     waiting: Count,
@@ -131,6 +133,8 @@ impl Default for Metrics {
         let parked = counter("rows_parked", "Rows that were put into the slow lane");
         let reconnects = counter("reconnects", "Connections to Postgres that were made anew");
         let takeovers = counter("takeovers", "Dead instances that were found");
+        let webhooks_paused =
+            counter("webhooks_paused", "Webhooks that this daemon has paused (--pause-failing)");
         let finishes = Histogram::new(exponential_buckets(1.0, 4.0, 6));
         r.register("finish_rows", "Rows recorded in one transaction", finishes.clone());
         let wakeups = Family::<Labels, Counter>::default();
@@ -181,6 +185,7 @@ impl Default for Metrics {
             wakeups,
             reconnects,
             takeovers,
+            webhooks_paused,
             in_hand,
             running,
             waiting,

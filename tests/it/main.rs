@@ -20,6 +20,7 @@ mod memory;
 mod monitoring;
 mod operators;
 mod outbox_constraints;
+mod pauses;
 mod plans;
 mod pooler;
 mod promptpal;

@@ -29,8 +29,8 @@ struct Query {
 }
 
 /// Rows that may be read for each row of the batch: by the index, by the update, its webhook, and what one part of the
-/// statement hands to the next.
-const ROWS_PER_ROW: i64 = 8;
+/// statement hands to the next; while there are pauses, its webhook and its project again.
+const ROWS_PER_ROW: i64 = 12;
 /// Blocks for each row of the batch: some index probes of a few levels each, and the row's own.
 const BLOCKS_PER_ROW: i64 = 25;
 /// What a query may read besides: catalogs, the upper levels of indexes, small tables.
@@ -88,6 +88,13 @@ const SMALL: &[&str] = &[
     "admin/send_test",
     "admin/is_done",
     "admin/status",
+    "pauses/pause",
+    "pauses/resume",
+    "pauses/held_back",
+    "pauses/in_hand",
+    "pauses/pause_failing",
+    "pauses/forgotten",
+    "retention/delete_ended_pauses",
 ];
 
 fn array<T: std::fmt::Display>(values: impl IntoIterator<Item = T>) -> String {
@@ -169,6 +176,7 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
             BATCH,
         ),
         of("claim/give_back", Role::Claim, format!("{ids}, {EPOCH}, {ids}, false"), BATCH),
+        of("pauses/not_done", Role::Command, ids.clone(), BATCH),
         of("retention/lowest_id", Role::Retention, String::new(), 1),
         of("retention/delete_done", Role::Retention, format!("0, {BATCH}, now(), now()"), BATCH),
         of(
@@ -328,6 +336,12 @@ async fn queries_read_in_proportion_to_their_batch_whatever_the_tables_hold_and_
     sessions.assert_bounded("a million rows, analysed when there was one", &in_hand).await;
     run("ANALYZE relay.outbox, relay.webhooks").await;
     sessions.assert_bounded("a million rows, analysed", &in_hand).await;
+    // Many pauses, most of them of others.
+    run("INSERT INTO relay.pauses (webhook_id) SELECT n FROM generate_series(5000, 25000) AS n").await;
+    run("INSERT INTO relay.pauses (project_id) SELECT n FROM generate_series(0, 50000, 2) AS n").await;
+    sessions.assert_bounded("a million rows and many pauses, analysed without", &in_hand).await;
+    run("ANALYZE relay.pauses").await;
+    sessions.assert_bounded("a million rows and many pauses, analysed", &in_hand).await;
 
     // Analysed when nearly all were one project's, which makes any project look like the whole table.
     run("TRUNCATE relay.outbox").await;

@@ -380,7 +380,7 @@ async fn migrate_hands_over_what_was_ours_and_not_what_somebody_else_made() {
         .await;
     let (code, _, err) = outcome(database.command(&["migrate"]));
     assert!(code == 0 && err.contains("ALTER ROLE relay_owner NOLOGIN"), "{code} {err}");
-    assert!(err.contains("run with the rights of a superuser: relay.delete_stray_calls"), "{err}");
+    assert!(err.contains("run with the rights of a superuser: relay.delete_ended_pauses"), "{err}");
 }
 
 #[tokio::test]

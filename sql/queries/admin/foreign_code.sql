@@ -8,7 +8,7 @@
 SELECT DISTINCT f.problem
   FROM (VALUES
         ('webhooks', false), ('migrations', false), ('installation', false), ('outbox', true), ('webhook_calls', true),
-        ('instances', true), ('instances_since_crash', true), ('retention', true)
+        ('instances', true), ('instances_since_crash', true), ('retention', true), ('pauses', true)
        ) AS ours (name, written)
   JOIN pg_class c
     ON c.relnamespace = 'relay'::regnamespace

@@ -58,6 +58,10 @@ SELECT need, granted
         (12, 'SELECT on relay.installation, EXECUTE on relay.is_copy and on pg_control_system',
          has_table_privilege('relay.installation', 'SELECT')
          AND has_function_privilege('relay.is_copy()', 'EXECUTE')
-         AND has_function_privilege('pg_control_system()', 'EXECUTE'))
+         AND has_function_privilege('pg_control_system()', 'EXECUTE')),
+        (13, 'SELECT on relay.pauses, EXECUTE on relay.pause_failing_webhook and relay.delete_ended_pauses',
+         has_table_privilege('relay.pauses', 'SELECT')
+         AND has_function_privilege('relay.pause_failing_webhook(bigint, timestamptz, text)', 'EXECUTE')
+         AND has_function_privilege('relay.delete_ended_pauses(timestamptz)', 'EXECUTE'))
        ) AS needs (n, need, granted)
  ORDER BY n

@@ -13,7 +13,7 @@ WITH RECURSIVE seen AS (
       JOIN pg_class c
         ON c.relnamespace = n.oid
        AND c.relname IN ('outbox', 'webhooks', 'webhook_calls', 'webhook_calls_default', 'instances',
-                         'instances_since_crash', 'retention', 'migrations', 'installation')
+                         'instances_since_crash', 'retention', 'migrations', 'installation', 'pauses')
      CROSS JOIN LATERAL (VALUES (n.nspowner), ((SELECT u.oid FROM pg_roles u WHERE u.rolname = current_user))) AS r (reader)
      WHERE n.nspname = 'relay'
      UNION

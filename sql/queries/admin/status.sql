@@ -1,5 +1,6 @@
--- Report how it goes: which instances run, what waits, which webhooks fail. The cost is bounded: the statement reads
--- the first 100,000 pending rows, the first 100,000 parked rows, and the newest 100,000 calls of the last five minutes.
+-- Report how it goes: which instances run, what waits, who is paused, which webhooks fail. The cost is bounded: the
+-- statement reads the first 100,000 pending rows, the first 100,000 parked rows, and the newest 100,000 calls of the last
+-- five minutes. It reads all pauses; there are few.
 -- Of the rows that are done without a call, it finds those among 100,000 rows: the newest 50,000, and the 50,000 before
 -- them, or before the first pending row where that one is older.
 --
@@ -31,8 +32,14 @@ WITH held AS MATERIALIZED (
            greatest(extract(epoch FROM c.end_time - c.start_time) * 1000, 0) AS ms
       FROM relay.webhook_calls c
      WHERE c.start_time > $1
+       -- Held back for a pause: these have not failed.
+       AND c.error_kind IS DISTINCT FROM 'paused'
        -- The newest ones: ids grow with time, and the log's first index has them.
        AND c.id > coalesce(pg_sequence_last_value('relay.webhook_calls_id_seq'), 0) - 100000
+), pauses AS (
+    SELECT p.webhook_id, p.project_id, p.reason, p.created_at, p.created_by, p.until
+      FROM relay.pauses p
+     WHERE p.until IS NULL OR p.until > now()
 ), newest AS MATERIALIZED (
     SELECT o.id, o.project_id, o.done_at, o.without_call
       FROM relay.outbox o
@@ -82,6 +89,12 @@ SELECT jsonb_build_object(
            'instances', (SELECT coalesce(jsonb_agg(i), '[]') FROM instances i),
            'backlog', (SELECT coalesce(jsonb_agg(b), '[]')
                          FROM (SELECT * FROM backlog ORDER BY pending DESC, project_id LIMIT 20) AS b),
+           'paused', (SELECT count(*) FROM pauses),
+           'pauses', (SELECT coalesce(jsonb_agg(p), '[]')
+                        FROM (SELECT *
+                                FROM pauses
+                               ORDER BY created_at DESC, webhook_id, project_id
+                               LIMIT 20) AS p),
            'webhooks', (SELECT coalesce(jsonb_agg(w), '[]') FROM webhooks w),
            'without_call', (SELECT coalesce(jsonb_agg(u), '[]')
                               FROM (SELECT * FROM without_call ORDER BY rows DESC, project_id LIMIT 20) AS u))::text

@@ -17,10 +17,14 @@
 --   be restored over the database under a running daemon. Postgres looks once for each statement.
 -- * The webhooks' columns are cast. relay.webhooks may be a view over columns of other types, and may become one while
 --   the statement is prepared. A view may also return nulls: a webhook without an event is no webhook.
+-- * Pauses are read with the webhooks, so a pause holds for every claim that begins after its commit. The planner makes
+--   the EXISTS an InitPlan: while no pause is there, the statement looks once at an empty table. Branches of their own
+--   for the pauses would cost each idle claim their start.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED: the statement waits for nobody. It is meant for synchronous_commit = off.
 --             A crash of the server also ends our session, so nobody has acted upon a claim that was lost.
--- Index:      outbox_pending from $1 on; outbox_pkey for the update, which is heap-only; webhooks_project.
+-- Index:      outbox_pending from $1 on; outbox_pkey for the update, which is heap-only; webhooks_project;
+--             pauses_of_a_webhook and pauses_of_a_project.
 -- Parameters: $1 bigint    cursor: only ids above it
 --             $2 bigint[]  epochs of dead instances, whose rows are taken over
 --             $3 bigint    most rows
@@ -31,7 +35,9 @@
 --             row      a claimed or parked row. cut: its trace_id is longer than 8 KiB.
 --             before   the previous owner of a row, claimed or not. It is the epoch of a dead instance, or 0 for a dead
 --                      instance whose epoch is forgotten. A row without a previous owner has no such line.
---             webhook  an enabled webhook of a claimed row's project, for whatever event.
+--             webhook  an enabled webhook of a claimed row's project, for whatever event. paused: null when it may be
+--                      called; else whose pause is in force, 'webhook: ' or 'project: ', and its reason. The webhook's
+--                      own pause comes first.
 WITH next AS MATERIALIZED (
     SELECT o.id,
            o.claimed_by,
@@ -72,17 +78,27 @@ WITH next AS MATERIALIZED (
 SELECT 'row' AS kind, c.id, c.parked, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at, c.duration_ms,
        c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent, c.provider_id,
        c.provider_default_model, c.webhook_id AS only_webhook_id, c.cut, NULL::bigint AS claimed_by, NULL::text AS url,
-       NULL::text AS signing_secret, c.event_id, c.trace_id, c.traceparent
+       NULL::text AS signing_secret, c.event_id, c.trace_id, c.traceparent, NULL::text AS paused
   FROM claimed c
  UNION ALL
 SELECT 'before', n.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL, NULL, n.claimed_by, NULL, NULL, NULL, NULL, NULL
+       NULL, NULL, n.claimed_by, NULL, NULL, NULL, NULL, NULL, NULL
   FROM next n
  WHERE n.claimed_by IS NOT NULL
  UNION ALL
 SELECT 'webhook', w.id::bigint, NULL, w.event::text, w.project_id::bigint, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, left(w.url::text, 8200), left(w.signing_secret::text, 8200),
-       NULL, NULL, NULL
+       NULL, NULL, NULL,
+       CASE WHEN (SELECT EXISTS (SELECT FROM relay.pauses))
+            THEN coalesce((SELECT 'webhook: ' || p.reason
+                             FROM relay.pauses p
+                            WHERE p.webhook_id = w.id::bigint
+                              AND (p.until IS NULL OR p.until > now())),
+                          (SELECT 'project: ' || p.reason
+                             FROM relay.pauses p
+                            WHERE p.project_id = w.project_id::bigint
+                              AND (p.until IS NULL OR p.until > now())))
+       END
   FROM relay.webhooks w
  WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c WHERE NOT c.parked))
    AND w.enabled

@@ -1,8 +1,9 @@
 -- Claim parked rows: the oldest ones of each given project, as many as the project has capacity for. What claim.sql
--- says of id + 0, the array of ids, the casts and the bytes of text is true here, too.
+-- says of id + 0, the array of ids, the casts, the bytes of text and the pauses is true here, too.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED. It is meant for synchronous_commit = off, as claim.sql is.
--- Index:      outbox_parked, one range for each project; outbox_pkey for the update; webhooks_project.
+-- Index:      outbox_parked, one range for each project; outbox_pkey for the update; webhooks_project;
+--             pauses_of_a_webhook and pauses_of_a_project.
 -- Parameters: $1 bigint[]  projects
 --             $2 bigint[]  most rows of each, in the same order
 --             $3 bigint[]  epochs of dead instances, whose rows are taken over
@@ -47,17 +48,27 @@ WITH next AS MATERIALIZED (
 SELECT 'row' AS kind, c.id, false AS parked, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at,
        c.duration_ms, c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent, c.provider_id,
        c.provider_default_model, c.webhook_id AS only_webhook_id, c.cut, NULL::bigint AS claimed_by, NULL::text AS url,
-       NULL::text AS signing_secret, c.event_id, c.trace_id, c.traceparent
+       NULL::text AS signing_secret, c.event_id, c.trace_id, c.traceparent, NULL::text AS paused
   FROM claimed c
  UNION ALL
 SELECT 'before', n.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL, NULL, n.claimed_by, NULL, NULL, NULL, NULL, NULL
+       NULL, NULL, n.claimed_by, NULL, NULL, NULL, NULL, NULL, NULL
   FROM next n
  WHERE n.claimed_by IS NOT NULL
  UNION ALL
 SELECT 'webhook', w.id::bigint, NULL, w.event::text, w.project_id::bigint, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, left(w.url::text, 8200), left(w.signing_secret::text, 8200),
-       NULL, NULL, NULL
+       NULL, NULL, NULL,
+       CASE WHEN (SELECT EXISTS (SELECT FROM relay.pauses))
+            THEN coalesce((SELECT 'webhook: ' || p.reason
+                             FROM relay.pauses p
+                            WHERE p.webhook_id = w.id::bigint
+                              AND (p.until IS NULL OR p.until > now())),
+                          (SELECT 'project: ' || p.reason
+                             FROM relay.pauses p
+                            WHERE p.project_id = w.project_id::bigint
+                              AND (p.until IS NULL OR p.until > now())))
+       END
   FROM relay.webhooks w
  WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c))
    AND w.enabled
