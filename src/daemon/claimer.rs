@@ -1,7 +1,7 @@
 //! The claiming loop: claims what can start soon and hands it to the threads.
 //!
 //! Waits for capacity of the threads; when it found nothing more, for a notification, the poll interval, a rescan that is
-//! due, or a peer that died. Owns the session that claims, the cursor and the sleep lock. Records nothing.
+//! due, or word from the monitor that a peer is dead or has left. Owns the session that claims, the cursor and the sleep lock. Records nothing.
 
 use std::time::{Duration, Instant};
 
