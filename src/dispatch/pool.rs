@@ -457,7 +457,7 @@ mod tests {
         let other = memory.hold(MIB);
         assert!(pool.claim_budget().is_none());
         // As if it had begun long ago.
-        pool.shared.lock().half_done.values().next().expect("row 1").ended().since =
+        pool.shared.lock().half_done.values().next().expect("row 1").unfinished().since =
             Instant::now().checked_sub(2 * OLD);
         let before = memory.used();
         assert!(pool.shared.lock().relieve(Instant::now() + OLD));

@@ -44,7 +44,7 @@ pub(super) struct Row {
     pub(super) message: Message,
     pub(super) webhooks: Arc<[Arc<Webhook>]>,
     /// Written as the calls end; the last one takes all of it along.
-    ended: Mutex<Ended>,
+    unfinished: Mutex<Unfinished>,
     /// Calls that have started and were not requeued.
     started: AtomicUsize,
     /// The row is not ours any more: it never goes out.
@@ -52,7 +52,7 @@ pub(super) struct Row {
 }
 
 /// What there is of a row that has not ended.
-pub(super) struct Ended {
+pub(super) struct Unfinished {
     pub(super) calls: Vec<Call>,
     /// The row's memory, but for that of calls that have not ended.
     pub(super) held: Held,
@@ -79,7 +79,7 @@ impl Row {
             skipped,
             message: Message { event_id: event.event_id, body, traceparent: event.traceparent },
             webhooks: claimed.webhooks,
-            ended: Mutex::new(Ended { calls: Vec::new(), held, since: None, admitted_bytes: 0 }),
+            unfinished: Mutex::new(Unfinished { calls: Vec::new(), held, since: None, admitted_bytes: 0 }),
             started: AtomicUsize::new(0),
             abandoned: AtomicBool::new(false),
         }
@@ -89,13 +89,13 @@ impl Row {
         (self.id, self.epoch, self.message.event_id)
     }
 
-    pub(super) fn ended(&self) -> MutexGuard<'_, Ended> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn unfinished(&self) -> MutexGuard<'_, Unfinished> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the calls and the memory out: the row goes out, or is given up.
     pub(super) fn finished(&self) -> Finished {
-        let mut ended = self.ended();
+        let mut unfinished = self.unfinished();
         Finished {
             id: self.id,
             epoch: self.epoch,
@@ -103,8 +103,8 @@ impl Row {
             project_id: self.project_id,
             trace_id: self.trace_id.clone(),
             repeated: self.repeated,
-            calls: std::mem::take(&mut ended.calls),
-            held: ended.held.take(),
+            calls: std::mem::take(&mut unfinished.calls),
+            held: unfinished.held.take(),
             aside: false,
         }
     }
@@ -139,7 +139,7 @@ impl Row {
 
     /// Whether it was admitted so long ago that it keeps less of its answers when memory is short.
     pub(super) fn is_old(&self, now: Instant) -> bool {
-        self.ended().since.is_some_and(|since| now.saturating_duration_since(since) > OLD)
+        self.unfinished().since.is_some_and(|since| now.saturating_duration_since(since) > OLD)
     }
 
     /// One of its calls starts.

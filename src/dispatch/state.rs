@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::dispatch::admission::Admission;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::limits::Limits;
-use crate::dispatch::row::{CALL_BYTES, Ended, Job, Key, Row};
+use crate::dispatch::row::{CALL_BYTES, Job, Key, Row, Unfinished};
 use crate::dispatch::scheduler::{ClaimBudget, Scheduler, Ticket};
 use crate::dispatch::worker::Threads;
 use crate::model::call::Call;
@@ -123,7 +123,7 @@ impl State {
         while let Some((row, mut held)) = self.admission.admit(&self.memory, now) {
             let bytes = held.bytes() + row.message.body.len();
             if row.skipped.is_some() {
-                row.ended().held.absorb(held);
+                row.unfinished().held.absorb(held);
                 self.admission.calls_ended(row.project_id, bytes);
                 self.ended += 1;
                 outgoing.push(row);
@@ -135,10 +135,10 @@ impl State {
                 let job = Job { row: row.clone(), webhook: webhook.clone(), room };
                 self.scheduler.push(webhook.id, row.project_id, job, now);
             }
-            let mut ended = row.ended();
-            (ended.since, ended.admitted_bytes) = (Some(now), bytes);
-            ended.held.absorb(held);
-            ended.calls.reserve_exact(row.webhooks.len());
+            let mut unfinished = row.unfinished();
+            (unfinished.since, unfinished.admitted_bytes) = (Some(now), bytes);
+            unfinished.held.absorb(held);
+            unfinished.calls.reserve_exact(row.webhooks.len());
         }
         outgoing
     }
@@ -204,13 +204,13 @@ impl State {
         if row.is_abandoned() {
             return None;
         }
-        let mut ended = row.ended();
-        ended.held.absorb(room.ended(call.answer_bytes()));
-        ended.calls.push(row.logged(call));
-        let is_last = ended.calls.len() == row.webhooks.len();
-        let is_first = ended.calls.len() == 1;
-        let admitted_bytes = ended.admitted_bytes;
-        drop(ended);
+        let mut unfinished = row.unfinished();
+        unfinished.held.absorb(room.ended(call.answer_bytes()));
+        unfinished.calls.push(row.logged(call));
+        let is_last = unfinished.calls.len() == row.webhooks.len();
+        let is_first = unfinished.calls.len() == 1;
+        let admitted_bytes = unfinished.admitted_bytes;
+        drop(unfinished);
         if is_last {
             self.admission.calls_ended(row.project_id, admitted_bytes);
             self.ended += 1;
@@ -276,7 +276,7 @@ impl State {
             if !keep && job.row.abandon() {
                 abandoned.insert(job.row.id);
                 admitted += 1;
-                self.admission.calls_ended(job.row.project_id, job.row.ended().admitted_bytes);
+                self.admission.calls_ended(job.row.project_id, job.row.unfinished().admitted_bytes);
                 // What its calls in flight hold is free when they end.
                 drop(job.row.finished());
             }
@@ -316,7 +316,7 @@ impl State {
                 }
             });
             for row in self.half_done.values().filter(|row| row.is_old(now)) {
-                let Ended { calls, held, .. } = &mut *row.ended();
+                let Unfinished { calls, held, .. } = &mut *row.unfinished();
                 for call in calls {
                     let before = call.answer_bytes();
                     if before > 2 * OLD_ANSWER_BYTES {
