@@ -120,8 +120,9 @@ impl Instance {
 
 /// This process among the instances: what it knows of the others, and the epochs that are its own.
 ///
-/// Each connection and the monitor write what is known of the others; the claiming loop and the monitor read it. A connection
-/// writes and reads the own epochs. The claiming loop and the monitor note when they wake the others. All run on one thread.
+/// Each connection and the monitor write what is known of the others; the claiming loop and the monitor read it. The daemon
+/// and its reconnection write and read this process's epochs. The claiming loop and the monitor note when they wake the others.
+/// All run on one thread.
 pub struct Membership {
     peers: RefCell<Peers>,
     /// Rung for the claiming loop when another instance is dead, one has left, or the recovery barrier rises or falls.

@@ -121,8 +121,8 @@ impl Row {
         finished
     }
 
-    /// What its calls need, besides the payload: at most so much, also where it has tens of thousands of them. Other rows
-    /// do not wait for minutes for one that is alone.
+    /// What its calls need, besides the payload; never more than `most`, even for tens of thousands of calls. A row that needs
+    /// all of the memory would begin alone, and the others would wait for minutes.
     pub(super) fn need(&self, share: Share, most: usize) -> usize {
         let urls: usize = self.webhooks.iter().map(|webhook| 2 * webhook.url.len()).sum();
         let answer = if self.skipped.is_some() { 0 } else { share.sure };

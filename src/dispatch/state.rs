@@ -18,7 +18,8 @@ use crate::model::load::{BUSIEST, Load};
 use crate::model::memory::{Memory, Room, Share};
 use crate::model::row::Finished;
 
-/// When claiming waits for memory, the daemon asks again after this time at the latest: rows grow old.
+/// When claiming waits for memory, the daemon asks again after this time at the latest: rows grow old. Old rows give memory
+/// back no more often than that, because the search goes through all calls that wait.
 const RELIEVE_AGAIN: Duration = Duration::from_millis(100);
 /// Ended rows that may wait to be committed: a few commits of the largest size. More rows are not claimed then.
 const ENDED_MAX: usize = 4000;
@@ -44,14 +45,14 @@ pub(super) struct State {
     pub(super) threads: Threads,
     /// Rows of which some calls have ended and others have not.
     pub(super) half_done: HashMap<Key, Arc<Row>>,
-    /// Rows that have gone out and are not committed yet.
+    /// Rows that have gone out and were not released yet.
     ended: usize,
     progress: u64,
     /// The daemon waits until no more than this many calls are in hand.
     awaited_in_hand: Option<usize>,
-    /// The daemon waits until rows are committed, or admitted.
+    /// The daemon waits until rows are not in hand any more: [`State::release`] says so.
     awaits_release: bool,
-    /// When the daemon asks for a budget again without being told to.
+    /// After this time the daemon asks for a budget again without being told to.
     pub(super) ask_again: Duration,
     /// When the old rows last had to give memory back.
     relieved: Option<Instant>,
@@ -110,7 +111,7 @@ impl State {
         }
     }
 
-    /// Counts rows that go out without calls, because no webhook is enabled.
+    /// Counts rows that go out without calls, because they met no webhook.
     pub(super) fn count_out(&mut self, rows: usize) {
         self.admission.count(rows);
         self.ended += rows;

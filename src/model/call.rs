@@ -32,8 +32,8 @@ pub enum ErrorKind {
     /// The instance that had the call in hand died, and the daemon records such calls instead of making them
     /// (`--after-crash record`).
     Interrupted,
-    /// The relay could not make or record the call: the webhook's secret cannot sign, the call ended in a panic, the HTTP client
-    /// gave an error that no other kind has, or Postgres refused the record and only a bare one is stored.
+    /// The relay could not make or record the call. The webhook's secret cannot sign, the call ended in a panic, or the HTTP
+    /// client gave an error that no other kind has. Or Postgres refused the record, and only a bare one is stored.
     Internal,
 }
 
@@ -198,7 +198,7 @@ impl Call {
 /// What came of a call.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The call was made, or failed for a reason of the endpoint's.
+    /// The call was made, or failed for good. It is recorded.
     Called(Call),
     /// The call was not made because this process lacks something (file descriptors, memory, ports), with the reason: nothing
     /// was sent, try again later.
