@@ -20,12 +20,13 @@
 //! A room imports only what stands below it; a test keeps it so.
 //!
 //! ```text
-//! 5  command                               one file a command
-//! 4  daemon                                the loops, and what they share
-//! 3  config, outbox                        what the flags mean; the schema `relay`, a function for each SQL file
-//! 2  dispatch, delivery, postgres, telemetry
+//! 6  command                               one file a command
+//! 5  daemon                                the loops, and what they share
+//! 4  config, outbox                        what the flags mean; the schema `relay`, a function for each query file
+//! 3  dispatch, delivery, postgres, telemetry
 //!                                          threads; one POST; a session; what people read
-//! 1  model, cli, error, tls, process       plain data; what the user typed; the exit codes; what all TLS shares
+//! 2  cli, process, tls                     what the user typed; this process's memory; what all TLS shares
+//! 1  model, error                          plain data; the exit codes
 //! ```
 //!
 //! - [`daemon`] claims, hands out, finishes, and watches over its sessions and the other instances.

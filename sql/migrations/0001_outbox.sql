@@ -98,7 +98,7 @@ COMMENT ON COLUMN relay.outbox.webhook_id IS 'When set, only this webhook of the
 COMMENT ON COLUMN relay.outbox.replay_of IS 'The relay.webhook_calls.id that this row repeats.';
 COMMENT ON COLUMN relay.outbox.claimed_by IS 'Epoch of the instance that has the row in hand; 0: none, but a dead one had. Written by the daemon only.';
 COMMENT ON COLUMN relay.outbox.done_at IS 'When the row''s calls were recorded; null: not done. Written by the daemon only.';
-COMMENT ON COLUMN relay.outbox.parked IS 'The row waits for a place at a slow webhook of its project, out of the way of the others. Written by the daemon only.';
+COMMENT ON COLUMN relay.outbox.parked IS 'The row waits for a slot of a slow webhook of its project, out of the way of the others. Written by the daemon only.';
 COMMENT ON COLUMN relay.outbox.without_call IS 'The row is done, and no call was made: it met no enabled webhook of its project, event and webhook_id. Written by the daemon only.';
 
 -- The daemon takes the application's texts as they are, because an insert must not fail for them. It delivers and logs the

@@ -85,7 +85,7 @@ COMMENT ON COLUMN relay.webhook_calls.event_id IS 'From the outbox row: the same
 COMMENT ON COLUMN relay.webhook_calls.replay_of IS 'The call that this one repeats; null unless somebody replayed one.';
 
 -- A call by its id. The id does not say which day the call is of. A plain query would lock all partitions and their indexes
--- until the transaction ends. That is four locks for each partition, and a few thousand partitions need more locks than
+-- until the transaction ends. That is five locks for each partition, and a few thousand partitions need more locks than
 -- the server has room for. So the function reads one partition after the other, the newest first. The end of a
 -- subtransaction frees the locks of a partition that did not have the call. Ids grow with time unless a clock jumps: when
 -- the first call of a partition has a higher id, the function reads that partition in a second round only.

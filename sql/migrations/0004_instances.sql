@@ -39,8 +39,8 @@ COMMENT ON COLUMN relay.instances.dead_at IS 'When it ended, or was found dead; 
 COMMENT ON COLUMN relay.instances.cleared_at IS 'No row is claimed by this epoch any more; null on a dead one: its rows are being taken over.';
 
 -- Unlogged, so that a crash of the server, or a failover, empties it. Claims are not flushed, so a crash may lose the last
--- ones of an instance. An instance that relay.instances lists and this table does not may come back and take its rows over
--- again. Until then nobody claims.
+-- ones of an instance. An instance that relay.instances lists and this table does not may come back and adopt its rows.
+-- Until then nobody claims.
 CREATE UNLOGGED TABLE relay.instances_since_crash (
     epoch       bigint      NOT NULL,
     CONSTRAINT instances_since_crash_pkey PRIMARY KEY (epoch)

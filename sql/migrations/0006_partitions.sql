@@ -22,8 +22,8 @@ DECLARE
     strays   bigint;
     today    date := (now() AT TIME ZONE 'UTC')::date;
 BEGIN
-    -- What --retain-calls may keep, and what the daemon makes ahead. Each partition is four locks for whoever asks the
-    -- log without a span of time.
+    -- What --retain-calls may keep, and what the daemon makes ahead. A query on the log without a span of time takes five
+    -- locks for each partition.
     IF day IS NULL OR NOT day BETWEEN today - 400 AND today + 7 THEN
         RAISE EXCEPTION 'no partition is made for %: days from % to % have one',
             coalesce(day::text, 'null'), today - 400, today + 7

@@ -25,10 +25,10 @@ CREATE VIEW relay.backlog AS
      ORDER BY pending DESC, project_id;
 
 COMMENT ON VIEW relay.backlog IS
-    'Rows that are not done, by project, with the age of the oldest. Counts the first 100,000 rows of each lane, so its cost does not grow with the backlog.';
+    'Rows that are not done, by project, with the age of the oldest. Counts the first 100,000 pending rows and the first 100,000 parked ones, so its cost does not grow with the backlog.';
 COMMENT ON COLUMN relay.backlog.project_id IS 'From the outbox rows.';
 COMMENT ON COLUMN relay.backlog.pending IS 'Rows that are not done, parked ones included.';
-COMMENT ON COLUMN relay.backlog.parked IS 'Those of them that wait for a place at a slow webhook.';
+COMMENT ON COLUMN relay.backlog.parked IS 'Those of them that wait for a slot of a slow webhook.';
 COMMENT ON COLUMN relay.backlog.oldest_age IS 'How long ago the oldest was inserted; 0 when created_at is in the future.';
 
 CREATE VIEW relay.in_flight AS
@@ -53,7 +53,7 @@ CREATE VIEW relay.in_flight AS
      ORDER BY o.id;
 
 COMMENT ON VIEW relay.in_flight IS
-    'Rows that an instance has in hand, among the first 100,000 rows of each lane.';
+    'Rows that an instance has in hand, among the first 100,000 pending rows and the first 100,000 parked ones.';
 COMMENT ON COLUMN relay.in_flight.id IS 'Of the relay.outbox row.';
 COMMENT ON COLUMN relay.in_flight.project_id IS 'From the outbox row.';
 COMMENT ON COLUMN relay.in_flight.trace_id IS 'From the outbox row.';

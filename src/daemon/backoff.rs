@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use crate::daemon::outage::{self, Level, Outage};
 use crate::error::{Error, one_line};
 
-/// First and longest pause before something is tried again with Postgres; doubles each time, with jitter.
+/// First and longest pause before something is tried again with Postgres; doubles each time, with jitter. After a loss of its
+/// own, a peer waits for longer than the longest pause before it declares an instance dead
+/// ([`DEAD_AFTER_LOSS`](crate::daemon::peers::DEAD_AFTER_LOSS)).
 pub const RETRY_MIN: Duration = Duration::from_millis(50);
 /// As [`RETRY_MIN`].
 pub const RETRY_MAX: Duration = Duration::from_secs(3);
@@ -48,9 +50,10 @@ impl<'a> Backoff<'a> {
         self.grow();
     }
 
-    /// Twice as long, a little random, bounded. Several instances that lost the same Postgres do not come back in step.
+    /// Twice as long, a little random, and then bounded: never longer than [`RETRY_MAX`]. Several instances that lost the same
+    /// Postgres do not come back in step.
     fn grow(&mut self) {
-        self.pause = (self.pause * 2).min(RETRY_MAX) * fastrand::u32(750..1250) / 1000;
+        self.pause = (self.pause * 2 * fastrand::u32(750..1250) / 1000).min(RETRY_MAX);
     }
 
     /// A try has succeeded. True: one had failed before.
@@ -83,9 +86,10 @@ mod tests {
         for _ in 0..12 {
             let before = backoff.pause();
             backoff.grow();
-            assert!(backoff.pause() > before || backoff.pause() > RETRY_MAX / 2);
-            assert!(backoff.pause() < RETRY_MAX * 5 / 4);
+            assert!(backoff.pause() > before || backoff.pause() == RETRY_MAX);
+            assert!(backoff.pause() <= RETRY_MAX);
         }
+        assert_eq!(backoff.pause(), RETRY_MAX);
         assert!(backoff.succeeded());
         assert_eq!(backoff.pause(), RETRY_MIN);
     }

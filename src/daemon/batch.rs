@@ -40,7 +40,7 @@ pub struct Batches<'a> {
     membership: &'a Membership,
     metrics: &'a Metrics,
     cursor: Cursor,
-    /// The daemon does not learn before this which those are.
+    /// Before this the daemon does not ask again which projects have parked rows.
     learn_parked_at: Instant,
     /// Epochs whose rows may be taken over, at the last claim.
     dead: Vec<i64>,

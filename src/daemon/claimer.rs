@@ -1,7 +1,7 @@
 //! The claiming loop: claims what can start soon and hands it to the threads.
 //!
 //! Waits for capacity of the threads; when it found nothing more, for a notification, the poll interval, a rescan that is
-//! due, or a peer that died. Owns the session that claims, the cursor and the sleep lock. Records nothing.
+//! due, or word from the monitor that a peer is dead or has left. Owns the session that claims, the cursor and the sleep lock. Records nothing.
 
 use std::time::{Duration, Instant};
 
@@ -23,9 +23,11 @@ use crate::model::call::ErrorKind;
 use crate::model::row::Claimed;
 use crate::telemetry::metrics::{Metrics, Source};
 
-/// How often this instance wakes its peers while there is more than it can do.
+/// How often this instance wakes its peers while there is more than it can do. A peer that sleeps learns of it within a second
+/// that way, however long its poll interval is. A notification a second costs nothing beside the claims.
 const WAKE_PEERS: Duration = Duration::from_secs(1);
-/// How often it wakes them while it has anything in hand, so that none takes its own quiet for that of all.
+/// How often it wakes them while it has anything in hand, so that none takes its own quiet for that of all. It is half of the
+/// time after which a peer looks at the others only once a second.
 pub const STIR_PEERS: Duration = Duration::from_secs(5);
 /// What a call's log says with `--after-crash record`.
 const INTERRUPTED: &str = "the instance that had this call in hand died; it may or may not have been made";
@@ -41,7 +43,7 @@ pub struct Claimer<'a> {
     pub metrics: &'a Metrics,
 }
 
-/// What came of a claim from both lanes.
+/// What came of a claim of pending rows and one of parked rows.
 struct Found {
     any: bool,
     /// There may be more.
@@ -63,7 +65,7 @@ impl Claimer<'_> {
             self.park_late(sessions).await?;
             if self.membership.is_recovering() {
                 // After a crash of the server a claim may be lost that a peer still acts upon (claims are not
-                // flushed). The peer takes its rows over when it comes back; until then no instance claims.
+                // flushed). The peer adopts its rows when it comes back; until then no instance claims.
                 tokio::select! {
                     () = self.membership.changed() => continue,
                     () = self.stop.wait() => break,
@@ -126,7 +128,7 @@ impl Claimer<'_> {
         self.stop_claiming(sessions).await
     }
 
-    /// Claims from both lanes, and hands out what is found.
+    /// Claims pending rows and parked ones, and hands out what is found.
     async fn claim(&self, batches: &mut Batches<'_>, budget: &ClaimBudget) -> Result<Found> {
         let pending = batches.pending(budget.limit, &budget.park).await?;
         let any = !pending.rows.is_empty();

@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use crate::daemon::low_water::LowWater;
 use crate::model::snapshot::Snapshot;
 
-/// A rescan takes at most this share of the time: it is not repeated before its cost times this. Its cost is
-/// the dead index entries before the first live row, and somebody's report can keep many. What a claim above the cursor
-/// takes is not counted: that claim would be made instead.
+/// Rescans take one part in so many of the time: the next one waits for the cost of the last one times this, but for no longer
+/// than [`RESCAN_MAX`]. So one that takes more than half a second takes a larger part. The cost is the dead index entries before
+/// the first live row, and somebody's report can keep many. What a claim above the cursor takes is not counted: that claim
+/// would be made instead.
 const RESCAN_SHARE: u32 = 20;
 /// A rescan of the whole queue that takes longer than this is costly: then most begin at the low-water mark.
 const WHOLE_CHEAP: Duration = Duration::from_millis(1);
-/// Rescans of the whole queue take at most this share of the time.
+/// Rescans of the whole queue that nothing asks for take one part in so many of the time, with the same limit: one that takes
+/// more than 10 ms takes a larger part.
 const WHOLE_SHARE: u32 = 1000;
 /// Minimum interval between rescans while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);

@@ -23,19 +23,21 @@ use crate::outbox::{STATEMENT_BYTES_MAX, Store};
 use crate::telemetry::failure_log::Failures;
 use crate::telemetry::metrics::{Metrics, Source};
 
-/// When the finishing session was lost so many times in a row while it wrote the same large record, the record may be
-/// what it is lost for.
+/// When sessions were lost so many times while a commit was under way, and no commit succeeded in between, a large record may
+/// be the cause. Then all large records of the next commit are cut.
 const LOST_MAX: u32 = 3;
 /// Most rows of one commit that have a line each in the journal when their calls are not recorded. All are counted.
 const FENCED_LINES_MAX: usize = 100;
 /// Most calls of such a row that are named.
 const FENCED_IDS_MAX: usize = 20;
 
-/// Whether a commit is under way. The finishing loop writes it; the drain deadline and a reconnection read it.
+/// Whether a commit is under way, and how many were lost. The finishing loop sets both. The drain deadline reads whether one
+/// is under way. When a session is lost, the daemon counts a commit that was under way, before it reconnects; the finishing
+/// loop reads the count.
 #[derive(Default)]
 pub struct Commits {
     under_way: Cell<bool>,
-    /// How often the session was lost within a commit since the last one that succeeded.
+    /// How often a session was lost while a commit was under way, since the last commit that succeeded.
     lost: Cell<u32>,
 }
 
@@ -45,7 +47,7 @@ impl Commits {
         self.under_way.get()
     }
 
-    /// The session is lost. If a commit was under way, the daemon does not know what came of it.
+    /// A session is lost. If a commit was under way, the daemon does not know what came of it, and counts that.
     pub fn session_lost(&self) {
         if self.under_way.take() {
             self.lost.set(self.lost.get() + 1);
@@ -232,7 +234,7 @@ impl Recorder<'_> {
                     let without_call = without_call(rows, &done);
                     return Ok(Recorded { done, without_call, refused: Vec::new() });
                 }
-                // Whether it was within a commit is asked when the session is made anew.
+                // It stays under way: the daemon counts that when it notes the loss.
                 Err(error) if self.finish.is_closed() => return Err(error),
                 Err(error) => error,
             };

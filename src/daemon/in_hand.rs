@@ -1,7 +1,7 @@
 //! The rows that this process has in hand: claimed, and not recorded yet.
 //!
-//! The claiming loop enters them, the finishing loop takes them out, a reconnection takes them over to a new epoch. All
-//! three run on one thread. Holds no row, only what is known of its claim.
+//! The claiming loop enters them, the finishing loop takes them out, a reconnection adopts them under a new epoch. The monitor
+//! and the drain deadline read how many there are. All run on one thread. Holds no row, only what is known of its claim.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};

@@ -2,7 +2,7 @@
 //!
 //! Each session of an instance draws a random key and takes its advisory lock. Only then the instance is listed, with these
 //! keys, so that an instance that has just registered is not taken for dead. It lives for as long as any of its sessions
-//! does. An instance that has lost a session registers anew, and takes its rows in hand over before it lets the others go.
+//! does. An instance that has lost a session registers anew, and adopts its rows in hand before it lets the others go.
 //! A free lock is looked at twice. Only locks count that a session of a daemon's login holds; other sessions neither keep an
 //! instance alive nor take its lock away. Never waits for a lock inside Postgres: a waiting session would hold back vacuum.
 
@@ -34,7 +34,7 @@ pub struct Instance {
 
 impl Instance {
     /// Listens on this session, has it and the two others take their locks, and lists the instance. Declares no instance dead:
-    /// a process that has rows in hand under an older epoch takes those over first.
+    /// a process that has rows in hand under an older epoch adopts those first.
     pub async fn register(store: Store, claim: &Store, finish: &Store) -> Result<Instance> {
         // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
         store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;
@@ -120,10 +120,12 @@ impl Instance {
 
 /// This process among the instances: what it knows of the others, and the epochs that are its own.
 ///
-/// The monitor and a reconnection write it, the claiming loop reads it. All run on one thread.
+/// Each connection and the monitor write what is known of the others; the claiming loop and the monitor read it. The daemon
+/// and its reconnection write and read this process's epochs. The claiming loop and the monitor note when they wake the others.
+/// All run on one thread.
 pub struct Membership {
     peers: RefCell<Peers>,
-    /// Rung when another instance's rows are to be taken over, or one has left, for the claiming loop.
+    /// Rung for the claiming loop when another instance is dead, one has left, or the recovery barrier rises or falls.
     changed: Notify,
     /// Epochs of this process that may have rows: of the sessions that serve, or served last, and of tries to make others.
     epochs: RefCell<Vec<i64>>,

@@ -116,7 +116,7 @@ impl Peers {
     }
 
     /// The recovery barrier: whether an instance may come back whose claims were lost in a crash of the server. Its rows look
-    /// as if they were free. No instance claims until it has taken them over again, or is declared dead.
+    /// as if they were free. No instance claims until it has adopted them, or is declared dead.
     pub fn is_recovering(&self) -> bool {
         self.suspects.values().any(|suspect| suspect.crashed)
     }

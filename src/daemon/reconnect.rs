@@ -1,4 +1,4 @@
-//! The reconnection: makes the sessions anew, for as long as it takes, and takes the rows in hand over to a new epoch.
+//! The reconnection: makes the sessions anew, for as long as it takes, and adopts the rows in hand under a new epoch.
 //!
 //! Waits for Postgres, with pauses from 50 ms to 3 s. Owns the sessions that are left of the last registration until their
 //! rows belong to the new one. The worker threads go on meanwhile.
@@ -34,7 +34,7 @@ pub struct Reconnect<'a> {
 }
 
 impl Reconnect<'_> {
-    /// Connects anew and takes the rows in hand over to the new epoch. None when the daemon was told to stop and has nothing
+    /// Connects anew and adopts the rows in hand under the new epoch. None when the daemon was told to stop and has nothing
     /// to commit.
     ///
     /// # Errors
@@ -78,10 +78,10 @@ impl Reconnect<'_> {
         in_time(CONNECT_MAX, connect).await
     }
 
-    /// Takes the rows in hand over to a new epoch, and ends the older ones.
+    /// Adopts the rows in hand under a new epoch, and ends the older ones.
     async fn adopt(&self, instance: &Instance) -> Result<()> {
         let new = instance.epoch();
-        // A try whose answer was lost may have taken the rows over to its epoch.
+        // A try whose answer was lost may have adopted the rows under its epoch.
         let older = self.membership.epochs();
         self.membership.add_epoch(new);
         // A session that was cut off within a statement may have our rows locked, for ever. The others keep the older epochs

@@ -67,7 +67,7 @@ impl SilenceLimit {
 
 impl SessionSet {
     /// Connects all sessions at once, and registers when they are there: an epoch that has only some of them would end
-    /// when the next one fails. `adopt` takes over the rows that this process had in hand under an older epoch. It runs before
+    /// when the next one fails. `adopt` adopts the rows that this process had in hand under an older epoch. It runs before
     /// anything else, because peers do not wait for long. When Postgres has no room for the sessions because of `older` ones,
     /// the daemon lets those go.
     pub async fn connect(
@@ -91,7 +91,7 @@ impl SessionSet {
         Ok(SessionSet { instance, claim, finish, unresponsive: Cell::default() })
     }
 
-    /// What is left of it, to be kept until another link has taken its rows over. `epochs` are ours that may have rows.
+    /// What is left of it, to be kept until another session set has adopted its rows. `epochs` are ours that may have rows.
     pub fn into_old(self, epochs: Vec<i64>) -> OldSessions {
         OldSessions {
             epochs,
@@ -142,7 +142,8 @@ impl SessionSet {
     }
 }
 
-/// The sessions that are left of a link: as long as one of them lives, so do the older epochs, and no peer takes our rows.
+/// The sessions that are left of a session set. As long as one of them lives, so do the older epochs, and no peer takes our
+/// rows over.
 #[derive(Default)]
 pub struct OldSessions {
     epochs: Vec<i64>,
@@ -153,7 +154,7 @@ pub struct OldSessions {
 }
 
 impl OldSessions {
-    /// Connects the sessions of a new link. Those that are left are kept, unless Postgres has no room for both (a
+    /// Connects the sessions of a new set. Those that are left are kept, unless Postgres has no room for both (a
     /// `CONNECTION LIMIT`, a full server) and has room for the new ones without them. Then the lock of a new session is
     /// listed with the older epochs before the old ones are let go, so that these epochs live on all the while.
     ///
@@ -199,7 +200,7 @@ impl OldSessions {
         }
     }
 
-    /// Lets sessions go that are left, if the new link has room then. False: it would not, and nothing was done.
+    /// Lets sessions go that are left, if the new session set has room then. False: it would not, and nothing was done.
     async fn let_go(&mut self, new: &[Option<Result<Store>>; 3]) -> Result<bool> {
         self.sessions.retain(|session| !session.is_closed());
         let found: Vec<(usize, &Store)> = new

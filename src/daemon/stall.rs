@@ -23,7 +23,7 @@ pub struct Stall {
 }
 
 impl Stall {
-    /// Learns what the threads do. To be called every second or so.
+    /// Learns what the threads do. The monitor calls it with each of its looks, a second apart at most while Postgres answers.
     pub fn look(&mut self, load: &Load, now: Instant) {
         let waits = load.waiting > 0 && load.longest_running < RUNS && load.ended == 0;
         if !waits || load.progress != self.progress {

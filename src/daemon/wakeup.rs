@@ -10,7 +10,9 @@
 //! rows it releases the lock. Without NOTIFY the daemon loses latency and nothing else: polling finds every row.
 //!
 //! Every role that can connect may hold the lock for as long as it likes, and may notify as often as it likes. The first
-//! costs two statements each quarter of a second, the second one statement each 20 ms.
+//! costs a try of the lock and a claim each quarter of a second. Of notifications the daemon hears one each 20 ms. It then
+//! claims above the cursor, and rescans as soon as the cursor allows: two statements, or three where the rescan takes a
+//! snapshot. Beside a peer that sleeps it also tries the lock after each.
 
 use std::time::Duration;
 
@@ -145,7 +147,7 @@ pub struct Wakeup {
     poll_interval: Duration,
     /// The next pause.
     back_off: Duration,
-    /// Notifications since rows were found.
+    /// Notifications since rows were found, or since the poll interval was last over.
     fruitless: u32,
 }
 

@@ -86,14 +86,18 @@ pub fn build<'a>(
     request.body(&*message.body).map_err(|error| Failure::of(ErrorKind::BadUrl, error.to_string()))
 }
 
-/// Sends a request. Blocks for the agent's time-out at most.
-pub fn send(agent: &Agent, request: Request<&str>, target: &Target) -> Sent {
+/// Sends a request. Blocks for `left` at most; without it, for the agent's time-out.
+pub fn send(agent: &Agent, request: Request<&str>, target: &Target, left: Option<Duration>) -> Sent {
     let line = longest_line(&request, target);
     exchange::begin_head();
-    let result = if line <= OUTPUT_BYTES {
+    let result = if line <= OUTPUT_BYTES && left.is_none() {
         agent.run(request)
     } else {
-        agent.run(agent.configure_request(request).output_buffer_size(line).build())
+        let configured = agent.configure_request(request).output_buffer_size(line.max(OUTPUT_BYTES));
+        agent.run(match left {
+            Some(_) => configured.timeout_global(left).build(),
+            None => configured.build(),
+        })
     };
     Sent::now(result)
 }

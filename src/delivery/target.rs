@@ -12,9 +12,11 @@ use url::Url;
 use crate::delivery::networks;
 use crate::model::redact;
 
-/// URLs that are remembered parsed. Beyond it all are forgotten.
+/// URLs that are remembered parsed: a few megabytes with URLs of the usual length. Beyond it all are forgotten, which costs
+/// parsing each once more.
 const TARGETS_MAX: usize = 4096;
-/// Longest URL.
+/// Longest URL: about what servers take as the line of a request. `claim.sql` reads a little more of it, so that a longer one
+/// is seen.
 const URL_BYTES_MAX: usize = 8 * 1024;
 
 /// A URL that can be called.

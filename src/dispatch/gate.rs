@@ -1,12 +1,12 @@
-//! Whether any call may start: not after the lease on the claims has ended, and not for a moment after a shortage.
+//! Whether any call may start: not after the lease on the claims has ended, and not for a moment after a shortage of ours.
 //!
 //! A pure rule: the gate has no clock, each function gets the time. Which call starts is for the
 //! [`scheduler`](crate::dispatch::scheduler) to say.
 
 use std::time::{Duration, Instant};
 
-/// No call starts for this time after one that could not be made for a shortage of ours. Meanwhile calls in flight end, and
-/// free what is short.
+/// No call starts for this time after one that could not be made for a shortage of ours, or after the system has refused a
+/// thread. Meanwhile calls in flight end, and free what is short.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(200);
 
 /// When calls may start.
@@ -48,7 +48,7 @@ impl Gate {
         is_new
     }
 
-    /// Pauses for a shortage of ours, since the start.
+    /// Pauses for calls that could not be made for a shortage of ours, since the start.
     pub(super) fn shortages(&self) -> u64 {
         self.shortages
     }

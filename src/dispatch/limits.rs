@@ -18,7 +18,8 @@ pub const SLOW: Duration = Duration::from_secs(1);
 const AHEAD: Duration = Duration::from_millis(20);
 /// Most rows claimed ahead: two claims of the largest size.
 pub(super) const AHEAD_MAX: usize = 1000;
-/// Most calls running while the pool stops, where the operator's limit is lower: the last call begins at once.
+/// Most calls running while the pool stops, where the operator's limit is lower: rows that have begun make the rest of their
+/// calls at once, so that the stop takes the time of one call.
 const STOPPING_MAX: usize = 1024;
 
 /// The limits, as the operator set them.

@@ -79,7 +79,8 @@ impl Pool {
     }
 
     /// Starts what may start by now although no call has ended. A webhook's class changes with time, the system may now give
-    /// a thread that it refused, and a row may have become old. The daemon calls it at least once a second.
+    /// a thread that it refused, and a row may have become old. The monitor calls it with each of its looks, a second apart at
+    /// most. It does not while a look waits for Postgres, nor during a reconnection.
     pub fn tick(&self) {
         let now = Instant::now();
         let mut state = self.shared.lock();
@@ -97,7 +98,8 @@ impl Pool {
         }
     }
 
-    /// Waits until a call of a project with parked rows has ended. Cancel-safe.
+    /// Waits until a claim may find more than the last one: a slot that a parked row may have waited for is free, as few calls
+    /// are in hand as the daemon has waited for, or rows were released. Cancel-safe.
     pub async fn capacity_freed(&self) {
         self.shared.capacity_freed.notified().await;
     }
@@ -126,7 +128,8 @@ impl Pool {
         self.shared.send_out(outgoing);
     }
 
-    /// Says that so many rows that went out are committed, or given up, and dropped.
+    /// Says that so many rows that went out are committed, given up, or set aside. What they held is free when the caller has
+    /// dropped them.
     pub fn released(&self, rows: usize) {
         self.release(self.shared.lock(), rows, rows);
     }
@@ -458,7 +461,7 @@ mod tests {
         let other = memory.hold(MIB);
         assert!(pool.claim_budget().is_none());
         // As if it had begun long ago.
-        pool.shared.lock().half_done.values().next().expect("row 1").ended().since =
+        pool.shared.lock().half_done.values().next().expect("row 1").unfinished().since =
             Instant::now().checked_sub(2 * OLD);
         let before = memory.used();
         assert!(pool.shared.lock().relieve(Instant::now() + OLD));

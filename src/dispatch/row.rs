@@ -41,7 +41,7 @@ pub(super) struct Row {
     /// Webhooks that are not called; their records say why.
     paused: Arc<[Paused]>,
     /// Written as the calls end; the last one takes all of it along.
-    ended: Mutex<Ended>,
+    unfinished: Mutex<Unfinished>,
     /// Calls that have started and were not requeued.
     started: AtomicUsize,
     /// The row is not ours any more: it never goes out.
@@ -49,7 +49,7 @@ pub(super) struct Row {
 }
 
 /// What there is of a row that has not ended.
-pub(super) struct Ended {
+pub(super) struct Unfinished {
     pub(super) calls: Vec<Call>,
     /// The row's memory, but for that of calls that have not ended.
     pub(super) held: Held,
@@ -77,7 +77,7 @@ impl Row {
             message: Message { event_id: event.event_id, body, traceparent: event.traceparent },
             webhooks: claimed.webhooks,
             paused: claimed.paused,
-            ended: Mutex::new(Ended { calls: Vec::new(), held, since: None, admitted_bytes: 0 }),
+            unfinished: Mutex::new(Unfinished { calls: Vec::new(), held, since: None, admitted_bytes: 0 }),
             started: AtomicUsize::new(0),
             abandoned: AtomicBool::new(false),
         }
@@ -88,13 +88,13 @@ impl Row {
         ClaimKey { id: self.id, epoch: self.epoch, event_id: self.message.event_id }
     }
 
-    pub(super) fn ended(&self) -> MutexGuard<'_, Ended> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn unfinished(&self) -> MutexGuard<'_, Unfinished> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the calls and the memory out: the row goes out, or is given up.
     pub(super) fn finished(&self) -> Finished {
-        let mut ended = self.ended();
+        let mut unfinished = self.unfinished();
         Finished {
             id: self.id,
             epoch: self.epoch,
@@ -102,8 +102,8 @@ impl Row {
             project_id: self.project_id,
             trace_id: self.trace_id.clone(),
             repeated: self.repeated,
-            calls: std::mem::take(&mut ended.calls),
-            held: ended.held.take(),
+            calls: std::mem::take(&mut unfinished.calls),
+            held: unfinished.held.take(),
             aside: false,
         }
     }
@@ -137,8 +137,8 @@ impl Row {
         self.webhooks.is_empty() && self.paused.is_empty()
     }
 
-    /// What its calls need, besides the payload: at most so much, also where it has tens of thousands of them. Other rows
-    /// do not wait for minutes for one that is alone.
+    /// What its calls need, besides the payload; never more than `most`, even for tens of thousands of calls. A row that needs
+    /// all of the memory would begin alone, and the others would wait for minutes.
     pub(super) fn need(&self, share: Share, most: usize) -> usize {
         let urls: usize = self.webhooks.iter().map(|webhook| 2 * webhook.url.len()).sum();
         let answer = if self.skipped.is_some() { 0 } else { share.sure };
@@ -157,7 +157,7 @@ impl Row {
 
     /// Whether it was admitted so long ago that it keeps less of its answers when memory is short.
     pub(super) fn is_old(&self, now: Instant) -> bool {
-        self.ended().since.is_some_and(|since| now.saturating_duration_since(since) > OLD)
+        self.unfinished().since.is_some_and(|since| now.saturating_duration_since(since) > OLD)
     }
 
     /// One of its calls starts.

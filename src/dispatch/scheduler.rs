@@ -15,7 +15,8 @@ const QUICK: Duration = Duration::from_millis(5);
 /// While claiming waits for a quick webhook, the budget is worth another question after this time: the webhook may turn
 /// out not to be quick.
 const AGAIN_MIN: Duration = Duration::from_millis(5);
-/// Webhooks turn out to be slow with time, too; this often is often enough.
+/// A webhook also turns out to be slow as time passes. On that account the budget is worth another question after this time at
+/// the earliest.
 const AGAIN: Duration = Duration::from_millis(100);
 /// When no webhook can turn out to be slow, only calls that end change the budget. The daemon asks all the same, now and
 /// then.

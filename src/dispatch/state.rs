@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::dispatch::admission::Admission;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::limits::Limits;
-use crate::dispatch::row::{CALL_BYTES, Ended, Job, Row};
+use crate::dispatch::row::{CALL_BYTES, Job, Row, Unfinished};
 use crate::dispatch::scheduler::{ClaimBudget, Scheduler, Ticket};
 use crate::dispatch::worker::Threads;
 use crate::model::call::Call;
@@ -18,7 +18,8 @@ use crate::model::load::{BUSIEST, Load};
 use crate::model::memory::{Memory, Room, Share};
 use crate::model::row::ClaimKey;
 
-/// When claiming waits for memory, the daemon asks again after this time at the latest: rows grow old.
+/// When claiming waits for memory, the daemon asks again after this time at the latest: rows grow old. Old rows give memory
+/// back no more often than that, because the search goes through all calls that wait.
 const RELIEVE_AGAIN: Duration = Duration::from_millis(100);
 /// Ended rows that may wait to be committed: a few commits of the largest size. More rows are not claimed then.
 const ENDED_MAX: usize = 4000;
@@ -44,14 +45,14 @@ pub(super) struct State {
     pub(super) threads: Threads,
     /// Rows of which some calls have ended and others have not.
     pub(super) half_done: HashMap<ClaimKey, Arc<Row>>,
-    /// Rows that have gone out and are not committed yet.
+    /// Rows that have gone out and were not released yet.
     ended: usize,
     progress: u64,
     /// The daemon waits until no more than this many calls are in hand.
     awaited_in_hand: Option<usize>,
-    /// The daemon waits until rows are committed, or admitted.
+    /// The daemon waits until rows are not in hand any more: [`State::release`] says so.
     awaits_release: bool,
-    /// When the daemon asks for a budget again without being told to.
+    /// After this time the daemon asks for a budget again without being told to.
     pub(super) ask_again: Duration,
     /// When the old rows last had to give memory back.
     relieved: Option<Instant>,
@@ -110,7 +111,7 @@ impl State {
         }
     }
 
-    /// Counts rows that go out without calls, because no webhook is enabled.
+    /// Counts rows that go out without calls, because they met no webhook.
     pub(super) fn count_out(&mut self, rows: usize) {
         self.admission.count(rows);
         self.ended += rows;
@@ -123,7 +124,7 @@ impl State {
         while let Some((row, mut held)) = self.admission.admit(&self.memory, now) {
             let bytes = held.bytes() + row.message.body.len();
             if row.makes_no_calls() {
-                row.ended().held.absorb(held);
+                row.unfinished().held.absorb(held);
                 self.admission.calls_ended(row.project_id, bytes);
                 self.ended += 1;
                 outgoing.push(row);
@@ -135,10 +136,10 @@ impl State {
                 let job = Job { row: row.clone(), webhook: webhook.clone(), room };
                 self.scheduler.push(webhook.id, row.project_id, job, now);
             }
-            let mut ended = row.ended();
-            (ended.since, ended.admitted_bytes) = (Some(now), bytes);
-            ended.held.absorb(held);
-            ended.calls.reserve_exact(row.webhooks.len());
+            let mut unfinished = row.unfinished();
+            (unfinished.since, unfinished.admitted_bytes) = (Some(now), bytes);
+            unfinished.held.absorb(held);
+            unfinished.calls.reserve_exact(row.webhooks.len());
         }
         outgoing
     }
@@ -205,13 +206,13 @@ impl State {
         if row.is_abandoned() {
             return None;
         }
-        let mut ended = row.ended();
-        ended.held.absorb(room.ended(call.answer_bytes()));
-        ended.calls.push(row.logged(call));
-        let is_last = ended.calls.len() == row.webhooks.len();
-        let is_first = ended.calls.len() == 1;
-        let admitted_bytes = ended.admitted_bytes;
-        drop(ended);
+        let mut unfinished = row.unfinished();
+        unfinished.held.absorb(room.ended(call.answer_bytes()));
+        unfinished.calls.push(row.logged(call));
+        let is_last = unfinished.calls.len() == row.webhooks.len();
+        let is_first = unfinished.calls.len() == 1;
+        let admitted_bytes = unfinished.admitted_bytes;
+        drop(unfinished);
         if is_last {
             self.admission.calls_ended(row.project_id, admitted_bytes);
             self.ended += 1;
@@ -276,7 +277,7 @@ impl State {
             if !keep && job.row.abandon() {
                 abandoned.insert(job.row.key());
                 admitted += 1;
-                self.admission.calls_ended(job.row.project_id, job.row.ended().admitted_bytes);
+                self.admission.calls_ended(job.row.project_id, job.row.unfinished().admitted_bytes);
                 // What its calls in flight hold is free when they end.
                 drop(job.row.finished());
             }
@@ -316,7 +317,7 @@ impl State {
                 }
             });
             for row in self.half_done.values().filter(|row| row.is_old(now)) {
-                let Ended { calls, held, .. } = &mut *row.ended();
+                let Unfinished { calls, held, .. } = &mut *row.unfinished();
                 for call in calls {
                     let before = call.answer_bytes();
                     if before > 2 * OLD_ANSWER_BYTES {

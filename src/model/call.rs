@@ -16,7 +16,7 @@ pub enum ErrorKind {
     BadUrl,
     /// The egress policy refuses the address.
     BlockedAddress,
-    /// The name has no address, or the resolver did not answer.
+    /// The name has no address, or the lookup failed. A lookup that does not end in time is a [`ErrorKind::Timeout`].
     Dns,
     /// No connection, or it broke before the first byte of an answer.
     Connect,
@@ -24,15 +24,18 @@ pub enum ErrorKind {
     Tls,
     /// The wall-time limit of the call passed.
     Timeout,
-    /// The answer has no status line of HTTP/1.
+    /// No status line of HTTP/1 was read: something else came, the answer broke off before the line's end, or too many bytes
+    /// came without one.
     Protocol,
     /// The answer's status is not 2xx.
     HttpStatus,
-    /// The instance that had the call in hand died or was told to stop.
+    /// The instance that had the call in hand died, and the daemon records such calls instead of making them
+    /// (`--after-crash record`).
     Interrupted,
     /// The webhook or its project is paused: the call was not made.
     Paused,
-    /// A failure of the relay itself.
+    /// The relay could not make or record the call. The webhook's secret cannot sign, the call ended in a panic, or the HTTP
+    /// client gave an error that no other kind has. Or Postgres refused the record, and only a bare one is stored.
     Internal,
 }
 
@@ -97,7 +100,8 @@ pub struct Call {
     pub end_time: SystemTime,
     /// The failure's kind; none is a success.
     pub error_kind: Option<ErrorKind>,
-    /// What happened, for people. Set for each failure, for a success with a flaw, and for a request that was sent twice.
+    /// What happened, for people. Set for each failure, for a success with a flaw, for a request that was sent twice, and for a
+    /// record of which something was cut.
     pub error_message: Option<String>,
     /// Address and port that the socket was connected to.
     pub remote_addr: Option<String>,
@@ -167,7 +171,7 @@ impl Call {
             + self.answer_bytes()
     }
 
-    /// Keeps no more than so many bytes of each text of the answer, and notes that.
+    /// Cuts the answer's body to so many bytes at most, and notes that. Headers that are longer become an empty object.
     pub fn shorten(&mut self, most: usize, why: &str) {
         let body = self.response_body.as_mut().is_some_and(|body| cut(body, most));
         let headers = self.response_headers.as_ref().is_some_and(|headers| headers.len() > most);
@@ -198,7 +202,7 @@ impl Call {
 /// What came of a call.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The call was made, or failed for a reason of the endpoint's.
+    /// The call was made, or failed for good. It is recorded.
     Called(Call),
     /// The call was not made because this process lacks something (file descriptors, memory, ports), with the reason: nothing
     /// was sent, try again later.
@@ -208,5 +212,26 @@ pub enum Outcome {
     ResolverBusy,
 }
 
-/// Longest message of a record, but for a remark behind it.
+/// Longest message of a record in bytes, but for the remark that comes last: enough for a reason, and little beside an
+/// answer.
 pub const MESSAGE_BYTES_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_call_log_takes_these_kinds_and_no_others_and_its_comment_names_them() {
+        let migration = include_str!("../../sql/migrations/0003_call_log.sql");
+        let between = |start: &str, end: &str| {
+            let rest = migration.split(start).nth(1).expect("the migration has it");
+            rest.split(end).next().expect("a split has a first part")
+        };
+        let known = ErrorKind::ALL.map(ErrorKind::as_str);
+        let constraint = between("CHECK (error_kind IN (", "))");
+        let kinds: Vec<&str> = constraint.split(',').map(|kind| kind.trim().trim_matches('\'')).collect();
+        assert_eq!(kinds, known);
+        let comment = between("webhook_calls.error_kind IS 'Null for a success; else ", ".'");
+        assert_eq!(comment.split(", ").flat_map(|some| some.split(" or ")).collect::<Vec<_>>(), known);
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Webhooks that are named in a [`Load`].
+/// Webhooks that are named in a [`Load`]: each is a time series of the metrics, and a person looks for the few that hang.
 pub const BUSIEST: usize = 20;
 
 /// What the threads are doing.
@@ -14,9 +14,9 @@ pub struct Load {
     pub longest_running: Duration,
     /// Calls that wait for a slot, or for memory.
     pub waiting: usize,
-    /// Rows that have gone out and are not committed yet.
+    /// Rows that have gone out and are not committed, set aside or given up yet.
     pub ended: usize,
-    /// Grows with each call that starts and is not put back, and with each row that is committed.
+    /// Grows with each call that starts and is not requeued, and with each row that is committed.
     pub progress: u64,
     /// Threads, busy or not.
     pub threads: usize,

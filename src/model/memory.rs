@@ -33,7 +33,8 @@ impl Memory {
         self.max
     }
 
-    /// The bytes that are held: more than [`Memory::max`] when a single row needs more.
+    /// The bytes that are held: more than [`Memory::max`] when a single row needs more, or when [`Memory::hold`] counts bytes
+    /// that are there already.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -129,6 +130,8 @@ pub struct Share {
 impl Share {
     /// The share of a row with so many webhooks. An answer keeps at most `answer_max` bytes of its body. Together the answers
     /// to one row keep at most a quarter of the memory: a record is there up to four times while it is written to Postgres.
+    /// They may keep more where a quarter is less than 1 KiB for each: with 64 MiB, beyond 16,384 webhooks.
+    ///
     /// Half of the memory is enough for the sure bytes of `workers` calls. All of it is enough for those of 64 rows, however
     /// many webhooks each of them has: rows may wait for long.
     pub fn of_row(webhooks: usize, answer_max: usize, memory: usize, workers: usize) -> Share {

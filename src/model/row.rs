@@ -24,7 +24,8 @@ pub struct Claimed {
     pub event: Event,
     /// One of the event's texts was longer than what is delivered of it.
     pub cut: bool,
-    /// The webhooks to call, shared with the other rows of the project; none for a parked row.
+    /// The webhooks that the row meets and that are to be called: the enabled ones of its project for its event, or of these the one that the row names.
+    /// Rows of one project and event that name none share them. None for a parked row.
     pub webhooks: Arc<[Arc<Webhook>]>,
     /// The webhooks that were paused at the claim, shared in the same way: they are not called, and each has its record.
     pub paused: Arc<[Paused]>,
@@ -102,7 +103,7 @@ pub struct Finished {
     pub trace_id: String,
     /// Whether its calls may have been made before, by an instance that died.
     pub repeated: bool,
-    /// One for each webhook that was enabled at the claim.
+    /// One for each webhook that the row met at the claim; none when it met no webhook.
     pub calls: Vec<Call>,
     /// The memory that it takes.
     pub held: Held,

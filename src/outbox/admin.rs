@@ -10,7 +10,7 @@ use crate::model::event::Webhook;
 use crate::outbox::Store;
 use crate::outbox::claim::webhook;
 
-/// The span of the calls that `status` counts, as its output says.
+/// The span of the calls and of the rows without calls that `status` counts, as its output says.
 const STATUS_MINUTES: i32 = 5;
 
 /// A session that holds one of our advisory locks and should not, or that holds the sleep lock for long.
@@ -29,7 +29,7 @@ pub struct Holder {
 }
 
 impl Store {
-    /// How it goes, as a JSON object. See `status.sql`.
+    /// How it goes, as a JSON object. Two round trips: the first asks for the time. See `status.sql`.
     pub async fn status(&self) -> Result<String> {
         let minutes_ago = include_str!("../../sql/queries/admin/minutes_ago.sql");
         let since: SystemTime =

@@ -1,4 +1,4 @@
-//! Rows in hand: claims them, gives them back, takes them over. Never decides which rows to claim, nor when: the
+//! Rows in hand: claims them, gives them back, adopts them. Never decides which rows to claim, nor when: the
 //! caller names the cursor, the projects to park and the dead.
 
 use std::collections::{HashMap, HashSet};
@@ -81,7 +81,7 @@ impl Store {
         Ok(self.one("giving rows back", sql, &[&ids, &epoch, &repeated, &park]).await?.get(0))
     }
 
-    /// Takes rows in hand over from our `older` epochs to `new`. Returns the ids of the rows that are still ours.
+    /// Adopts rows in hand: stamps those of our `older` epochs with `new`. Returns the ids of the rows that are still ours.
     pub async fn adopt(&self, claims: &[Owned], older: &[i64], new: i64) -> Result<Vec<i64>> {
         let sql = include_str!("../../sql/queries/claim/adopt.sql");
         let ids: Vec<i64> = claims.iter().map(|claim| claim.id).collect();

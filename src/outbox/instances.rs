@@ -92,7 +92,7 @@ impl Store {
         Ok(rows.first().map(|row| row.get(0)))
     }
 
-    /// Lets these epochs live on by the lock of that key.
+    /// Lists the lock of this key with these epochs too, so that they live on by it. Epochs that are marked dead stay dead.
     pub async fn keep_alive(&self, epochs: &[i64], key: i64) -> Result<()> {
         let sql = include_str!("../../sql/queries/instances/keep_alive.sql");
         self.rows("keeping older epochs alive", sql, &[&epochs, &key]).await?;

@@ -2,8 +2,8 @@
 //! numbers there with these.
 //!
 //! Postgres knows an advisory lock of a class by two integers, the class and an object. The relay has one lock of each
-//! class, so the object is 0, but for replays: there it is a hash of the event and the webhook. A liveness lock has no class: its one bigint is random (`instances/draw_lock.sql`), and
-//! Postgres keeps the two forms apart.
+//! class, so the object is 0. Only for replays it is a hash of the event and the webhook. A liveness lock has no class: its
+//! one bigint is random (`instances/draw_lock.sql`), and Postgres keeps the two forms apart.
 
 /// A class of advisory locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

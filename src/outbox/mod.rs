@@ -1,8 +1,11 @@
-//! The schema `relay`: one typed function for each file under `sql/queries`, in a file for each folder there. Never
-//! knows HTTP, threads or policy: the callers decide what to claim, when to finish and what a failure means.
+//! The schema `relay`: each file under `sql/queries` belongs to one typed function, in a file for each folder there. Only
+//! `postgres/backend.sql` belongs to the room `postgres`. Never knows HTTP, threads or policy: the callers decide what to
+//! claim, when to finish and what a failure means.
 //!
-//! [`Store`] is a session with its prepared statements. Each of its functions is one round trip and, unless it says
-//! otherwise, one transaction of its own. The first use of a statement prepares it, which is one round trip more.
+//! [`Store`] is a session with its prepared statements. A function of it is one round trip and one transaction of its own,
+//! unless it says otherwise. `status` makes two round trips and `draw_lock` up to eight. `finish` makes several in one
+//! transaction when the records are large. `calls`, `call_ids` and `whole_calls` make one for each month. The first use of a
+//! statement prepares it, which is one round trip more.
 
 pub mod installation;
 pub mod lock_class;

@@ -9,7 +9,8 @@ pub enum Role {
     Claim,
     /// Finishes. What it has committed is on disk.
     Finish,
-    /// Listens; the key of its liveness lock is the epoch. Never leaves a transaction open.
+    /// Listens, looks at the other instances, and adopts rows. The key of its liveness lock is the epoch. Never leaves a
+    /// transaction open.
     Listen,
     /// Makes partitions and throws old rows away.
     Retention,
@@ -36,8 +37,8 @@ impl Role {
 
     /// What the session sets. The tables of a queue are empty in one moment and full in the next, so statistics
     /// mislead. Each role tells the planner the one shape that its statements have. A claim goes from few rows to an
-    /// index. A finish joins two lists of the same length; a nested loop would take the product of both. Plans are
-    /// generic, because planning would cost more than running.
+    /// index. A finish joins two lists of the same length; a nested loop would take the product of both. Plans of these two
+    /// are generic, because planning would cost more than running.
     pub(super) fn settings(self) -> &'static str {
         match self {
             Role::Claim => {

@@ -71,7 +71,8 @@ const CAN_WRITE: &str = "SELECT pg_is_in_recovery(), current_setting('transactio
 
 impl Settings {
     /// Opens a session. `role` says in `pg_stat_activity` what it is for ("claim", "listen", …): the session's
-    /// `application_name` is `promptpal-relay claim`, unless the user has set one. `setup` are `SET` statements for it.
+    /// `application_name` is `promptpal-relay claim`, unless the user has set one. `setup` are statements that make
+    /// its settings (`SET`, `RESET`).
     ///
     /// Tries the hosts, and the addresses of each, in order until one accepts. A server that refuses for good (password,
     /// certificate, database) ends the search, as in libpq; one that is away, starting or read-only does not. Takes

@@ -8,9 +8,9 @@ use crate::model::call::{Call, ErrorKind};
 use crate::model::row::Finished;
 use crate::telemetry::terminal::escaped;
 
-/// One line for a webhook in this time; more failures are counted and told with the next line.
+/// A webhook has one line in this time. Further failures are counted, and [`Failures::flush`] tells how many there were.
 const QUIET: Duration = Duration::from_secs(1);
-/// Webhooks that are kept count of; beyond it the failures of others are told without regard to the flood.
+/// Webhooks of which failures are counted. Beyond it each failure of another webhook has a line of its own.
 const WEBHOOKS_MAX: usize = 10_000;
 
 /// What was told lately, by webhook.

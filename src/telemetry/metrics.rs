@@ -50,23 +50,23 @@ pub struct Metrics {
     recorded: Counter,
     /// Calls whose receivers may have seen them before.
     pub repeated: Counter,
-    /// Rows of which nothing was recorded because another instance had finished them or taken them over.
+    /// Rows of which nothing was recorded, because they were done, gone, or another instance's.
     pub fenced: Counter,
     /// Rows that were marked done.
     pub done: Counter,
     /// Those of them that met no webhook, so that no call was made.
     pub without_call: Counter,
-    /// Claims that looked for rows.
+    /// Claims of pending rows, whether or not they found any. Claims of parked rows are not counted.
     pub claims: Counter,
-    /// Rows that the claims found.
+    /// Rows that were claimed, among them those that were parked before.
     pub claimed: Counter,
     /// Rows that were parked.
     pub parked: Counter,
     finishes: Histogram,
     wakeups: Family<Labels, Counter>,
-    /// Connections that were made anew.
+    /// Session sets that were made anew.
     pub reconnects: Counter,
-    /// Dead instances that were found.
+    /// Instances that this one has declared dead.
     pub takeovers: Counter,
     /// Webhooks that this daemon has paused.
     pub webhooks_paused: Counter,

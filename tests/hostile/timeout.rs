@@ -5,7 +5,7 @@
 //! excess (`--nocapture`).
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ use promptpal_relay::model::call::Call;
 use promptpal_relay::model::memory::Room;
 
 use crate::support::{
-    AUTHORITY, Dead, Gate, Peer, Receiver, assert_storable, caller, caller_to, event, kind, made, message,
-    post, post_body, settings, webhook,
+    AUTHORITY, Dead, Gate, OK, Peer, Receiver, assert_storable, caller, caller_to, event, is_alone, kind,
+    made, message, post, post_body, run_alone, settings, webhook,
 };
 
 /// The timeout of the calls: longer than the longest pause between two bytes.
@@ -221,6 +221,33 @@ fn a_call_ends_at_its_limit_when_the_resolver_hangs() {
         assert!(message(call).contains("resolved"), "{}", message(call));
     });
     gate.open();
+}
+
+#[test]
+fn a_second_try_for_want_of_files_has_what_the_first_has_left_of_the_time() {
+    const NAME: &str = "timeout::a_second_try_for_want_of_files_has_what_the_first_has_left_of_the_time";
+    if !is_alone() {
+        return run_alone(NAME, "ulimit -n 60");
+    }
+    // The first try finds no file for its connection after most of the time. A connection that rests gives one up for the
+    // second try. The endpoint's system takes that, and nobody answers: a script would need files of its own.
+    let resting = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (pause, files) = (LIMIT / 4 * 3, Arc::new(Mutex::new(Vec::new())));
+    let taken = files.clone();
+    let caller = caller_to(settings(LIMIT), move |_| {
+        thread::sleep(pause);
+        taken.lock().unwrap().extend(std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()));
+        Ok(vec![Ipv4Addr::LOCALHOST.into()])
+    });
+    assert_eq!(kind(&post(&caller, &resting.url())), "success");
+    let start = Instant::now();
+    let call = post(&caller, &format!("http://slow.example:{}/", silent.local_addr().unwrap().port()));
+    let waited = start.elapsed();
+    files.lock().unwrap().clear();
+    assert!(message(&call).starts_with("no answer"), "{}", message(&call));
+    excess("the second try", &call);
+    assert!(waited < LIMIT + pause / 2, "{waited:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ async fn a_terminated_session_repeats_no_call() {
         database.events(1, 1).await;
         receiver.wait_for(1);
         terminate(&database, "%", session).await;
-        // It has come back under a new epoch and taken its row over.
+        // It has come back under a new epoch and adopted its row.
         let back =
             "SELECT EXISTS (SELECT FROM relay.outbox o JOIN relay.instances i ON i.epoch = o.claimed_by
                         WHERE i.dead_at IS NULL AND i.epoch <> (SELECT epoch FROM relay.instances ORDER BY started_at LIMIT 1))";

@@ -91,7 +91,7 @@ async fn ages_are_told_whatever_the_application_says_of_its_rows() {
         insert(1, "'9999-12-31 23:59:59+00'", parked).await;
     }
     assert_eq!(ages().await, (0.0, 0.0, 0.0, 0.0));
-    // Behind one of the future, in both lanes.
+    // Behind one of the future, among the pending rows and among the parked ones.
     for parked in [false, true] {
         insert(1, "now() - interval '1 hour'", parked).await;
     }

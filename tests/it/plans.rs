@@ -186,7 +186,7 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
             BATCH,
         ),
         of("admin/oldest", Role::Metrics, String::new(), LANES),
-        // Reads the first rows of both lanes.
+        // Reads the first pending rows and the first parked ones.
         of("instances/clear_dead", Role::Retention, String::new(), 10_000),
     ]
 }

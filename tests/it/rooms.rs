@@ -40,6 +40,32 @@ const KEPT: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// The rooms of each floor as a document has them, the lowest floor first: lines that begin with the floor's number.
+fn told(document: &str, rooms: impl Fn(&str, usize) -> Option<String>) -> Vec<BTreeSet<String>> {
+    let text = fs::read_to_string(document).unwrap();
+    let floor = |number| {
+        let lines = text.lines().filter_map(|line| rooms(line, number));
+        lines.flat_map(|rooms| rooms.split(", ").map(str::to_owned).collect::<Vec<_>>()).collect()
+    };
+    (1..=FLOORS.len()).map(floor).collect()
+}
+
+#[test]
+fn the_documents_tell_the_same_floors() {
+    let floors: Vec<BTreeSet<String>> =
+        FLOORS.iter().rev().map(|rooms| rooms.iter().map(|room| (*room).to_owned()).collect()).collect();
+    let table = told("docs/architecture.md", |line, number| {
+        let rest = line.strip_prefix(&format!("| {number} | `"))?;
+        Some(rest.split(" |").next().unwrap().replace('`', ""))
+    });
+    assert_eq!(table, floors, "docs/architecture.md");
+    let list = told("src/lib.rs", |line, number| {
+        let rest = line.strip_prefix(&format!("//! {number}  "))?;
+        Some(rest.split("  ").next().unwrap().to_owned())
+    });
+    assert_eq!(list, floors, "src/lib.rs");
+}
+
 fn floor(room: &str) -> usize {
     let found = FLOORS.iter().position(|rooms| rooms.contains(&room));
     found.unwrap_or_else(|| panic!("{room} is on no floor: give it a place in FLOORS"))
