@@ -1,6 +1,6 @@
 //! Where the next claim begins: the cursor, and when it goes back to the oldest rows.
 //!
-//! Pure: given what the claims found and took, and the time. Claims nothing itself; [`batch`](super::batch) does.
+//! Pure: given what the claims found and took, and the time. Claims nothing itself; `batch` does.
 //!
 //! The cost of a claim is not the backlog but the dead index entries before the first live row. So a claim begins at a
 //! cursor. Ids are drawn before commit, so a row with a lower id can appear later: now and then the cursor goes back, to

@@ -1,6 +1,6 @@
 //! When to claim again after a claim that found nothing more: the rules of the sleep lock, of polling and of backing off.
 //!
-//! Pure: given the state and what happened, what now. Holds no session and waits for nothing; [`sleeper`](super::sleeper)
+//! Pure: given the state and what happened, what now. Holds no session and waits for nothing; `sleeper`
 //! does that. The model checker (`tests/models/sleep_lock.rs`) runs [`State`].
 //!
 //! The protocol: an inserting transaction tries the sleep lock shared and keeps it until it ends; when it cannot have it, it
