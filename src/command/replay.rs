@@ -130,8 +130,9 @@ async fn run_failed(store: &Store, screen: &Screen, replay: &Replay, span: Span)
             break;
         }
         tokio::time::sleep(TICK).await;
-        inserted += insert(store, &left, replay).await?.len();
-        busy = 0;
+        let more = insert(store, &left, replay).await?.len();
+        inserted += more;
+        busy -= more;
     }
     screen.line(&format!("{inserted} calls are repeated"))?;
     let told = last.tell_uncallable(span.webhook);
