@@ -130,7 +130,8 @@ BEGIN
         IF (SELECT c.relkind FROM pg_class c WHERE c.oid = 'relay.webhooks'::regclass) = 'r' THEN
             GRANT INSERT, UPDATE, DELETE ON relay.webhooks TO relay_app;
         END IF;
-        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.replay_failed(bigint[]), relay.send_test(bigint), relay.url_problem(text),
+        GRANT EXECUTE ON FUNCTION relay.replay(bigint), relay.replay_failed(bigint[]), relay.callable_for(bigint),
+                                  relay.send_test(bigint), relay.url_problem(text),
                                   relay.secret_problem(text), relay.pause_webhook(bigint, text, timestamptz),
                                   relay.pause_project(bigint, text, timestamptz), relay.resume_webhook(bigint, boolean),
                                   relay.resume_project(bigint, boolean),
@@ -162,7 +163,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_reader') THEN
         GRANT USAGE ON SCHEMA relay TO relay_reader;
         GRANT SELECT ON relay.outbox, relay.webhook_calls, relay.instances, relay.instances_since_crash, relay.retention,
-                        relay.migrations, relay.installation, relay.accepted_copies, relay.pauses, relay.backlog,
+                        relay.replays, relay.migrations, relay.installation, relay.accepted_copies, relay.pauses, relay.backlog,
                         relay.in_flight, relay.webhook_health, relay.recent_failures, relay.open_failures
             TO relay_reader;
         GRANT SELECT (id, project_id, name, description, url, event, enabled, created_at, updated_at)

@@ -2,7 +2,7 @@
 --
 -- Each function inserts an outbox row for one webhook, inside the caller's own transaction. It runs with the rights of
 -- its owner, so that the caller needs no right on the tables. A webhook that is gone or disabled is an error: the daemon
--- would mark the row done without a call, and tell nobody.
+-- would mark the row done without a call, and tell nobody. relay.replay_failed leaves such calls out, and says so.
 
 CREATE FUNCTION relay.replay(call_id bigint) RETURNS bigint
     LANGUAGE plpgsql
@@ -99,8 +99,9 @@ COMMENT ON FUNCTION relay.send_test(bigint) IS
 --
 -- Only replays make a second call for the same event and webhook, so the partial indexes of replays find all later calls,
 -- whatever the application has inserted. A plain query would lock all partitions, because now() is no constant when
--- Postgres plans. The statement is planned with the times, and touches the partitions of the span. A later call starts
--- later, unless a clock jumps: it may be a day off.
+-- Postgres plans. The statement is planned with the times, and touches the partitions of the span. Each time is a
+-- parameter: Postgres computes no time of an expression when it plans. A later call starts later, unless a clock jumps:
+-- it may be a day off.
 CREATE FUNCTION relay.open_failures_since(since timestamptz, most integer, of_webhook bigint DEFAULT NULL,
                                           before timestamptz DEFAULT NULL, of_kind text DEFAULT NULL)
     RETURNS TABLE (call_id bigint, event_id uuid, start_time timestamptz, webhook_id bigint, project_id bigint,
@@ -126,7 +127,7 @@ BEGIN
                               AND l.event_id = c.event_id
                               AND l.webhook_id = c.webhook_id
                               AND l.id > c.id
-                              AND l.start_time >= $1 - interval '1 day')
+                              AND l.start_time >= $6)
            AND NOT EXISTS (SELECT
                              FROM relay.outbox o
                             WHERE o.replay_of IS NOT NULL
@@ -135,7 +136,7 @@ BEGIN
                               AND o.webhook_id = c.webhook_id)
          ORDER BY c.start_time DESC, c.id DESC
          LIMIT $2
-    $query$ USING since, most, of_webhook, before, of_kind;
+    $query$ USING since, most, of_webhook, before, of_kind, since - interval '1 day';
 END
 $$;
 
@@ -159,8 +160,8 @@ BEGIN
                           AND l.event_id = $1
                           AND l.webhook_id = $2
                           AND l.id > $3
-                          AND l.start_time >= $4 - interval '1 day')
-    $query$ INTO repeated USING event, webhook, call_id, since;
+                          AND l.start_time >= $4)
+    $query$ INTO repeated USING event, webhook, call_id, since - interval '1 day';
     RETURN repeated;
 END
 $$;
@@ -168,9 +169,47 @@ $$;
 COMMENT ON FUNCTION relay.is_repeated(uuid, bigint, bigint, timestamptz) IS
     'Whether a call after this one, for the same event and webhook, is in the log.';
 
+-- The projects for whose events a webhook is called: its own project, or none when it is gone or disabled.
+CREATE FUNCTION relay.callable_for(webhook bigint) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+    SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+AS $$
+BEGIN
+    PERFORM relay.require_own_webhooks();
+    RETURN QUERY
+    SELECT w.project_id
+      FROM relay.webhooks w
+     WHERE w.id = webhook
+       AND w.project_id IS NOT NULL
+       AND w.enabled;
+END
+$$;
+
+COMMENT ON FUNCTION relay.callable_for(bigint) IS
+    'The project whose calls of this webhook can be repeated. No row: the webhook is gone or disabled.';
+
+-- The locks of the sessions that repeat failures. A session locks one row for each webhook, and the row's number is the
+-- last six bits of the webhook's id. These are locks of rows and not advisory locks: to lock a row takes rights on its
+-- table, and anybody who can connect may hold an advisory lock.
+CREATE TABLE relay.replays (
+    slot  bigint NOT NULL,
+    CONSTRAINT replays_pkey PRIMARY KEY (slot),
+    CONSTRAINT replays_slot_in_range CHECK (slot BETWEEN 0 AND 63)
+);
+
+COMMENT ON TABLE relay.replays IS
+    'Rows that relay.replay_failed() locks, so that two sessions do not repeat the same call. There are always 64, and nobody changes them.';
+COMMENT ON COLUMN relay.replays.slot IS 'The last six bits of a webhook''s id.';
+
+INSERT INTO relay.replays (slot)
+SELECT n
+  FROM generate_series(0, 63) AS n;
+
 -- Repeats failures that are still open, and says which rows it inserted. Two that run at once repeat each call once: the
--- function takes a lock for the event and webhook, which it tries and never waits for, and looks once more under it. It
--- must see what another transaction has committed by then, so it wants read committed.
+-- function locks a row of relay.replays, and looks once more under the lock. It never waits for that lock. It must see what
+-- another transaction has committed by then, so it wants read committed.
 CREATE FUNCTION relay.replay_failed(call_ids bigint[]) RETURNS SETOF bigint
     LANGUAGE plpgsql
     SECURITY DEFINER
@@ -178,20 +217,47 @@ CREATE FUNCTION relay.replay_failed(call_ids bigint[]) RETURNS SETOF bigint
     SET row_security = off
 AS $$
 DECLARE
-    wanted bigint;
-    call   record;
+    wanted     bigint;
+    call       record;
+    locked     bigint[] := '{}';
+    busy       bigint[] := '{}';
+    busy_calls integer := 0;
+    uncallable integer := 0;
 BEGIN
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'relay.replay_failed needs a transaction that is read committed, this one is %', current_setting('transaction_isolation')
             USING ERRCODE = 'invalid_transaction_state', HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED.';
+    ELSIF cardinality(call_ids) > 1000 THEN
+        RAISE EXCEPTION 'relay.replay_failed repeats at most 1000 calls at once, these are %', cardinality(call_ids)
+            USING ERRCODE = 'program_limit_exceeded', HINT = 'Take fewer (LIMIT 500), commit, and repeat the statement until it inserts none.';
+    ELSIF (SELECT count(*) FROM relay.replays) <> 64 THEN
+        -- Without its row a webhook's calls would look busy for ever.
+        RAISE EXCEPTION 'relay.replays has not the 64 rows that migrate inserted'
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'INSERT INTO relay.replays SELECT generate_series(0, 63) ON CONFLICT DO NOTHING.';
     END IF;
+    PERFORM relay.require_own_webhooks();
     FOREACH wanted IN ARRAY call_ids LOOP
-        SELECT c.id, c.event_id, c.webhook_id, c.start_time, c.succeeded
+        SELECT c.id, c.event_id, c.webhook_id, c.project_id, c.start_time, c.succeeded
           INTO call
           FROM relay.call_by_id(wanted) c;
         CONTINUE WHEN NOT FOUND
-                   OR call.succeeded
-                   OR NOT pg_try_advisory_xact_lock(1886415990, hashtext(call.event_id::text || call.webhook_id));
+                   OR call.succeeded;
+        IF call.webhook_id & 63 <> ALL (locked || busy) THEN
+            PERFORM
+               FROM relay.replays r
+              WHERE r.slot = call.webhook_id & 63
+                FOR UPDATE SKIP LOCKED;
+            IF FOUND THEN
+                locked := locked || (call.webhook_id & 63);
+            ELSE
+                busy := busy || (call.webhook_id & 63);
+            END IF;
+        END IF;
+        IF call.webhook_id & 63 = ANY (busy) THEN
+            busy_calls := busy_calls + 1;
+            CONTINUE;
+        END IF;
         -- A statement of its own: it sees what was committed before the lock was free.
         CONTINUE WHEN EXISTS (SELECT
                                 FROM relay.outbox o
@@ -200,16 +266,32 @@ BEGIN
                                  AND o.event_id = call.event_id
                                  AND o.webhook_id = call.webhook_id)
                    OR relay.is_repeated(call.event_id, call.webhook_id, call.id, call.start_time);
+        -- One such call must not stop the others.
+        IF NOT EXISTS (SELECT
+                         FROM relay.webhooks w
+                        WHERE w.id = call.webhook_id
+                          AND w.project_id = call.project_id
+                          AND w.enabled) THEN
+            uncallable := uncallable + 1;
+            CONTINUE;
+        END IF;
         RETURN NEXT relay.replay(wanted);
     END LOOP;
+    IF busy_calls > 0 THEN
+        RAISE NOTICE '% calls are left out: another session is repeating calls', busy_calls;
+    END IF;
+    IF uncallable > 0 THEN
+        RAISE NOTICE '% calls are left out: their webhooks are gone, disabled or of another project', uncallable;
+    END IF;
 END
 $$;
 
 COMMENT ON FUNCTION relay.replay_failed(bigint[]) IS
-    'Repeats those of these calls that failed and are open (relay.open_failures), and returns the ids of the new outbox rows. Can be called twice, and by two at once: what is pending or was repeated is left out.';
+    'Repeats those of these calls, 1,000 at most, that failed and are open (relay.open_failures), and returns the ids of the new outbox rows. Can be called twice, and by two at once. Leaves out what is pending or was repeated, what another session is repeating, and calls whose webhook is gone, disabled or of another project.';
 
 REVOKE ALL ON FUNCTION relay.open_failures_since(timestamptz, integer, bigint, timestamptz, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.is_repeated(uuid, bigint, bigint, timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION relay.callable_for(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.replay_failed(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.replay(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.send_test(bigint) FROM PUBLIC;

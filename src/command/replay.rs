@@ -1,7 +1,8 @@
 //! `replay`: repeats one call, or those of a webhook in a span of time. Inserts outbox rows; the daemon delivers them.
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::MissedTickBehavior;
 
@@ -18,13 +19,69 @@ const CALLS_MAX: i32 = 1_000_000;
 const TICK: Duration = Duration::from_millis(200);
 /// How often progress is told, when the replay takes longer than this.
 const PROGRESS: Duration = Duration::from_secs(2);
+/// Most calls that `relay.replay_failed` takes at once.
+const FAILED_MAX: usize = 1000;
+/// How long the command tries again to repeat calls that another session is repeating. Another command holds them for the
+/// time of one statement.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which open failures the command is about.
+#[derive(Clone, Copy)]
+struct Span {
+    webhook: i64,
+    since: SystemTime,
+    until: Option<SystemTime>,
+}
+
+/// Open failures, by whether they can be repeated.
+struct Open {
+    /// The calls that can be, the oldest first.
+    ids: Vec<i64>,
+    /// How many cannot, because the webhook is gone, disabled or of another project now.
+    uncallable: usize,
+    /// Whether the webhook is there and enabled.
+    enabled: bool,
+}
+
+impl Open {
+    async fn of(store: &Store, span: Span) -> Result<Open> {
+        let open = store.open_failures(span.webhook, span.since, span.until, CALLS_MAX + 1).await?;
+        if open.is_empty() {
+            return Ok(Open { ids: Vec::new(), uncallable: 0, enabled: true });
+        }
+        let projects = store.callable_for(span.webhook).await?;
+        let callable = open.iter().filter(|(_, project)| projects.contains(project));
+        let ids: Vec<i64> = callable.map(|(id, _)| *id).collect();
+        Ok(Open { uncallable: open.len() - ids.len(), enabled: !projects.is_empty(), ids })
+    }
+
+    /// Tells what cannot be repeated.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`] when the operator can mend it: the webhook is gone or disabled. Calls of a project that the webhook
+    /// has left stay as they are, so they make no timer fail.
+    fn tell_uncallable(&self, webhook: i64) -> Result<()> {
+        match (self.uncallable, self.enabled) {
+            (0, _) => Ok(()),
+            (count, true) => {
+                eprintln!("{count} calls are left out: webhook {webhook} is of another project now");
+                Ok(())
+            }
+            (count, false) => Err(Error::Failed(format!(
+                "{count} calls are left out: webhook {webhook} is gone or disabled"
+            ))),
+        }
+    }
+}
 
 /// Inserts the rows.
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] when standard input is no terminal to ask at and `--yes` is missing. [`Error::Postgres`] when the call is gone, or its webhook
-/// is gone or disabled. Rows that were inserted before an error stay.
+/// [`Error::Usage`] when standard input is no terminal to ask at and `--yes` is missing. [`Error::Postgres`] when the call is
+/// gone, or its webhook is gone or disabled. With `--failed` [`Error::Failed`] when the webhook is gone or disabled, or when
+/// another session holds calls for long. Rows that were inserted before an error stay.
 pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
     migrations::require_current(&store).await?;
@@ -35,15 +92,61 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
             let (now, _) = store.clock().await?;
             let until = replay.until.map(|until| until.at(now));
             if replay.failed {
-                store.open_failures(webhook, since.at(now), until, CALLS_MAX + 1).await?
-            } else {
-                let wanted = Wanted { webhook_id: Some(webhook), failed: false, since: since.at(now) };
-                store.call_ids(&wanted, until, now, i64::from(CALLS_MAX) + 1).await?
+                return run_failed(&store, &screen, replay, Span { webhook, since: since.at(now), until })
+                    .await;
             }
+            let wanted = Wanted { webhook_id: Some(webhook), failed: false, since: since.at(now) };
+            store.call_ids(&wanted, until, now, i64::from(CALLS_MAX) + 1).await?
         }
         // clap refuses it before.
         _ => return Err(Error::Usage("give --call N, or --webhook N --since TIME".into())),
     };
+    if !agreed(&store, &screen, replay, &ids).await? {
+        return Ok(());
+    }
+    let rows = insert(&store, &ids, replay).await?;
+    match rows.as_slice() {
+        [row] if ids.len() == 1 => screen.line(&format!("outbox row {row} repeats the call")),
+        rows => screen.line(&format!("{} calls are repeated", rows.len())),
+    }
+}
+
+/// `--failed`: repeats what is open. One call that cannot be repeated does not stop the others.
+async fn run_failed(store: &Store, screen: &Screen, replay: &Replay, span: Span) -> Result<()> {
+    let open = Open::of(store, span).await?;
+    if !agreed(store, screen, replay, &open.ids).await? {
+        return open.tell_uncallable(span.webhook);
+    }
+    let mut inserted = insert(store, &open.ids, replay).await?.len();
+    let asked: HashSet<i64> = open.ids.iter().copied().collect();
+    let (mut last, mut busy) = (open, 0);
+    let patient_until = Instant::now() + PATIENCE;
+    // Those that are open still are in the hands of another session, which may end without repeating them.
+    while inserted < asked.len() {
+        last = Open::of(store, span).await?;
+        let left: Vec<i64> = last.ids.iter().copied().filter(|id| asked.contains(id)).collect();
+        busy = left.len();
+        if busy == 0 || Instant::now() > patient_until {
+            break;
+        }
+        tokio::time::sleep(TICK).await;
+        let more = insert(store, &left, replay).await?.len();
+        inserted += more;
+        busy -= more;
+    }
+    screen.line(&format!("{inserted} calls are repeated"))?;
+    let told = last.tell_uncallable(span.webhook);
+    if busy == 0 {
+        return told;
+    }
+    if let Err(error) = told {
+        eprintln!("{error}");
+    }
+    Err(Error::Failed(format!("{busy} calls are left out: another session is repeating them")))
+}
+
+/// Whether the calls are to be repeated; tells what a dry run finds, and asks.
+async fn agreed(store: &Store, screen: &Screen, replay: &Replay, ids: &[i64]) -> Result<bool> {
     let count = ids.len();
     if count > CALLS_MAX as usize {
         return Err(Error::Usage(format!(
@@ -51,19 +154,16 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
         )));
     }
     if replay.dry_run {
-        rehearse(&store, &ids).await?;
+        rehearse(store, ids).await?;
     }
     if replay.dry_run || count == 0 {
-        return screen.line(&format!("{count} calls would be repeated"));
+        screen.line(&format!("{count} calls would be repeated"))?;
+        return Ok(false);
     }
     if replay.webhook.is_some() && !replay.yes && !confirmed(count)? {
         return Err(Error::Failed("nothing was repeated".into()));
     }
-    let rows = insert(&store, &ids, replay).await?;
-    match rows.as_slice() {
-        [row] if count == 1 => screen.line(&format!("outbox row {row} repeats the call")),
-        rows => screen.line(&format!("{} calls are repeated", rows.len())),
-    }
+    Ok(true)
 }
 
 /// Fails as the replay itself would: repeats the first of the calls, and takes it back.
@@ -92,6 +192,7 @@ fn confirmed(count: usize) -> Result<bool> {
 async fn insert(store: &Store, ids: &[i64], replay: &Replay) -> Result<Vec<i64>> {
     let rate = replay.rate;
     let per_tick = (rate * TICK.subsec_millis()).div_ceil(1000) as usize;
+    let per_tick = if replay.failed { per_tick.min(FAILED_MAX) } else { per_tick };
     let pause = Duration::from_secs_f64(per_tick as f64 / f64::from(rate));
     let mut ticks = tokio::time::interval(pause);
     // After a slow statement the following ones keep their pace.

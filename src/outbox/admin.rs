@@ -54,10 +54,18 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Inserts a row for each of these calls that is an open failure still. Returns the ids of the rows.
+    /// Inserts a row for each of these calls that is an open failure still; at most 1,000. Leaves out those that another
+    /// session is repeating, and those whose webhook is gone, disabled or of another project. Returns the ids of the rows.
     pub async fn replay_failed(&self, call_ids: &[i64]) -> Result<Vec<i64>> {
         let sql = include_str!("../../sql/queries/admin/replay_failed.sql");
         let rows = self.rows("replaying failed calls", sql, &[&call_ids]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// The project for which a webhook's calls can be repeated; none when the webhook is gone or disabled.
+    pub async fn callable_for(&self, webhook_id: i64) -> Result<Vec<i64>> {
+        let sql = include_str!("../../sql/queries/admin/callable_for.sql");
+        let rows = self.rows("reading the webhook", sql, &[&webhook_id]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 

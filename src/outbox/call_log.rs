@@ -172,18 +172,18 @@ impl Store {
         Ok(rows.iter().map(Logged::of).collect())
     }
 
-    /// The ids of a webhook's open failures that started at `since` or later and before `until`, the oldest first. Of more
-    /// than `limit` the newest. See `open_failures.sql`.
+    /// A webhook's open failures that started at `since` or later and before `until`, the oldest first: ids, each with its
+    /// project. Of more than `limit` the newest. See `open_failures.sql`.
     pub async fn open_failures(
         &self,
         webhook_id: i64,
         since: SystemTime,
         until: Option<SystemTime>,
         limit: i32,
-    ) -> Result<Vec<i64>> {
+    ) -> Result<Vec<(i64, i64)>> {
         let sql = include_str!("../../sql/queries/call_log/open_failures.sql");
         let rows = self.rows("reading open failures", sql, &[&webhook_id, &since, &until, &limit]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// The ids of a webhook's calls that started before `until`, the oldest first, at most `limit`. Runs a statement

@@ -2,8 +2,8 @@
 //! numbers there with these.
 //!
 //! Postgres knows an advisory lock of a class by two integers, the class and an object. The relay has one lock of each
-//! class, so the object is 0. Only for replays it is a hash of the event and the webhook. A liveness lock has no class: its
-//! one bigint is random (`instances/draw_lock.sql`), and Postgres keeps the two forms apart.
+//! class, so the object is 0. A liveness lock has no class: its one bigint is random (`instances/draw_lock.sql`), and
+//! Postgres keeps the two forms apart.
 
 /// A class of advisory locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +27,6 @@ pub const MIGRATE: LockClass = LockClass { class: FIRST + 1, name: "migrate" };
 /// The instance that throws old rows away holds it exclusively: one at a time.
 pub const RETENTION: LockClass = LockClass { class: FIRST + 2, name: "retention" };
 
-/// Whoever repeats an open failure holds it until the transaction ends: each failure is repeated once.
-pub const REPLAY: LockClass = LockClass { class: FIRST + 3, name: "replay" };
-
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
@@ -41,8 +38,6 @@ mod tests {
     /// The SQL files that name a class, and which.
     const USED: &[(&str, &[LockClass])] = &[
         ("sql/migrations/0007_wake_up.sql", &[SLEEP]),
-        ("sql/migrations/0009_replay.sql", &[REPLAY]),
-        ("sql/queries/admin/replay_failed.sql", &[REPLAY]),
         ("sql/queries/admin/lock_holders.sql", &[SLEEP, MIGRATE, RETENTION]),
         ("sql/queries/migrations/try_lock.sql", &[MIGRATE]),
         ("sql/queries/retention/try_lock.sql", &[RETENTION]),

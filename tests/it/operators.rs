@@ -439,6 +439,149 @@ async fn two_that_repeat_the_same_failures_at_once_repeat_each_once() {
     assert_eq!(second.query_one(again, &[]).await.unwrap().get::<_, i64>(0), 3, "nothing was repeated");
 }
 
+/// A database whose webhook 1 has open failures of projects 1 (`ids` 1 to `old`) and 2 (the following ones), without a relay.
+async fn with_open_failures(old: i64, new: i64) -> Database {
+    let database = Database::new().await;
+    database.webhook(2, "http://a.example/").await;
+    record_failures(&database, 1, old, "1 hour").await;
+    record_failures(&database, 2, new, "1 minute").await;
+    database
+}
+
+/// Puts failed calls of webhook 1 into the log.
+async fn record_failures(database: &Database, project_id: i64, count: i64, ago: &str) {
+    let sql = format!(
+        "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
+             response_bytes, response_truncated, start_time, end_time, is_timeout, error_kind, succeeded, repeated,
+             user_agent, ip, event_id)
+         SELECT n, 1, {project_id}, '', '', '{{}}',
+                '{{\"event\":\"onPromptFinished\",\"projectId\":1,\"promptId\":1,\"userId\":\"u\",\"result\":0,\"timestamp\":\"2026-01-01T00:00:00Z\",\"duration\":1,\"tokens\":{{\"prompt\":1,\"completion\":1,\"total\":2}},\"cached\":false,\"ip\":\"\",\"userAgent\":\"\"}}',
+                0, false, now() - interval '{ago}', now(), false, 'connect', false, false, '', '', gen_random_uuid()
+           FROM generate_series(1, {count}) AS n"
+    );
+    database.client.batch_execute(&sql).await.unwrap();
+}
+
+const REPLAY_FAILED: [&str; 7] = ["replay", "--webhook", "1", "--since", "2h", "--failed", "--yes"];
+const OPEN: &str = "SELECT count(*) FROM relay.open_failures";
+const REPLAYS: &str = "SELECT count(*) FROM relay.outbox WHERE replay_of IS NOT NULL";
+
+#[tokio::test]
+async fn calls_that_cannot_be_repeated_do_not_stop_the_others_and_are_told() {
+    let database = with_open_failures(3, 2).await;
+    let by_function = async || {
+        let sql = "BEGIN; SELECT count(*) FROM relay.replay_failed(ARRAY(SELECT call_id FROM relay.open_failures ORDER BY 1)); ROLLBACK";
+        database.client.batch_execute(sql).await
+    };
+    by_function().await.unwrap();
+    let (code, out, err) = outcome(database.command(&REPLAY_FAILED));
+    let left_out = "3 calls are left out: webhook 1 is of another project now";
+    assert!(code == 0 && out == "2 calls are repeated\n" && err.trim() == left_out, "{code} {out}{err}");
+    assert_eq!(database.number(REPLAYS).await, 2);
+    // Nothing mends those of the other project, so a timer goes on being content.
+    for more in [&[][..], &["--dry-run"]] {
+        let (code, out, err) = outcome(database.command(&[&REPLAY_FAILED[..], more].concat()));
+        assert!(
+            code == 0 && out == "0 calls would be repeated\n" && err.trim() == left_out,
+            "{code} {out}{err}"
+        );
+    }
+    assert_eq!(database.number(OPEN).await, 3, "they are open");
+    record_failures(&database, 2, 1, "1 minute").await;
+    for change in ["UPDATE relay.webhooks SET enabled = false", "DELETE FROM relay.webhooks"] {
+        database.client.batch_execute(change).await.unwrap();
+        by_function().await.unwrap();
+        let (code, _, err) = outcome(database.command(&REPLAY_FAILED));
+        let says = "4 calls are left out: webhook 1 is gone or disabled";
+        assert!(code == 1 && err.contains(says), "{change}: {code} {err}");
+    }
+    assert_eq!((database.number(OPEN).await, database.number(REPLAYS).await), (4, 2));
+}
+
+#[tokio::test]
+async fn a_stranger_who_holds_advisory_locks_stops_no_replay_and_another_session_is_told() {
+    let database = with_open_failures(0, 3).await;
+    let stranger = connect(&database.url).await;
+    let sql = "SELECT pg_advisory_lock(1886415990, hashtext(event_id::text || webhook_id)) FROM relay.webhook_calls";
+    stranger.batch_execute(sql).await.unwrap();
+    let all = "SELECT count(*) FROM relay.replay_failed(ARRAY(SELECT call_id FROM relay.open_failures))";
+    database.client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(database.number(all).await, 3, "the stranger is in the way");
+    database.client.batch_execute("ROLLBACK").await.unwrap();
+    let member = "CREATE ROLE member; GRANT relay_app, relay_reader, relay_daemon TO member";
+    stranger.batch_execute(&format!("BEGIN; {member}; SET LOCAL ROLE member")).await.unwrap();
+    for attempt in ["SELECT FROM relay.replays FOR UPDATE", "LOCK TABLE relay.replays IN EXCLUSIVE MODE"] {
+        stranger.batch_execute("SAVEPOINT attempt").await.unwrap();
+        let refused = stranger.batch_execute(attempt).await.unwrap_err();
+        assert_eq!(refused.code().unwrap().code(), "42501", "{attempt}: {refused:?}");
+        stranger.batch_execute("ROLLBACK TO attempt").await.unwrap();
+    }
+    stranger.batch_execute("ROLLBACK").await.unwrap();
+    // Another session repeats one of them and does not commit.
+    let other = connect(&database.url).await;
+    let one = "BEGIN; SELECT relay.replay_failed(ARRAY(SELECT call_id FROM relay.open_failures LIMIT 1))";
+    other.batch_execute(one).await.unwrap();
+    let (code, out, err) = outcome(database.command(&REPLAY_FAILED));
+    let says = "3 calls are left out: another session is repeating them";
+    assert!(code == 1 && out == "0 calls are repeated\n" && err.contains(says), "{code} {out}{err}");
+    // It commits while the command tries again.
+    let waiting = database.command(&REPLAY_FAILED);
+    let waiting = std::thread::spawn(move || outcome(waiting));
+    let tries = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database()
+                 AND application_name = 'promptpal-relay command' AND query LIKE '%relay.replay_failed(%'";
+    database.eventually(tries).await;
+    other.batch_execute("COMMIT").await.unwrap();
+    let (code, out, err) = waiting.join().unwrap();
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "2 calls are repeated\n", ""));
+    assert_eq!((database.number(OPEN).await, database.number(REPLAYS).await), (0, 3));
+}
+
+#[tokio::test]
+async fn a_repair_keeps_few_locks_whatever_it_repeats_and_however_long_the_log_is() {
+    let database = with_open_failures(0, 1001).await;
+    let sql = "DO $$ DECLARE today date := (now() AT TIME ZONE 'UTC')::date; BEGIN FOR n IN 2..150 LOOP
+                   EXECUTE format('CREATE TABLE IF NOT EXISTS relay.webhook_calls_%s PARTITION OF relay.webhook_calls FOR VALUES FROM (%L) TO (%L)',
+                                  to_char(today - n, 'YYYYMMDD'), (today - n) || ' 00:00+00', (today - n + 1) || ' 00:00+00');
+               END LOOP; END $$";
+    for statement in ["SET ROLE relay_owner", sql, "RESET ROLE"] {
+        database.client.batch_execute(statement).await.unwrap();
+    }
+    let session = connect(&database.url).await;
+    let locks = async |statement: &str| -> i64 {
+        session.batch_execute(&format!("BEGIN; {statement}")).await.unwrap();
+        let held = "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()";
+        let held = session.query_one(held, &[]).await.unwrap().get(0);
+        session.batch_execute("ROLLBACK").await.unwrap();
+        held
+    };
+    let replay = |limit: i64| {
+        format!("SELECT relay.replay_failed(ARRAY(SELECT id FROM relay.call_ids ORDER BY id LIMIT {limit}))")
+    };
+    // The log is read before, so that this reading's locks do not count.
+    database
+        .client
+        .batch_execute("CREATE TABLE relay.call_ids AS SELECT id FROM relay.webhook_calls")
+        .await
+        .unwrap();
+    assert!(
+        locks("SELECT count(*) FROM relay.webhook_calls WHERE start_time > now()").await > 500,
+        "shows nothing"
+    );
+    let open = "SELECT call_id FROM relay.open_failures_since(now() - interval '2 hours', 10)";
+    let held = [locks(open).await, locks(&replay(1)).await, locks(&replay(1000)).await];
+    assert!(held.iter().all(|held| *held < 200), "{held:?}");
+    let refused = session.batch_execute(&replay(1001)).await.unwrap_err();
+    let refused = refused.as_db_error().unwrap();
+    assert!(
+        refused.message().contains("at most 1000 calls at once, these are 1001")
+            && refused.hint().is_some_and(|hint| hint.contains("LIMIT 500")),
+        "{refused:?}"
+    );
+    let command = [&REPLAY_FAILED[..], &["--rate", "10000"]].concat();
+    let (code, out, err) = outcome(database.command(&command));
+    assert_eq!((code, out.as_str()), (0, "1001 calls are repeated\n"), "{err}");
+}
+
 #[tokio::test]
 async fn replay_refuses_what_would_not_be_called() {
     let (database, receiver, _relay) = lively().await;

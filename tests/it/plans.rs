@@ -85,6 +85,7 @@ const SMALL: &[&str] = &[
     "call_log/open_failures",
     "admin/replay",
     "admin/replay_failed",
+    "admin/callable_for",
     "admin/send_test",
     "admin/is_done",
     "admin/status",

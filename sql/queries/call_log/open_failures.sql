@@ -7,7 +7,7 @@
 --             $2 timestamptz  started then or later
 --             $3 timestamptz  started before; null: whenever
 --             $4 integer      most rows
--- Returns:    ids, the oldest call first. Of more than $4 calls, the newest.
-SELECT f.call_id
+-- Returns:    ids, each with its project, the oldest call first. Of more than $4 calls, the newest.
+SELECT f.call_id, f.project_id
   FROM relay.open_failures_since($2, $4, $1, $3) AS f
  ORDER BY f.start_time, f.call_id
