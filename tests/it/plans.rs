@@ -88,6 +88,7 @@ const SMALL: &[&str] = &[
     "admin/send_test",
     "admin/is_done",
     "admin/status",
+    "admin/unlisted_epochs",
 ];
 
 fn array<T: std::fmt::Display>(values: impl IntoIterator<Item = T>) -> String {
