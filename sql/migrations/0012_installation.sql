@@ -9,27 +9,28 @@
 -- A physical copy (snapshot, base backup) has all three. There the site tells: a daemon whose --site is not the database's
 -- does not run.
 --
+-- A dump may also be loaded into a database that has the schema already. So the identity is the key: the row of the original
+-- can be loaded beside the row of this database, and a row that does not fit tells a copy. A key of one row would refuse
+-- it, and the restore would go on with the other tables.
+--
 -- The first migrate writes the row here. After that only `migrate --accept-copy` and `migrate --site` do.
 
 CREATE TABLE relay.installation (
-    only_row           boolean     NOT NULL DEFAULT true,
     system_identifier  bigint      NOT NULL,
     database_oid       oid         NOT NULL,
     table_oid          oid         NOT NULL,
     site               text,
     written_at         timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT installation_pkey PRIMARY KEY (only_row),
-    CONSTRAINT installation_has_one_row CHECK (only_row),
+    CONSTRAINT installation_pkey PRIMARY KEY (system_identifier, database_oid, table_oid),
     CONSTRAINT installation_site_is_a_name CHECK (
         length(site) BETWEEN 1 AND 63 AND site COLLATE "C" !~ '[[:cntrl:]]')
 );
 
 COMMENT ON TABLE relay.installation IS
-    'Which database this is. One row; a daemon runs only where it fits. Written by promptpal-relay migrate.';
-COMMENT ON COLUMN relay.installation.only_row IS 'Always true: there is one row.';
+    'Which database this is. One row, unless a dump was loaded beside it; a daemon runs only where all rows fit. Written by promptpal-relay migrate.';
 COMMENT ON COLUMN relay.installation.system_identifier IS 'Of the server in which this was written, as pg_control_system() has it.';
 COMMENT ON COLUMN relay.installation.database_oid IS 'Of the database in which this was written, as pg_database has it.';
-COMMENT ON COLUMN relay.installation.table_oid IS 'Of this table when this was written: a dump restored over its own database makes the table anew.';
+COMMENT ON COLUMN relay.installation.table_oid IS 'Of this table when this was written: a dump restored over its own database makes the table anew. 0: migrate --accept-copy has begun and has not ended.';
 COMMENT ON COLUMN relay.installation.site IS 'The --site that a daemon must name to run here; null: it names none.';
 COMMENT ON COLUMN relay.installation.written_at IS 'When identity or site were last written.';
 
@@ -65,21 +66,20 @@ COMMENT ON COLUMN relay.accepted_copies.from_system_identifier IS 'What relay.in
 COMMENT ON COLUMN relay.accepted_copies.from_database_oid IS 'What relay.installation had until then; null: it had no row.';
 COMMENT ON COLUMN relay.accepted_copies.from_site IS 'What relay.installation had until then.';
 
--- A row that is missing fits nowhere: a copy of some tables only may lack it.
+-- No row fits nowhere: a copy of some tables only may lack it. One row that does not fit is enough: it came with rows of
+-- another database.
 CREATE FUNCTION relay.is_copy() RETURNS boolean
     LANGUAGE sql
     STABLE
     SET search_path = pg_catalog, pg_temp
     SET row_security = off
-RETURN NOT EXISTS (
-    SELECT
+RETURN (
+    SELECT NOT coalesce(bool_and((i.system_identifier, i.database_oid, i.table_oid)
+                                     = (c.system_identifier, d.oid, 'relay.installation'::regclass::oid)), false)
       FROM relay.installation i
-      JOIN pg_control_system() AS c
-        ON c.system_identifier = i.system_identifier
-      JOIN pg_database d
-        ON d.oid = i.database_oid
-       AND d.datname = current_database()
-     WHERE i.table_oid = 'relay.installation'::regclass);
+     CROSS JOIN pg_control_system() AS c
+     CROSS JOIN pg_database d
+     WHERE d.datname = current_database());
 
 COMMENT ON FUNCTION relay.is_copy() IS
     'Whether this database is a copy that nobody has accepted: no daemon runs here. It cannot tell a physical copy, which has --site for that.';

@@ -48,6 +48,7 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     })?;
     privileges(&report, &store).await?;
     installation(&report, &store, run).await?;
+    unlisted(&report, &store).await?;
     trigger(&report, &store).await?;
     locks(&report, &store).await?;
     publications(&report, &store).await?;
@@ -78,6 +79,20 @@ async fn installation(report: &Report, store: &Store, run: &Run) -> Result<()> {
         Some(site) => format!("no copy; site {}", printable(site)),
         None => "no copy; no site".into(),
     })
+}
+
+/// Rows that no daemon takes over. Prints nothing where there are none.
+async fn unlisted(report: &Report, store: &Store) -> Result<()> {
+    let rows = report.unless_failed("claims", store.unlisted_epochs().await)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let text = format!(
+        "pending rows that an instance has in hand which relay.instances does not list: {rows}; no daemon delivers them \
+         until the owner of the schema runs UPDATE relay.outbox o SET claimed_by = 0 WHERE o.done_at IS NULL AND \
+         o.claimed_by <> 0 AND NOT EXISTS (SELECT FROM relay.instances i WHERE i.epoch = o.claimed_by)"
+    );
+    report.line("warning", "claims", &text)
 }
 
 /// Tables that the daemon cannot write because of logical replication. Prints nothing where there are no publications.

@@ -211,7 +211,8 @@ impl Daemon<'_> {
         Ok(Some(sessions))
     }
 
-    /// Another database is where this daemon's was, and what is in hand cannot be recorded there: the error names it.
+    /// Another database is where this daemon's was, or it has become a copy or another site's. What is in hand cannot be
+    /// recorded there: the error names it.
     fn name_unrecorded(&self, error: Error) -> Error {
         let Error::Installation(why) = error else { return error };
         let rows: HashSet<ClaimKey> = self.in_hand.owned().iter().map(Owned::key).collect();
@@ -226,8 +227,9 @@ impl Daemon<'_> {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
+        let database = if self.origin.is_the_first() { "this database" } else { "the database before" };
         Error::Installation(format!(
-            "{why}; calls were made for {} rows of the database before, and are not recorded: outbox id {}{more}",
+            "{why}; calls were made for {} rows of {database}, and are not recorded: outbox id {}{more}",
             begun.len(),
             named.join(", ")
         ))

@@ -3,7 +3,7 @@
 //! Refuses a copy, a database of another site, and any other database than the first one. What this process has in hand
 //! belongs to the first one. Waits for nothing.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 
 use crate::error::{Error, Result};
 use crate::outbox::Store;
@@ -14,12 +14,19 @@ pub struct Origin {
     site: Option<String>,
     /// The first session writes it.
     first: OnceCell<Identity>,
+    /// Each session writes it.
+    last: Cell<Option<Identity>>,
 }
 
 impl Origin {
     /// Knows no database yet. `site` is the daemon's.
     pub fn new(site: Option<String>) -> Origin {
-        Origin { site, first: OnceCell::new() }
+        Origin { site, first: OnceCell::new(), last: Cell::new(None) }
+    }
+
+    /// Whether the last session that was asked is one of the database that this daemon began with.
+    pub fn is_the_first(&self) -> bool {
+        self.last.get().as_ref() == self.first.get()
     }
 
     /// Succeeds when the session may claim and record here.
@@ -29,8 +36,9 @@ impl Origin {
     /// [`Error::Installation`], with the way out; what the question itself fails with.
     pub async fn require(&self, session: &Store) -> Result<()> {
         let installation = session.installation().await?;
+        self.last.set(Some(installation.identity));
         installation.require_original()?;
-        installation.require_site(self.site.as_deref())?;
+        installation.require_site(self.site.as_deref()).map_err(|error| self.say_renamed(error))?;
         let first = self.first.get_or_init(|| installation.identity);
         if *first == installation.identity {
             return Ok(());
@@ -44,5 +52,15 @@ impl Origin {
             installation.identity.system_identifier,
             installation.identity.database_oid
         )))
+    }
+
+    /// The daemon began here under the site of then, so somebody has changed the site since.
+    fn say_renamed(&self, error: Error) -> Error {
+        match error {
+            Error::Installation(why) if self.is_the_first() => Error::Installation(format!(
+                "the site of the database was changed while this daemon ran: {why}"
+            )),
+            error => error,
+        }
     }
 }

@@ -84,6 +84,9 @@ impl SessionSet {
         tokio::try_join!(origin.require(&claim), origin.require(&finish))?;
         let instance = Instance::register(listen, &claim, &finish).await?;
         adopt(&instance).await?;
+        // Once more: `migrate` looks for listed instances after it has made the database a copy, so one of the two sees
+        // the other.
+        origin.require(instance.session()).await?;
         // After that, because peers do not wait for it; before the first claim, which reads the webhooks.
         migrations::require_own_code(instance.session()).await?;
         membership.connected(instance.server_started(), Instant::now());

@@ -125,6 +125,13 @@ impl Store {
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
+    /// Pending rows in the hand of instances that relay.instances does not list, among the first 100,000 of each lane. See
+    /// `unlisted_epochs.sql`.
+    pub async fn unlisted_epochs(&self) -> Result<i64> {
+        let sql = include_str!("../../sql/queries/admin/unlisted_epochs.sql");
+        Ok(self.one("looking for rows of unlisted instances", sql, &[]).await?.get(0))
+    }
+
     /// Sessions that hold one of our advisory locks and should not: those of the transactions given, or all; at most
     /// 20. See `lock_holders.sql`.
     pub async fn lock_holders(&self, transactions: Option<&[String]>) -> Result<Vec<Holder>> {

@@ -21,13 +21,16 @@ pub struct Installation {
     pub database: String,
     /// What it is.
     pub identity: Identity,
-    /// What it was when `migrate` wrote that down; none when the row is gone.
+    /// What it was when `migrate` wrote that down; none when the row is gone. Another one's, when a dump was loaded.
     pub recorded: Option<Identity>,
     /// The site that a daemon must name to run here.
     pub site: Option<String>,
     /// Whether the two differ, and nobody has accepted that.
     pub is_copy: bool,
 }
+
+/// The table's oid while `migrate --accept-copy` works: it fits nowhere.
+const NOBODY: u32 = 0;
 
 /// The two ways out of a copy, for a message.
 const ACCEPT: &str = "promptpal-relay migrate --accept-copy=skip (marks the pending rows done without calls) or \
@@ -42,6 +45,9 @@ impl Installation {
         let here = self.identity;
         Some(match self.recorded {
             None => "relay.installation has no row".into(),
+            Some(was) if was.table_oid == NOBODY => {
+                "migrate --accept-copy has begun on it and has not ended".into()
+            }
             Some(was) if was.system_identifier != here.system_identifier => format!(
                 "it comes from the server with system identifier {}, and this server has {}",
                 was.system_identifier, here.system_identifier
@@ -171,6 +177,7 @@ mod tests {
             (Some(Identity { system_identifier: 8, ..HERE }), "system identifier 8"),
             (Some(Identity { database_oid: 6, ..HERE }), "oid 6"),
             (Some(Identity { table_oid: 4, ..HERE }), "restored over"),
+            (Some(Identity { table_oid: 0, ..HERE }), "has not ended"),
         ] {
             let copy = installation(recorded, None);
             assert!(copy.difference().is_some_and(|text| text.contains(says)), "{recorded:?}");

@@ -153,6 +153,146 @@ async fn a_restored_dump_makes_no_call_until_somebody_says_what_becomes_of_its_p
 }
 
 #[tokio::test]
+async fn a_copy_without_the_instances_delivers_what_they_had_in_hand() {
+    let receiver = Receiver::good();
+    let original = with_three_pending(&receiver).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("dump");
+    dump(&original.url, &["--exclude-table-data=relay.instances"], &file);
+    let copy = Database::empty().await;
+    restore(&copy.url, &[], &file);
+    migrates(&copy, &["--accept-copy=deliver"]);
+    let relay = Relay::start(&copy, &[]);
+    copy.all_done().await;
+    assert_eq!(receiver.requests().len(), 3);
+    assert_eq!(copy.number("SELECT count(*) FROM relay.webhook_calls WHERE repeated").await, 1);
+    relay.kill();
+
+    // Many of them are let go of in batches.
+    let original = Database::new().await;
+    original.events(2, 6000).await;
+    run(&original.client, "UPDATE relay.outbox SET claimed_by = 9").await;
+    let copy = restored(&original).await;
+    migrates(&copy, &["--accept-copy=deliver"]);
+    let let_go = "SELECT count(*) FROM relay.outbox WHERE claimed_by = 0 AND done_at IS NULL";
+    assert_eq!(copy.number(let_go).await, 6000);
+    assert_eq!(copy.number("SELECT count(DISTINCT xmin::text) FROM relay.outbox").await, 2);
+}
+
+#[tokio::test]
+async fn check_tells_of_rows_whose_instance_is_not_listed_and_how_to_have_them_delivered() {
+    let receiver = Receiver::good();
+    let database = with_three_pending(&receiver).await;
+    let claims = || {
+        let (code, out, err) = outcome(database.command(&["check"]));
+        assert_eq!(code, 0, "{out}{err}");
+        out.lines().find(|line| line.starts_with("warning  claims")).map(str::to_owned)
+    };
+    assert_eq!(claims(), None);
+    run(&database.client, "DELETE FROM relay.instances").await;
+    let told = claims().unwrap();
+    assert!(told.contains("does not list: 1;"), "{told}");
+    let (_, statement) = told.split_once("runs ").unwrap();
+    run(&database.client, statement).await;
+    assert_eq!(claims(), None);
+    let _relay = Relay::start(&database, &[]);
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 3);
+    assert_eq!(database.number("SELECT count(*) FROM relay.webhook_calls WHERE repeated").await, 1);
+}
+
+#[tokio::test]
+async fn a_dump_that_is_loaded_into_a_migrated_database_makes_it_a_copy() {
+    let receiver = Receiver::good();
+    let original = with_three_pending(&receiver).await;
+    migrates(&original, &["--site", "berlin"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("dump");
+    dump(&original.url, &[], &file);
+    for options in [&["--data-only"][..], &[]] {
+        let target = Database::new().await;
+        migrates(&target, &["--site", "tests"]);
+        // It meets what is there already, says so, and goes on.
+        let mut command = server_program("pg_restore");
+        command.args(["--dbname", &target.url]).args(options).arg(&file);
+        let (_, _, err) = outcome(command);
+        assert_eq!(target.number(PENDING).await, 3, "{err}");
+        for command in
+            [&["run", "--site", "tests"][..], &["run", "--site", "berlin"], &["migrate"], &["check"]]
+        {
+            refuses(&target, command, WAYS_OUT);
+        }
+        refuses(&target, &["run"], &["comes from the database with oid"]);
+        let told = migrates(&target, &["--accept-copy=skip"]);
+        assert!(told.contains("skipped=3"), "{told}");
+        assert!(!is_copy(&target).await);
+        assert_eq!(text(&target, "SELECT string_agg(site, ' ') FROM relay.installation").await, "tests");
+        assert_eq!(text(&target, "SELECT from_site FROM relay.accepted_copies").await, "berlin");
+        let _relay = Relay::start(&target, &["--site", "tests"]);
+    }
+    assert!(receiver.requests().is_empty());
+}
+
+#[tokio::test]
+async fn no_daemon_begins_while_migrate_makes_an_original_another_sites() {
+    let receiver = Receiver::good();
+    let database = with_three_pending(&receiver).await;
+    migrates(&database, &["--site", "berlin"]);
+    let other = connect(&database.url).await;
+    run(&other, "BEGIN; SELECT id FROM relay.outbox FOR UPDATE").await;
+    let mut command = database.command(&["migrate", "--site", "paris", "--accept-copy=skip"]);
+    let migrate = command.stderr(Stdio::piped()).spawn().unwrap();
+    database
+        .eventually(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity
+                             WHERE datname = current_database() AND wait_event_type = 'Lock'
+                               AND application_name = 'promptpal-relay command')",
+        )
+        .await;
+    for site in ["berlin", "paris"] {
+        refuses(&database, &["run", "--site", site], &["is a copy", "has begun on it and has not ended"]);
+    }
+    run(&other, "ROLLBACK").await;
+    let output = migrate.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("skipped=3"), "{told}");
+    assert_eq!(text(&database, "SELECT site FROM relay.installation").await, "paris");
+    refuses(&database, &["run", "--site", "berlin"], &["\"paris\""]);
+    let _relay = Relay::start(&database, &["--site", "paris"]);
+    assert!(receiver.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_first_site_waits_for_the_daemon_to_stop_and_a_daemon_tells_that_its_site_was_changed() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let first = database.events(1, 2).await;
+    let mut relay = Relay::start(&database, &["--poll-interval", "1h"]);
+    receiver.wait_for(2);
+    database.eventually("SELECT count(claimed_by) = 2 FROM relay.outbox").await;
+    let (code, _, err) = outcome(database.command(&["migrate", "--site", "berlin"]));
+    assert!(code == 1 && err.contains("a daemon runs on this database: stop it first"), "{code} {err}");
+    assert_eq!(database.number("SELECT count(site) FROM relay.installation").await, 0);
+
+    run(&database.client, "UPDATE relay.installation SET site = 'berlin'").await;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    database.number(end).await;
+    assert_eq!(relay.wait().code(), Some(78), "{}", relay.log());
+    gate.open();
+    let log = relay.log();
+    let last = log.lines().last().unwrap();
+    let named = format!(
+        "calls were made for 2 rows of this database, and are not recorded: outbox id {first}, {}",
+        first + 1
+    );
+    for says in ["the site of the database was changed while this daemon ran", "\"berlin\"", &named] {
+        assert!(last.replace('\\', "").contains(says), "{says}: {last}");
+    }
+}
+
+#[tokio::test]
 async fn an_original_has_nothing_to_accept_and_keeps_its_rows() {
     let receiver = Receiver::good();
     let database = with_three_pending(&receiver).await;

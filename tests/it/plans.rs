@@ -89,6 +89,7 @@ const SMALL: &[&str] = &[
     "admin/send_test",
     "admin/is_done",
     "admin/status",
+    "admin/unlisted_epochs",
     "pauses/pause",
     "pauses/resume",
     "pauses/held_back",
