@@ -534,6 +534,13 @@ async fn a_stranger_who_holds_advisory_locks_stops_no_replay_and_another_session
     let (code, out, err) = waiting.join().unwrap();
     assert_eq!((code, out.as_str(), err.as_str()), (0, "2 calls are repeated\n", ""));
     assert_eq!((database.number(OPEN).await, database.number(REPLAYS).await), (0, 3));
+    // Without its rows nothing could be locked, and every call would look like another session's.
+    database.client.batch_execute("DELETE FROM relay.replays WHERE slot = 1").await.unwrap();
+    let refused = database.client.query(all, &[]).await.unwrap_err();
+    let hint = refused.as_db_error().and_then(|error| error.hint()).unwrap();
+    let statement = hint.trim_end_matches('.');
+    database.client.batch_execute(statement).await.unwrap();
+    assert_eq!(database.number(all).await, 0);
 }
 
 #[tokio::test]
