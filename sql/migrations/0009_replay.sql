@@ -232,7 +232,7 @@ BEGIN
             USING ERRCODE = 'program_limit_exceeded', HINT = 'Take fewer (LIMIT 500), commit, and repeat the statement until it inserts none.';
     ELSIF (SELECT count(*) FROM relay.replays) <> 64 THEN
         -- Without its row a webhook's calls would look busy for ever.
-        RAISE EXCEPTION 'relay.replays has not the 64 rows that migrate inserted'
+        RAISE EXCEPTION 'relay.replays lacks some of the 64 rows that migrate inserted'
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'INSERT INTO relay.replays SELECT generate_series(0, 63) ON CONFLICT DO NOTHING.';
     END IF;

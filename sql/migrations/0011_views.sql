@@ -162,7 +162,7 @@ CREATE VIEW relay.open_failures AS
       FROM relay.open_failures_since(now() - interval '7 days', 10000) AS f;
 
 COMMENT ON VIEW relay.open_failures IS
-    'The last 10,000 failed calls of the last 7 days for whose event and webhook no later call was made and none is pending, newest first; also those that cannot be repeated because the webhook is gone, disabled or of another project. For another span: relay.open_failures_since().';
+    'The last 10,000 failed calls of the last 7 days for whose event and webhook no later call was made and none is pending, newest first. Calls whose webhook is gone, disabled or of another project are among them, although relay.replay_failed() leaves them out. For another span: relay.open_failures_since().';
 COMMENT ON COLUMN relay.open_failures.call_id IS 'Of relay.webhook_calls; what relay.replay() takes.';
 COMMENT ON COLUMN relay.open_failures.event_id IS 'Of the event that was not delivered.';
 COMMENT ON COLUMN relay.open_failures.start_time IS 'First byte of work.';

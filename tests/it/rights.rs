@@ -205,6 +205,8 @@ async fn a_view_in_the_place_of_the_webhooks_lends_nobody_the_relays_rights() {
     for call in [
         format!("SELECT relay.send_test({id})"),
         "SELECT relay.replay(max(id)) FROM relay.webhook_calls".into(),
+        "SELECT relay.replay_failed(ARRAY(SELECT id FROM relay.webhook_calls))".into(),
+        format!("SELECT relay.callable_for({id})"),
     ] {
         let refused = database.client.query(call.as_str(), &[]).await.unwrap_err();
         assert_eq!(refused.code().unwrap().code(), "42501", "{call}: {refused:?}");
@@ -380,7 +382,7 @@ async fn migrate_hands_over_what_was_ours_and_not_what_somebody_else_made() {
         .await;
     let (code, _, err) = outcome(database.command(&["migrate"]));
     assert!(code == 0 && err.contains("ALTER ROLE relay_owner NOLOGIN"), "{code} {err}");
-    assert!(err.contains("run with the rights of a superuser: relay.delete_ended_pauses"), "{err}");
+    assert!(err.contains("run with the rights of a superuser: relay.callable_for"), "{err}");
 }
 
 #[tokio::test]
