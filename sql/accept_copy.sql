@@ -42,6 +42,8 @@ BEGIN
                      WHERE d.datname = current_database()
                      ORDER BY (i.system_identifier, i.database_oid, i.table_oid)
                                   = (c.system_identifier, d.oid, 'relay.installation'::regclass::oid) DESC,
+                              -- Of an interrupted run.
+                              i.table_oid <> 0,
                               i.written_at);
     known := before[1];
     origin := before[cardinality(before)];

@@ -77,7 +77,7 @@ async fn accept(store: &Store, flags: &Migrate) -> Result<()> {
             );
         }
         (None, _) => {
-            tracing::info!(site, "the site is named; daemons of another one stop when they next connect")
+            tracing::info!(site, "the site is named; daemons of another one do not start")
         }
     }
     Ok(())

@@ -263,6 +263,35 @@ async fn no_daemon_begins_while_migrate_makes_an_original_another_sites() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_was_about_to_begin_when_the_site_was_changed_claims_nothing() {
+    let receiver = Receiver::good();
+    let database = with_three_pending(&receiver).await;
+    let other = connect(&database.url).await;
+    for (site, migrate) in [
+        (&[][..], &["--site", "berlin"][..]),
+        (&["--site", "berlin"], &["--site", "paris", "--accept-copy=deliver"]),
+    ] {
+        // It has read the identity, and cannot list itself yet.
+        run(&other, "BEGIN; LOCK TABLE relay.instances IN SHARE MODE").await;
+        let mut relay = Relay::spawn(&database.url, site);
+        database
+            .eventually(
+                "SELECT EXISTS (SELECT FROM pg_locks
+                                 WHERE relation = 'relay.instances'::regclass AND NOT granted)",
+            )
+            .await;
+        migrates(&database, migrate);
+        run(&other, "ROLLBACK").await;
+        assert_eq!(relay.wait().code(), Some(78), "{}", relay.log());
+        database.eventually("SELECT NOT EXISTS (SELECT FROM relay.daemon_locks())").await;
+    }
+    assert_eq!((database.number(PENDING).await, receiver.requests().len()), (3, 0));
+    let _relay = Relay::start(&database, &["--site", "paris"]);
+    database.all_done().await;
+    assert_eq!(receiver.requests().len(), 3);
+}
+
+#[tokio::test]
 async fn a_first_site_waits_for_the_daemon_to_stop_and_a_daemon_tells_that_its_site_was_changed() {
     let database = Database::new().await;
     let (receiver, gate) = gated();
