@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
+use ureq::http::Request;
 
 use crate::delivery::egress::{Policy, is_localhost};
 use crate::delivery::failure::{self, Failure};
@@ -118,14 +119,16 @@ impl Caller {
             .find_map(|address| Some(denial(address)?.message(address)))
     }
 
-    /// Makes one POST. Blocks for the timeout at most. Never panics for anything that an endpoint does, and never errs: the
-    /// call says what went wrong. The answer keeps no more than `room` allows.
+    /// Makes one POST. Blocks for the timeout at most; a second try after a shortage has what is left of it. Never panics for
+    /// anything that an endpoint does, and never errs: the call says what went wrong. The answer keeps no more than `room`
+    /// allows.
     pub fn call(&self, webhook: &Webhook, message: &Message, room: &mut Room) -> Outcome {
-        match self.try_call(webhook, message, room) {
-            Outcome::ResourceExhausted(_) => {
+        let start = Instant::now();
+        match self.try_call(webhook, message, room, start) {
+            Outcome::ResourceExhausted(_) if start.elapsed() < self.settings.timeout => {
                 // Connections that rest may be what is missing.
                 self.agents.close_all();
-                self.try_call(webhook, message, room)
+                self.try_call(webhook, message, room, start)
             }
             called => called,
         }
@@ -142,16 +145,21 @@ impl Caller {
         self.agents.shutdown();
     }
 
-    fn try_call(&self, webhook: &Webhook, message: &Message, room: &mut Room) -> Outcome {
+    /// Makes the POST in what is left of a call that began at `start`.
+    fn try_call(&self, webhook: &Webhook, message: &Message, room: &mut Room, start: Instant) -> Outcome {
         let target = self.targets.get(&webhook.url, self.settings.https_only);
         let shown = target
             .as_ref()
             .map_or_else(|_| redact::without_credentials(&webhook.url), |target| target.shown.clone());
         let mut call = Call::begun(webhook.id, shown, &message.body, ErrorKind::Internal, String::new());
+        // A second try is of the same call.
+        call.start_time -= start.elapsed();
         let mut again = None;
-        let made = target
-            .map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))
-            .and_then(|target| self.post(&target, webhook, message, &mut call, room, &mut again));
+        let made = target.map_err(|problem| Failure::of(ErrorKind::BadUrl, problem)).and_then(|target| {
+            let span_id = fastrand::u64(1..);
+            let request = || request::build(&target, webhook, message, span_id);
+            self.post(&target, request, &mut call, room, start, &mut again)
+        });
         match made {
             Ok(()) => call.error_kind = None,
             Err(Failure::ResourceExhausted(reason)) => return Outcome::ResourceExhausted(reason),
@@ -172,23 +180,21 @@ impl Caller {
 
     /// The steps of a call whose URL is good: send the request, and read the answer. `again` says so when the request was sent
     /// once more.
-    fn post(
+    fn post<'a>(
         &self,
         target: &Target,
-        webhook: &Webhook,
-        message: &Message,
+        request: impl Fn() -> std::result::Result<Request<&'a str>, Failure>,
         call: &mut Call,
         room: &mut Room,
+        start: Instant,
         again: &mut Option<String>,
     ) -> std::result::Result<(), Failure> {
-        let (start, timeout) = (Instant::now(), self.settings.timeout);
+        let timeout = self.settings.timeout;
         let limits = Limits { body_bytes_max: self.settings.response_body_bytes_max, timeout };
         call.error_message = None;
-        let span_id = fastrand::u64(1..);
-        let request = || request::build(target, webhook, message, span_id);
         let origin = self.agents.of(target.origin());
 
-        let mut sent = request::send(&origin.agent, request()?, target);
+        let mut sent = request::send(&origin.agent, request()?, target, start, timeout);
         keep_sent(&sent.exchange, call);
         if let Some(after) = sent.crossed_a_close().filter(|_| self.settings.second_chance) {
             let left = || timeout.saturating_sub(start.elapsed());
