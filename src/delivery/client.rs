@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
+use ureq::http::Request;
 
 use crate::delivery::egress::{Policy, is_localhost};
 use crate::delivery::failure::{self, Failure};
@@ -118,22 +119,23 @@ impl Caller {
             .find_map(|address| Some(denial(address)?.message(address)))
     }
 
-    /// Makes one POST. Blocks for the timeout at most, a second try included. Never panics for anything that an endpoint does,
-    /// and never errs: the call says what went wrong. The answer keeps no more than `room` allows.
+    /// Makes one POST. Blocks for the timeout at most; a second try after a shortage has what is left of it. Never panics for
+    /// anything that an endpoint does, and never errs: the call says what went wrong. The answer keeps no more than `room`
+    /// allows.
     pub fn call(&self, webhook: &Webhook, message: &Message, room: &mut Room) -> Outcome {
-        let begun = Begun { at: Instant::now(), time: SystemTime::now() };
-        let outcome = self.try_call(webhook, message, room, Try { begun, left: None, again: None });
-        let left = self.settings.timeout.saturating_sub(begun.at.elapsed());
-        if !matches!(outcome, Outcome::ResourceExhausted(_)) || left.is_zero() {
-            return outcome;
+        let start = Instant::now();
+        match self.try_call(webhook, message, room, start) {
+            Outcome::ResourceExhausted(_) if start.elapsed() < self.settings.timeout => {
+                // Connections that rest may be what is missing.
+                self.agents.close_all();
+                self.try_call(webhook, message, room, start)
+            }
+            called => called,
         }
-        // Connections that rest may be what is missing.
-        self.agents.close_all();
-        self.try_call(webhook, message, room, Try { begun, left: Some(left), again: None })
     }
 
-    /// Closes connections that have rested for too long. The monitor calls it with each of its looks: 50 ms apart while there is
-    /// work, a second apart while all is quiet. Without it they stay open until the endpoint is called again.
+    /// Closes connections that have rested for too long. The daemon calls it every second or so; otherwise they stay open until
+    /// the endpoint is called again.
     pub fn close_resting(&self) {
         self.agents.close_resting();
     }
@@ -143,16 +145,21 @@ impl Caller {
         self.agents.shutdown();
     }
 
-    fn try_call(&self, webhook: &Webhook, message: &Message, room: &mut Room, mut this: Try) -> Outcome {
+    /// Makes the POST in what is left of a call that began at `start`.
+    fn try_call(&self, webhook: &Webhook, message: &Message, room: &mut Room, start: Instant) -> Outcome {
         let target = self.targets.get(&webhook.url, self.settings.https_only);
         let shown = target
             .as_ref()
             .map_or_else(|_| redact::without_credentials(&webhook.url), |target| target.shown.clone());
         let mut call = Call::begun(webhook.id, shown, &message.body, ErrorKind::Internal, String::new());
-        call.start_time = this.begun.time;
-        let made = target
-            .map_err(|problem| Failure::of(ErrorKind::BadUrl, problem))
-            .and_then(|target| self.post(&target, webhook, message, &mut call, room, &mut this));
+        // A second try is of the same call.
+        call.start_time -= start.elapsed();
+        let mut again = None;
+        let made = target.map_err(|problem| Failure::of(ErrorKind::BadUrl, problem)).and_then(|target| {
+            let span_id = fastrand::u64(1..);
+            let request = || request::build(&target, webhook, message, span_id);
+            self.post(&target, request, &mut call, room, start, &mut again)
+        });
         match made {
             Ok(()) => call.error_kind = None,
             Err(Failure::ResourceExhausted(reason)) => return Outcome::ResourceExhausted(reason),
@@ -164,35 +171,33 @@ impl Caller {
         if let Some(message) = &mut call.error_message {
             text::cut(message, MESSAGE_BYTES_MAX);
         }
-        if let Some(remark) = this.again {
+        if let Some(remark) = again {
             call.note(&remark);
         }
         call.end_time = SystemTime::now();
         Outcome::Called(call)
     }
 
-    /// The steps of a call whose URL is good: send the request, and read the answer.
-    fn post(
+    /// The steps of a call whose URL is good: send the request, and read the answer. `again` says so when the request was sent
+    /// once more.
+    fn post<'a>(
         &self,
         target: &Target,
-        webhook: &Webhook,
-        message: &Message,
+        request: impl Fn() -> std::result::Result<Request<&'a str>, Failure>,
         call: &mut Call,
         room: &mut Room,
-        this: &mut Try,
+        start: Instant,
+        again: &mut Option<String>,
     ) -> std::result::Result<(), Failure> {
         let timeout = self.settings.timeout;
         let limits = Limits { body_bytes_max: self.settings.response_body_bytes_max, timeout };
         call.error_message = None;
-        let span_id = fastrand::u64(1..);
-        let request = || request::build(target, webhook, message, span_id);
         let origin = self.agents.of(target.origin());
 
-        let mut sent = request::send(&origin.agent, request()?, target, this.left);
+        let mut sent = request::send(&origin.agent, request()?, target, start, timeout);
         keep_sent(&sent.exchange, call);
         if let Some(after) = sent.crossed_a_close().filter(|_| self.settings.second_chance) {
-            let begun = this.begun.at;
-            let left = || timeout.saturating_sub(begun.elapsed());
+            let left = || timeout.saturating_sub(start.elapsed());
             let mut second = request::send_afresh(&origin.agent, request()?, left());
             if second.lacks_resources() {
                 // Connections that rest may be what is missing.
@@ -203,7 +208,7 @@ impl Caller {
                 "on a connection that had been used before, which ended {} ms later",
                 after.as_millis()
             );
-            this.again = Some(match second.exchange.begun {
+            *again = Some(match second.exchange.begun {
                 Some(_) => format!("sent twice: the first time {how}"),
                 None => format!("sent {how}; not sent again"),
             });
@@ -224,22 +229,6 @@ impl Caller {
         self.agents.ended(&origin);
         read
     }
-}
-
-/// When a call began, by both clocks. Its time limit counts from there, whatever is tried.
-#[derive(Clone, Copy)]
-struct Begun {
-    at: Instant,
-    time: SystemTime,
-}
-
-/// One try of a call.
-struct Try {
-    begun: Begun,
-    /// The time that the first try has left to the second one; none in the first try, which has all of it.
-    left: Option<Duration>,
-    /// What the log says when the request was sent once more.
-    again: Option<String>,
 }
 
 /// Keeps what was sent and where, if anything was.

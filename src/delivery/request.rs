@@ -18,10 +18,16 @@ use crate::model::message::Message;
 /// What a line of the request has besides a long value: its name, or the method and version.
 const LINE_BYTES: usize = 64;
 
-/// A request crosses the endpoint's close only while it is on its way. So the end of the connection is known within a round
-/// trip, and between any two places on earth few round trips take longer than this. An endpoint that ends the connection
-/// later may have read the request and acted upon it.
-pub const CROSSING_MAX: Duration = Duration::from_millis(100);
+/// The longest time after which an end still counts as one that the request crossed, however long the round trip is. Few places
+/// on earth are further apart.
+const CROSSING_MAX: Duration = Duration::from_millis(100);
+/// Round trips after which the end of a crossed connection is known: one, and another because routes and queues vary.
+const ROUND_TRIPS: u32 = 2;
+/// How late a busy machine notices an end. It is short: a nearby endpoint can act upon the event within this time, and die.
+const NOTICED_AFTER: Duration = Duration::from_millis(10);
+/// A call that has lost less time than this before it sends keeps the agent's own limit. A limit of its own costs a copy of the
+/// agent's configuration.
+const LOST_MAX: Duration = Duration::from_millis(5);
 
 /// What came of sending a request: an answer as far as its head, or an error; and what the links saw until then.
 pub struct Sent {
@@ -39,13 +45,15 @@ impl Sent {
     }
 
     /// How long after the request began to go out its connection was known to have ended, when the request may have crossed
-    /// a close: the connection was used again, no byte of an answer came, and the time is at most [`CROSSING_MAX`].
+    /// a close: the connection was used again, no byte of an answer came, and the time is within the
+    /// connection's [`crossing_limit`].
     pub fn crossed_a_close(&self) -> Option<Duration> {
         let Sent { result, exchange, known } = self;
         if !exchange.reused || exchange.received > 0 || !result.as_ref().is_err_and(is_broken) {
             return None;
         }
-        Some(known.duration_since(exchange.begun?)).filter(|after| *after <= CROSSING_MAX)
+        Some(known.duration_since(exchange.begun?))
+            .filter(|after| *after <= crossing_limit(exchange.round_trip))
     }
 
     /// Whether nothing was sent because this process lacks something.
@@ -86,18 +94,22 @@ pub fn build<'a>(
     request.body(&*message.body).map_err(|error| Failure::of(ErrorKind::BadUrl, error.to_string()))
 }
 
-/// Sends a request. Blocks for `left` at most; without it, for the agent's time-out.
-pub fn send(agent: &Agent, request: Request<&str>, target: &Target, left: Option<Duration>) -> Sent {
+/// Sends a request. `start` is when the call began, and `timeout` its whole time, the agent's. Blocks for what is left of it.
+pub fn send(
+    agent: &Agent,
+    request: Request<&str>,
+    target: &Target,
+    start: Instant,
+    timeout: Duration,
+) -> Sent {
     let line = longest_line(&request, target);
+    let lost = start.elapsed();
     exchange::begin_head();
-    let result = if line <= OUTPUT_BYTES && left.is_none() {
+    let result = if line <= OUTPUT_BYTES && lost < LOST_MAX {
         agent.run(request)
     } else {
-        let configured = agent.configure_request(request).output_buffer_size(line.max(OUTPUT_BYTES));
-        agent.run(match left {
-            Some(_) => configured.timeout_global(left).build(),
-            None => configured.build(),
-        })
+        let request = agent.configure_request(request).timeout_global(Some(timeout.saturating_sub(lost)));
+        agent.run(request.output_buffer_size(line.max(OUTPUT_BYTES)).build())
     };
     Sent::now(result)
 }
@@ -114,6 +126,13 @@ pub fn send_afresh(agent: &Agent, request: Request<&str>, left: Duration) -> Sen
     Sent::now(agent.run(request))
 }
 
+/// How long after a request began to go out the end of its connection may come and the request have crossed it. A request
+/// crosses the endpoint's close only while it is on its way, so the end is known within a round trip. An endpoint that ends
+/// the connection later may have read the request and acted upon it.
+fn crossing_limit(round_trip: Duration) -> Duration {
+    round_trip.saturating_mul(ROUND_TRIPS).saturating_add(NOTICED_AFTER).min(CROSSING_MAX)
+}
+
 /// Whether the connection ended without a word.
 fn is_broken(error: &ureq::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
@@ -127,4 +146,21 @@ fn is_broken(error: &ureq::Error) -> bool {
 fn longest_line(request: &Request<&str>, target: &Target) -> usize {
     let longest = request.headers().values().map(ureq::http::HeaderValue::len).max().unwrap_or_default();
     longest.max(target.url.as_str().len()) + LINE_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_counts_as_crossed_for_two_round_trips_and_never_for_longer_than_a_tenth_of_a_second() {
+        let limit = |round_trip_us| crossing_limit(Duration::from_micros(round_trip_us)).as_micros();
+        assert_eq!(limit(0), 10_000, "a machine needs a moment");
+        assert_eq!(limit(20), 10_040, "loopback");
+        assert_eq!(limit(1_000), 12_000, "one building");
+        assert_eq!(limit(30_000), 70_000, "one continent");
+        assert_eq!(limit(45_000), 100_000);
+        assert_eq!(limit(300_000), 100_000, "the other side of the earth");
+        assert_eq!(crossing_limit(Duration::MAX), CROSSING_MAX);
+    }
 }

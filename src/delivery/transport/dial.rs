@@ -204,8 +204,8 @@ impl<In: Transport> Connector<In> for Dial {
             self.worked.prefer(origin, &mut addresses, Instant::now());
         }
         let attempt = self.race(details, &addresses)?;
-        let address = attempt.address;
-        note(|exchange| exchange.remote = Some(address));
+        let (address, round_trip) = (attempt.address, attempt.round_trip());
+        note(|exchange| (exchange.remote, exchange.round_trip) = (Some(address), round_trip));
         if let Some(first) = first.filter(|_| several) {
             self.worked.note(origin, address, first, Instant::now());
         }

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::delivery::egress::Denial;
 use crate::delivery::transport::repair::{HEAD_BYTES_MAX, Record};
@@ -20,6 +20,8 @@ const START_BYTES_MAX: usize = 64 * 1024;
 pub struct Exchange {
     /// The address that the socket is connected to.
     pub remote: Option<SocketAddr>,
+    /// The round trip of that socket.
+    pub round_trip: Duration,
     /// The connection had carried a request before.
     pub reused: bool,
     /// When the request began to go out.

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
@@ -29,8 +29,8 @@ impl<In: Transport> Connector<In> for Recorder {
     type Out = Recording<In>;
 
     fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
-        let remote = note(|exchange| exchange.remote);
-        Ok(chained.map(|inner| Recording::new(inner, remote)))
+        let (remote, round_trip) = note(|exchange| (exchange.remote, exchange.round_trip));
+        Ok(chained.map(|inner| Recording::new(inner, remote, round_trip)))
     }
 }
 
@@ -39,6 +39,7 @@ impl<In: Transport> Connector<In> for Recorder {
 pub struct Recording<T: Transport> {
     inner: T,
     remote: Option<SocketAddr>,
+    round_trip: Duration,
     /// The connection has carried a request before.
     used: bool,
     /// The last bytes that moved were an answer's, or none have moved: the next bytes that are sent begin a request.
@@ -87,10 +88,11 @@ impl Mended {
 }
 
 impl<T: Transport> Recording<T> {
-    fn new(inner: T, remote: Option<SocketAddr>) -> Recording<T> {
+    fn new(inner: T, remote: Option<SocketAddr>, round_trip: Duration) -> Recording<T> {
         Recording {
             inner,
             remote,
+            round_trip,
             used: false,
             answering: true,
             held: Vec::new(),
@@ -255,11 +257,11 @@ impl<T: Transport> Transport for Recording<T> {
         if begins {
             self.phase = Phase::Head(Heads::default());
         }
-        let (remote, used) = (self.remote, self.used);
+        let (remote, round_trip, used) = (self.remote, self.round_trip, self.used);
         let output = &self.inner.buffers().output()[..amount];
         note(|exchange| {
             if begins {
-                (exchange.remote, exchange.reused) = (remote, used);
+                (exchange.remote, exchange.round_trip, exchange.reused) = (remote, round_trip, used);
                 exchange.begun = Some(Instant::now());
                 exchange.request_head.clear();
             }
@@ -385,7 +387,7 @@ mod tests {
     /// What goes out when these are written one after the other, and then an answer is waited for.
     fn packets(writes: &[&[u8]]) -> Vec<Vec<u8>> {
         let inner = Packets { buffers: LazyBuffers::new(64, 64), sent: Vec::new() };
-        let mut recording = Recording::new(inner, None);
+        let mut recording = Recording::new(inner, None, Duration::ZERO);
         for write in writes {
             recording.buffers().output()[..write.len()].copy_from_slice(write);
             recording.transmit_output(write.len(), NextTimeout::default()).expect("it takes all");

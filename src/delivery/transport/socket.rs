@@ -4,6 +4,7 @@
 //! Knows neither HTTP nor TLS, and not which addresses may be called.
 
 use std::io;
+use std::mem::offset_of;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Weak};
@@ -12,8 +13,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, recv, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, getsockopt, recv, send, socket,
 };
+use nix::{getsockopt_impl, libc, sockopt_impl};
 use ureq::Error;
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
@@ -24,6 +26,19 @@ use crate::delivery::transport::deadline::{Deadline, WAIT_MAX, in_milliseconds};
 
 /// How long the first read of an answer waits in the kernel: one system call for most answers, not two.
 const READ_WAITS: Duration = Duration::from_millis(100);
+
+/// Where the round trip is in the kernel's `tcp_info`, which has words of four bytes as far as there.
+const ROUND_TRIP_AT: usize = offset_of!(libc::tcp_info, tcpi_rtt) / size_of::<u32>();
+
+sockopt_impl!(
+    /// What the kernel knows of a connection, as far as its round trip in microseconds. Later kernels know more, which is not
+    /// asked for: so the length is the same with all of them.
+    TcpInfo,
+    GetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    [u32; ROUND_TRIP_AT + 1]
+);
 
 /// A connection.
 #[derive(Debug)]
@@ -164,6 +179,14 @@ impl Attempt {
         }
         Ok(Attempt { address, since: Instant::now(), stream, descriptor, _turn: turn })
     }
+
+    /// The round trip of the handshake, when the connection is made. The kernel measures it, so a busy process does not lengthen
+    /// it. A later one may have the time for which an endpoint puts off its acknowledgements. Where the kernel does not say,
+    /// it is the time since the attempt began, which is longer.
+    pub fn round_trip(&self) -> Duration {
+        let measured = getsockopt(&self.stream, TcpInfo).map_or(0, |info| info[ROUND_TRIP_AT]);
+        if measured > 0 { Duration::from_micros(measured.into()) } else { self.since.elapsed() }
+    }
 }
 
 /// Waits until one of the attempts has ended, and returns which and how; none when the limit has passed before, or a signal has
@@ -203,6 +226,20 @@ mod tests {
 
     use super::*;
     use crate::delivery::fd_budget;
+
+    #[test]
+    fn the_round_trip_is_the_kernels_and_not_the_time_that_this_process_took() {
+        const LATE: Duration = Duration::from_millis(200);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let permit = || fd_budget::take(1).expect("the limit of a test run is far away");
+        let address = listener.local_addr().expect("bound");
+        let attempt = Attempt::begin(address, permit(), permit()).expect("a socket");
+        let made = first_ended(std::slice::from_ref(&attempt), Duration::from_secs(30)).expect("a wait");
+        assert!(matches!(made, Some((0, Ok(())))), "{made:?}");
+        thread::sleep(LATE);
+        assert!(attempt.round_trip() > Duration::ZERO);
+        assert!(attempt.round_trip() < LATE / 2, "{:?}", attempt.round_trip());
+    }
 
     #[test]
     fn a_write_that_moves_a_little_now_and_then_ends_at_its_deadline() {
