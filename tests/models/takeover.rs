@@ -17,6 +17,8 @@
 //!   the last flush may be lost; each of the other writes is flushed, and flushes all that was written before it.
 //! - A call that is in flight when its row turns out to be lost goes on. Its result comes at some time, perhaps when the
 //!   instance has claimed the row again.
+//! - The row may go, and another event gets its id: `TRUNCATE … RESTART IDENTITY`, or a failover to a standby that lacks the
+//!   row. What was in hand is still of the event before. The promise is then about the event that the row has now.
 //! - Before each look no time passes, or [`DEAD_AFTER`], or more than [`DEAD_AFTER_LOSS`]. A frozen instance is one that does
 //!   nothing for a while. An instance is *late* when a peer declares its epoch dead while it lives.
 //!
@@ -62,6 +64,12 @@ enum Variant {
     AdoptNoUnclaimed,
     /// Wrong: an instance does not adopt a row that its previous owner has claimed.
     AdoptNoPrevious,
+    /// Wrong: a row is the same row by its id alone when it is adopted.
+    AdoptById,
+    /// Wrong: a row is the same row by its id alone when it is finished.
+    FinishById,
+    /// Wrong: what is in hand under an id is taken out when a finish of that id ends.
+    OverById,
 }
 
 /// What may go wrong, and how often at most.
@@ -73,6 +81,8 @@ struct Bounds {
     crashes: u8,
     /// Rows that are given back.
     returns: u8,
+    /// How often another event gets the row's id.
+    replaced: u8,
 }
 
 /// What `declare_dead.sql` says of a listed epoch.
@@ -201,6 +211,8 @@ enum Owner {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct InHand {
+    /// The event that the row had at the claim.
+    event: u8,
     epoch: usize,
     /// What `claimed_by` was before the claim.
     previous: Owner,
@@ -227,7 +239,7 @@ struct Instance {
     in_hand: Option<InHand>,
     /// A lost row whose call has been made, and whose result has not come yet.
     lost: Option<InHand>,
-    /// What a finish on a session that is gone is to record.
+    /// What a finish is to record that runs at some time: on a session that is gone, or that waits for a lock.
     unanswered: Option<InHand>,
     knows: Knowledge,
 }
@@ -238,6 +250,10 @@ struct World {
     server: u8,
     epochs: Vec<Epoch>,
     instances: [Instance; INSTANCES],
+    /// Which event the row has now. The counts below are of this event.
+    event: u8,
+    /// An event has the record of another one.
+    mistaken: bool,
     claimed_by: Owner,
     /// What `claimed_by` is after a crash that loses all that is not flushed.
     flushed: Owner,
@@ -302,6 +318,10 @@ enum Action {
     Adopt(usize),
     Look(usize, Pause),
     Claim(usize),
+    /// The row goes, and another event gets its id.
+    Replace,
+    /// A finish begins, and does not run yet.
+    BeginFinish(usize),
     GiveBack(usize),
     Post(usize),
     Finish(usize),
@@ -329,10 +349,12 @@ struct Takeover {
 impl Takeover {
     /// `finish.sql`.
     fn finish(&self, world: &mut World, row: &InHand) {
-        let ours = world.claimed_by == Owner::Epoch(row.epoch) && !world.done;
+        let is_same = row.event == world.event || self.variant == Variant::FinishById;
+        let ours = is_same && world.claimed_by == Owner::Epoch(row.epoch) && !world.done;
         if ours || self.variant == Variant::FinishUnguarded {
             world.done = true;
             world.records += 1;
+            world.mistaken |= row.event != world.event;
             world.repeated = row.previous != Owner::Nobody;
             world.flush();
         }
@@ -358,7 +380,7 @@ impl Takeover {
         }
         let epoch = world.epoch(n)?;
         let previous = std::mem::replace(&mut world.claimed_by, Owner::Epoch(epoch));
-        Some(InHand { epoch, previous, posted: false })
+        Some(InHand { event: world.event, epoch, previous, posted: false })
     }
 
     /// `adopt.sql`. Whether the row is the instance's now.
@@ -366,6 +388,7 @@ impl Takeover {
         let Some(row) = &world.instances[n].in_hand else { return false };
         let [older @ .., new] = &world.instances[n].epochs[..] else { return false };
         let ours = match world.claimed_by {
+            _ if row.event != world.event && self.variant != Variant::AdoptById => false,
             _ if self.variant == Variant::AdoptUnguarded => true,
             Owner::Epoch(epoch) if older.contains(&epoch) => true,
             Owner::Nobody => self.variant != Variant::AdoptNoUnclaimed,
@@ -435,7 +458,7 @@ impl Takeover {
         let instance = &world.instances[n];
         instance.stage == Stage::Serves
             && world.lives(n, CLAIMS)
-            && instance.in_hand.is_none()
+            && instance.in_hand.as_ref().is_none_or(|row| row.event != world.event)
             && (self.variant == Variant::NoBarrier || !instance.knows.claims_wait())
             && self.is_claimable(world, n)
     }
@@ -459,6 +482,8 @@ impl Model for Takeover {
             server: 0,
             epochs: Vec::new(),
             instances: [instance.clone(), instance],
+            event: 0,
+            mistaken: false,
             claimed_by: Owner::Nobody,
             flushed: Owner::Nobody,
             done: false,
@@ -483,6 +508,9 @@ impl Model for Takeover {
                     actions.push(Action::Crash { loses: true, restarts });
                 }
             }
+        }
+        if world.event < self.bounds.replaced {
+            actions.push(Action::Replace);
         }
         for (n, instance) in world.instances.iter().enumerate() {
             if instance.unanswered.is_some() {
@@ -523,8 +551,11 @@ impl Model for Takeover {
             if self.may_claim(world, n) {
                 actions.push(Action::Claim(n));
             }
-            if has_posted && world.lives(n, FINISHES) {
+            if has_posted && world.lives(n, FINISHES) && instance.unanswered.is_none() {
                 actions.push(Action::Finish(n));
+                if self.bounds.replaced > 0 {
+                    actions.push(Action::BeginFinish(n));
+                }
             }
             if instance.in_hand.is_some()
                 && !has_posted
@@ -561,7 +592,9 @@ impl Model for Takeover {
                     Some(row) if adopted => row.epoch = new,
                     row => {
                         // Somebody else's by now, or done: its call is not begun, or gives a result that is nobody's.
-                        *robbed |= row.is_some() && !world.done && !world.late;
+                        *robbed |= row.as_ref().is_some_and(|row| row.event == world.event)
+                            && !world.done
+                            && !world.late;
                         instance.lost = row.take().filter(|row| row.posted).or(instance.lost.take());
                     }
                 }
@@ -580,20 +613,31 @@ impl Model for Takeover {
             }
             Action::Claim(n) => {
                 let claimed = self.claim(&mut next, n);
-                next.instances[n].in_hand = claimed;
+                let instance = &mut next.instances[n];
+                // The claim of the event before is lost; its call may be under way.
+                let before = std::mem::replace(&mut instance.in_hand, claimed);
+                instance.lost = before.filter(|row| row.posted).or(instance.lost.take());
             }
+            Action::Replace => {
+                next.event += 1;
+                (next.claimed_by, next.flushed) = (Owner::Nobody, Owner::Nobody);
+                (next.done, next.records, next.repeated, next.posts) = (false, 0, false, 0);
+            }
+            Action::BeginFinish(n) => next.instances[n].unanswered = next.instances[n].in_hand.clone(),
             Action::GiveBack(n) => {
                 // give_back.sql
                 let row = next.instances[n].in_hand.take()?;
-                if world.claimed_by == Owner::Epoch(row.epoch) && !world.done {
+                // A row that is gone was not begun either: the later claim of the id stays (`InHand::give_back`).
+                if row.event == world.event && world.claimed_by == Owner::Epoch(row.epoch) && !world.done {
                     let repeated = row.previous != Owner::Nobody;
                     next.claimed_by = if repeated { Owner::Forgotten } else { Owner::Nobody };
                 }
                 next.returns += 1;
             }
             Action::Post(n) => {
-                next.posts += 1;
-                next.instances[n].in_hand.as_mut()?.posted = true;
+                let row = next.instances[n].in_hand.as_mut()?;
+                row.posted = true;
+                next.posts += u8::from(row.event == world.event);
             }
             Action::Finish(n) => {
                 let row = next.instances[n].in_hand.take()?;
@@ -610,6 +654,17 @@ impl Model for Takeover {
             Action::FinishUnanswered(n) => {
                 let row = next.instances[n].unanswered.take()?;
                 self.finish(&mut next, &row);
+                // Where the session lives, the instance gets the answer (`InHand::over`).
+                let held = &mut next.instances[n].in_hand;
+                let is_it = |held: &InHand| {
+                    held.epoch == row.epoch && (held.event == row.event || self.variant == Variant::OverById)
+                };
+                if world.epoch(n) == Some(row.epoch)
+                    && world.lives(n, FINISHES)
+                    && held.as_ref().is_some_and(is_it)
+                {
+                    *held = None;
+                }
             }
             Action::Lose(n, loss) => {
                 next.losses += 1;
@@ -680,6 +735,7 @@ impl Model for Takeover {
                 world.late || world.deaths > 0 || world.may_have_lost_a_return() || world.posts < 2
             }),
             Property::always(NOT_ROBBED, |_, world: &World| !world.robbed || world.may_have_lost_a_return()),
+            Property::always(NOT_MISTAKEN, |_, world: &World| !world.mistaken),
             Property::always(NOT_STOLEN, |_, world: &World| !world.stolen),
             Property::always(NOTHING_LEFT, |model: &Takeover, world: &World| {
                 let mut actions = Vec::new();
@@ -728,15 +784,19 @@ const ONE_RECORD: &str = "one record";
 const MARKED: &str = "what was posted twice is marked";
 const NOT_REPEATED: &str = "when nothing dies and nobody is late, nothing is posted twice";
 const NOT_ROBBED: &str = "an instance that is back in time keeps its row";
+const NOT_MISTAKEN: &str = "no event has the record of another";
 const NOT_STOLEN: &str = "nothing is taken from the living";
 const NOTHING_LEFT: &str = "nothing is left";
 
 /// Sessions are lost and an instance dies; the server stays up.
-const LOSSES: Bounds = Bounds { losses: 2, deaths: 1, crashes: 0, returns: 0 };
+const LOSSES: Bounds = Bounds { losses: 2, deaths: 1, crashes: 0, returns: 0, replaced: 0 };
 /// The server crashes, and an instance dies before or after that.
-const CRASH: Bounds = Bounds { losses: 0, deaths: 1, crashes: 1, returns: 1 };
+const CRASH: Bounds = Bounds { losses: 0, deaths: 1, crashes: 1, returns: 1, replaced: 0 };
 /// The server crashes, and sessions are lost before or after that.
-const CRASH_AND_LOSS: Bounds = Bounds { losses: 1, deaths: 0, crashes: 1, returns: 0 };
+const CRASH_AND_LOSS: Bounds = Bounds { losses: 1, deaths: 0, crashes: 1, returns: 0, replaced: 0 };
+
+/// Another event gets the row's id, and sessions are lost before or after that.
+const REPLACED: Bounds = Bounds { losses: 1, deaths: 0, crashes: 0, returns: 1, replaced: 1 };
 
 fn holds(bounds: Bounds) {
     let checker = Takeover { variant: Variant::Ours, bounds }.checker().spawn_bfs().join();
@@ -765,6 +825,26 @@ fn each_row_has_one_record_when_the_server_crashes_and_an_instance_dies() {
 #[test]
 fn each_row_has_one_record_when_the_server_crashes_and_sessions_are_lost() {
     holds(CRASH_AND_LOSS);
+}
+
+#[test]
+fn each_event_has_its_own_record_when_another_one_gets_the_id_of_its_row() {
+    holds(REPLACED);
+}
+
+#[test]
+fn an_adoption_by_the_id_alone_leaves_the_row_that_has_the_id_now() {
+    fails(Variant::AdoptById, REPLACED, NOTHING_LEFT);
+}
+
+#[test]
+fn a_finish_by_the_id_alone_gives_an_event_the_record_of_another() {
+    fails(Variant::FinishById, REPLACED, NOT_MISTAKEN);
+}
+
+#[test]
+fn an_end_by_the_id_alone_leaves_the_row_that_has_the_id_now() {
+    fails(Variant::OverById, REPLACED, NOTHING_LEFT);
 }
 
 #[test]
