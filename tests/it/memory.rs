@@ -427,6 +427,9 @@ async fn texts_of_more_than_two_gigabytes_in_one_row_are_cut() {
 async fn rows_that_a_claim_leaves_for_their_texts_are_told_of_whatever_is_null() {
     let database = Database::new().await;
     let session = database.session(Role::Claim).await;
+    // Only an instance that is listed claims.
+    let listed = "INSERT INTO relay.instances (epoch, locks, host, pid, version) VALUES (77, '{77}', 'test', 1, 'test')";
+    database.client.batch_execute(listed).await.unwrap();
     for (model, parked) in
         [("NULL", false), ("''", false), ("repeat('m', 9000)", false), ("NULL", true), ("''", true)]
     {

@@ -318,6 +318,11 @@ async fn queries_read_in_proportion_to_their_batch_whatever_the_tables_hold_and_
     sessions.assert_bounded("empty, analysed", &[]).await;
 
     run(EVENT_ID).await;
+    // Only an instance that is listed claims.
+    run(
+        "INSERT INTO relay.instances (epoch, locks, host, pid, version) VALUES (1, '{1}', 'test', 1, 'test')",
+    )
+    .await;
     let columns = "INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens";
     run(&format!("{columns}, claimed_by) VALUES (1, 1, 'user', 0, 1, 1, 1, {EPOCH})")).await;
     run("INSERT INTO relay.webhooks (project_id, url) VALUES (1, 'http://a.example')").await;
