@@ -61,6 +61,11 @@ async fn a_peer_finds_the_rows_that_a_killed_relay_had_parked() {
     let (busy, others) = busy(&database, relays).await;
     // The other relay sees none of these rows before they are parked.
     others[0].signal(Signal::SIGSTOP);
+    // A claim that it had sent before runs on a busy machine some time later.
+    let quiet =
+        "SELECT bool_and(state = 'idle' AND now() - state_change > interval '0.3 s') FROM pg_stat_activity
+                 WHERE datname = current_database() AND application_name = 'promptpal-relay claim'";
+    database.eventually(quiet).await;
     database.events(1, 50).await;
     database.eventually("SELECT count(*) FILTER (WHERE parked) > 0 AND count(*) FILTER (WHERE NOT parked AND claimed_by IS NULL) = 0 FROM relay.outbox").await;
     busy.kill();
