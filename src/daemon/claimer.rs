@@ -18,7 +18,7 @@ use crate::daemon::sleeper::Sleeper;
 use crate::daemon::wakeup::Cause;
 use crate::dispatch::pool::Pool;
 use crate::dispatch::scheduler::ClaimBudget;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::call::ErrorKind;
 use crate::model::row::Claimed;
 use crate::telemetry::metrics::{Metrics, Source};
@@ -84,7 +84,10 @@ impl Claimer<'_> {
             };
             let found = match self.claim(&mut batches, &budget).await {
                 Ok(found) => found,
-                Err(error) if claim.is_closed() => return Err(error),
+                // Trying again helps against neither a lost session nor a pooler.
+                Err(error) if claim.is_closed() || matches!(error, Error::Pooled { .. }) => {
+                    return Err(error);
+                }
                 Err(error) => {
                     let why = backoff.failed("rows cannot be claimed", &error);
                     self.metrics.trouble(Source::Claim, Some(why));

@@ -16,7 +16,7 @@ use crate::daemon::pauser::FailingWebhooks;
 use crate::daemon::record::{cut_suspect, make_storable};
 use crate::daemon::sessions::SessionSet;
 use crate::dispatch::pool::Pool;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::message;
 use crate::model::row::Finished;
 use crate::outbox::{STATEMENT_BYTES_MAX, Store};
@@ -235,7 +235,9 @@ impl Recorder<'_> {
                     return Ok(Recorded { done, without_call, refused: Vec::new() });
                 }
                 // It stays under way: the daemon counts that when it notes the loss.
-                Err(error) if self.finish.is_closed() => return Err(error),
+                Err(error) if self.finish.is_closed() || matches!(error, Error::Pooled { .. }) => {
+                    return Err(error);
+                }
                 Err(error) => error,
             };
             self.commits.under_way.set(false);

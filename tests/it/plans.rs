@@ -31,8 +31,8 @@ struct Query {
 /// Rows that may be read for each row of the batch: by the index, by the update, its webhook, and what one part of the
 /// statement hands to the next; while there are pauses, its webhook and its project again.
 const ROWS_PER_ROW: i64 = 12;
-/// Blocks for each row of the batch: some index probes of a few levels each, and the row's own.
-const BLOCKS_PER_ROW: i64 = 25;
+/// Blocks for each row of the batch: some index probes of a few levels each, and the row's own; while there are pauses, two probes more.
+const BLOCKS_PER_ROW: i64 = 35;
 /// What a query may read besides: catalogs, the upper levels of indexes, small tables.
 const REST: i64 = 400;
 
