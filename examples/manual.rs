@@ -7,7 +7,7 @@ use std::{env, fs};
 
 use clap::CommandFactory;
 use clap_complete::Shell;
-use promptpal_relay::cli::Cli;
+use promptpal_relay::inside::cli::Cli;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(env::args().nth(1).ok_or("give the folder to write into")?);

@@ -37,16 +37,76 @@
 //! - [`telemetry`] is read by people; no loop decides by it.
 //! - [`model`] is plain data that travels: the event, its webhooks, the calls.
 
-pub mod cli;
-pub mod command;
-pub mod config;
-pub mod daemon;
-pub mod delivery;
-pub mod dispatch;
-pub mod error;
-pub mod model;
-pub mod outbox;
-pub mod postgres;
-pub mod process;
-pub mod telemetry;
-pub mod tls;
+// `pub` is what leaves the crate: by the lists below, and by nothing else.
+#![warn(unreachable_pub)]
+
+mod cli;
+mod command;
+mod config;
+mod daemon;
+mod delivery;
+mod dispatch;
+mod error;
+mod model;
+mod outbox;
+mod postgres;
+mod process;
+mod telemetry;
+mod tls;
+
+/// What `main.rs` stands on. Nobody else uses this library, so nothing else is public.
+pub mod program {
+    pub use crate::cli::{Cli, Command, one_line as usage_line};
+    pub use crate::command::{calls, check, demo, migrate, pause, replay, run, send_test, status};
+    pub use crate::error::{Error, Result, one_line};
+    pub use crate::process::keep_private;
+    pub use crate::telemetry::logging;
+    pub use crate::telemetry::terminal::escaped;
+}
+
+/// What the tests, the benchmark and the examples may use, by room.
+#[doc(hidden)]
+pub mod inside {
+    pub mod cli {
+        pub use crate::cli::{Cli, Command, Run};
+    }
+    pub mod daemon {
+        pub use crate::daemon::peers::{DEAD_AFTER, DEAD_AFTER_LOSS, Peers};
+        pub use crate::daemon::retention::{Outcome, Retention};
+        pub use crate::daemon::wakeup::{State, Tried};
+    }
+    pub mod config {
+        pub use crate::config::database;
+    }
+    pub mod delivery {
+        pub use crate::delivery::client::{Caller, Settings};
+        pub use crate::delivery::fd_budget;
+        pub use crate::delivery::machine::Machine;
+        pub use crate::delivery::networks::denial_reason;
+        pub use crate::delivery::resolver::{Answer, Resolver};
+        pub use crate::delivery::signature::sign;
+    }
+    pub mod demo {
+        pub use crate::command::demo::postgres::{Cluster, Stop};
+    }
+    pub mod error {
+        pub use crate::error::{Error, one_line};
+    }
+    pub mod model {
+        pub use crate::model::call::{Call, Outcome};
+        pub use crate::model::database_addresses::Reached;
+        pub use crate::model::event::{Secret, Webhook};
+        pub use crate::model::memory::Room;
+        pub use crate::model::message::Message;
+        pub use crate::model::redact::without_credentials;
+        pub use crate::model::text::storable;
+        pub use crate::model::trace_context::TraceParent;
+    }
+    pub mod outbox {
+        pub use crate::outbox::migrations::MIGRATIONS;
+        pub use crate::outbox::{Liveness, Peer, Role, Sleep, Store, Target};
+    }
+    pub mod postgres {
+        pub use crate::postgres::{Session, Settings};
+    }
+}

@@ -3,16 +3,14 @@
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use promptpal_relay::cli::{self, Cli, Command};
-use promptpal_relay::command::{calls, check, demo, migrate, pause, replay, run, send_test, status};
-use promptpal_relay::error::{Error, Result, one_line};
-use promptpal_relay::process;
-use promptpal_relay::telemetry::logging;
-use promptpal_relay::telemetry::terminal::escaped;
+use promptpal_relay::program::{
+    Cli, Command, Error, Result, calls, check, demo, escaped, keep_private, logging, migrate, one_line,
+    pause, replay, run, send_test, status, usage_line,
+};
 
 fn main() -> ExitCode {
     // Before anything is read.
-    if let Err(error) = process::keep_private() {
+    if let Err(error) = keep_private() {
         fails(&one_line(&error));
         return ExitCode::from(error.exit_code());
     }
@@ -40,7 +38,7 @@ fn told(error: &clap::Error) -> ExitCode {
         | ErrorKind::DisplayVersion
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
         _ => {
-            fails(&cli::one_line(error));
+            fails(&usage_line(error));
             Ok(())
         }
     };

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use promptpal_relay::command::demo::postgres::Cluster;
+use promptpal_relay::inside::demo::Cluster;
 use tokio_postgres::{Client, NoTls};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_promptpal-relay");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::command::table::printable;
 use crate::error::Result;
-use crate::outbox::{Holder, Store};
+use crate::outbox::{Holder, Store, lock_class};
 
 /// A lock is held for long when the same transaction still has it after this time. The server does not tell every role since
 /// when it is held.
@@ -17,7 +17,7 @@ const LONG: Duration = Duration::from_secs(1);
 /// # Errors
 ///
 /// When the locks cannot be read.
-pub async fn held_for_long(store: &Store) -> Result<Vec<Holder>> {
+pub(crate) async fn held_for_long(store: &Store) -> Result<Vec<Holder>> {
     let first = store.lock_holders(None).await?;
     if first.is_empty() {
         return Ok(first);
@@ -28,7 +28,7 @@ pub async fn held_for_long(store: &Store) -> Result<Vec<Holder>> {
 }
 
 /// A holder in words: the session, the lock, and the consequence.
-pub fn line(holder: &Holder) -> String {
+pub(crate) fn line(holder: &Holder) -> String {
     let who = match (holder.backend, &holder.login) {
         (Some(backend), Some(login)) => format!("session {backend} of {}", printable(login)),
         (Some(backend), None) => format!("session {backend}"),
@@ -36,7 +36,7 @@ pub fn line(holder: &Holder) -> String {
     };
     let state = holder.state.as_ref().map(|state| format!(" ({state})")).unwrap_or_default();
     match holder.lock.as_str() {
-        "sleep" => format!(
+        lock if lock == lock_class::SLEEP.name => format!(
             "{who}{state} holds the sleep lock for more than {} s: until it ends its transaction or its session, daemons are \
              not notified of rows and look four times a second",
             LONG.as_secs()
@@ -46,7 +46,7 @@ pub fn line(holder: &Holder) -> String {
 }
 
 /// The holders as JSON.
-pub fn json(holders: &[Holder]) -> Value {
+pub(crate) fn json(holders: &[Holder]) -> Value {
     let one = |holder: &Holder| json!({"lock": holder.lock, "pid": holder.backend, "user": holder.login, "state": holder.state});
     holders.iter().map(one).collect()
 }

@@ -3,11 +3,11 @@
 pub mod calls;
 pub mod check;
 pub mod demo;
-pub mod locks;
+pub(crate) mod locks;
 pub mod migrate;
 pub mod pause;
 pub mod replay;
 pub mod run;
 pub mod send_test;
 pub mod status;
-pub mod table;
+pub(crate) mod table;

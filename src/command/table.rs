@@ -27,7 +27,7 @@ const CALL_COLUMNS: [Column; 8] = [
 const TEXT_MAX: usize = 100;
 
 /// Standard output.
-pub struct Screen {
+pub(crate) struct Screen {
     colour: bool,
     // None where standard output is no terminal.
     width: Option<usize>,
@@ -35,7 +35,7 @@ pub struct Screen {
 
 impl Screen {
     /// With colours on a terminal that has them; see [`terminal::has_colours`].
-    pub fn of_stdout() -> Screen {
+    pub(crate) fn of_stdout() -> Screen {
         Screen { colour: terminal::has_colours(&io::stdout()), width: terminal::width(io::stdout()) }
     }
 
@@ -44,7 +44,7 @@ impl Screen {
     /// # Errors
     ///
     /// When standard output cannot be written, also because its reader is gone; see [`Error::is_closed_pipe`].
-    pub fn line(&self, text: &str) -> Result<()> {
+    pub(crate) fn line(&self, text: &str) -> Result<()> {
         print(&escaped(text))
     }
 
@@ -78,7 +78,7 @@ impl Screen {
     /// # Errors
     ///
     /// As [`Screen::line`].
-    pub fn table(&self, headings: &[&str], rows: &[(bool, Vec<String>)]) -> Result<()> {
+    pub(crate) fn table(&self, headings: &[&str], rows: &[(bool, Vec<String>)]) -> Result<()> {
         let headings = headings.iter().map(|heading| (*heading).to_owned()).collect::<Vec<_>>();
         let columns = columns_for(std::iter::once(&headings).chain(rows.iter().map(|(_, row)| row)));
         let aligned = |cells: &[String]| {
@@ -96,7 +96,7 @@ impl Screen {
     /// # Errors
     ///
     /// As [`Screen::line`].
-    pub fn call_headings(&self) -> Result<()> {
+    pub(crate) fn call_headings(&self) -> Result<()> {
         let headings = ["TIME", "CALL", "WEBHOOK", "PROJECT", "MS", "OUTCOME", "TRACE", "WHAT"];
         self.heading(&aligned(&CALL_COLUMNS, headings, BETWEEN))
     }
@@ -106,7 +106,7 @@ impl Screen {
     /// # Errors
     ///
     /// As [`Screen::line`].
-    pub fn call(&self, call: &Logged) -> Result<()> {
+    pub(crate) fn call(&self, call: &Logged) -> Result<()> {
         let mut outcome = match (&call.error_kind, call.status_code) {
             (None, Some(status)) => status.to_string(),
             (None, None) => "ok".into(),
@@ -137,7 +137,7 @@ fn print(line: &str) -> Result<()> {
 
 /// A column of a table: how many characters its cells have at least, and at which end the blanks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Column {
+pub(crate) enum Column {
     /// The text stands on the left.
     Left(usize),
     /// The text stands on the right, as numbers do.
@@ -147,7 +147,11 @@ pub enum Column {
 }
 
 /// The cells of one line, each in its column.
-pub fn aligned<'a>(columns: &[Column], cells: impl IntoIterator<Item = &'a str>, between: &str) -> String {
+pub(crate) fn aligned<'a>(
+    columns: &[Column],
+    cells: impl IntoIterator<Item = &'a str>,
+    between: &str,
+) -> String {
     let cell = |(column, cell): (&Column, &str)| match column {
         Column::Left(width) => format!("{cell:<width$}"),
         Column::Right(width) => format!("{cell:>width$}"),
@@ -157,7 +161,7 @@ pub fn aligned<'a>(columns: &[Column], cells: impl IntoIterator<Item = &'a str>,
 }
 
 /// Columns as wide as the widest cell of each; as many as the first row has.
-pub fn columns_for<'a>(rows: impl Iterator<Item = &'a Vec<String>>) -> Vec<Column> {
+pub(crate) fn columns_for<'a>(rows: impl Iterator<Item = &'a Vec<String>>) -> Vec<Column> {
     let mut widths: Vec<usize> = Vec::new();
     for row in rows {
         let cells = row.iter().map(|cell| cell.chars().count());
@@ -170,7 +174,7 @@ pub fn columns_for<'a>(rows: impl Iterator<Item = &'a Vec<String>>) -> Vec<Colum
 }
 
 /// A foreign text, fit for a column: [`escaped`], and not too long.
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut short: String = text.chars().take(TEXT_MAX).collect();
     if text.chars().nth(TEXT_MAX).is_some() {
         short.push('…');

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 const QUIET: Duration = Duration::from_secs(10);
 
 /// When something last went on.
-pub struct Activity {
+pub(super) struct Activity {
     last: Cell<Instant>,
     /// Rung when the quiet is over, for the monitor.
     stirred: Notify,
@@ -19,29 +19,29 @@ pub struct Activity {
 
 impl Activity {
     /// Something goes on `now`.
-    pub fn new(now: Instant) -> Activity {
+    pub(super) fn new(now: Instant) -> Activity {
         Activity { last: Cell::new(now), stirred: Notify::new() }
     }
 
     /// Something goes on `now`.
-    pub fn note(&self, now: Instant) {
+    pub(super) fn note(&self, now: Instant) {
         if now - self.last.replace(now) > QUIET {
             self.stirred.notify_one();
         }
     }
 
     /// There are rows in hand, and there were none.
-    pub fn rows_came(&self) {
+    pub(super) fn rows_came(&self) {
         self.stirred.notify_one();
     }
 
     /// Whether nothing has gone on for long.
-    pub fn is_quiet(&self, now: Instant) -> bool {
+    pub(super) fn is_quiet(&self, now: Instant) -> bool {
         now - self.last.get() >= QUIET
     }
 
     /// Resolves when the quiet is over, or rows have come. Cancel-safe. For one loop.
-    pub async fn stirred(&self) {
+    pub(super) async fn stirred(&self) {
         self.stirred.notified().await;
     }
 }

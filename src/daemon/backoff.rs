@@ -8,12 +8,12 @@ use crate::error::{Error, one_line};
 /// First and longest pause before something is tried again with Postgres; doubles each time, with jitter. After a loss of its
 /// own, a peer waits for longer than the longest pause before it declares an instance dead
 /// ([`DEAD_AFTER_LOSS`](crate::daemon::peers::DEAD_AFTER_LOSS)).
-pub const RETRY_MIN: Duration = Duration::from_millis(50);
+pub(super) const RETRY_MIN: Duration = Duration::from_millis(50);
 /// As [`RETRY_MIN`].
-pub const RETRY_MAX: Duration = Duration::from_secs(3);
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(3);
 
 /// The tries of one loop. A new one begins after each success.
-pub struct Backoff<'a> {
+pub(super) struct Backoff<'a> {
     user: &'a str,
     pause: Duration,
     outage: Outage,
@@ -21,12 +21,12 @@ pub struct Backoff<'a> {
 
 impl<'a> Backoff<'a> {
     /// Nothing has failed yet. `user` is the daemon's role, for advice.
-    pub fn new(user: &'a str) -> Backoff<'a> {
+    pub(super) fn new(user: &'a str) -> Backoff<'a> {
         Backoff { user, pause: RETRY_MIN, outage: Outage::default() }
     }
 
     /// Tells in the journal that a try has failed and when the next one is due. Returns it as it is for `/healthz`.
-    pub fn failed(&mut self, what: &str, error: &Error) -> String {
+    pub(super) fn failed(&mut self, what: &str, error: &Error) -> String {
         let retry_ms = self.pause.as_millis() as u64;
         let why = one_line(error);
         let advice = outage::advice(error, self.user);
@@ -40,12 +40,12 @@ impl<'a> Backoff<'a> {
     }
 
     /// The pause that is due.
-    pub fn pause(&self) -> Duration {
+    pub(super) fn pause(&self) -> Duration {
         self.pause
     }
 
     /// Waits for the pause that is due; the next one is longer.
-    pub async fn wait(&mut self) {
+    pub(super) async fn wait(&mut self) {
         tokio::time::sleep(self.pause).await;
         self.grow();
     }
@@ -57,7 +57,7 @@ impl<'a> Backoff<'a> {
     }
 
     /// A try has succeeded. True: one had failed before.
-    pub fn succeeded(&mut self) -> bool {
+    pub(super) fn succeeded(&mut self) -> bool {
         let had_failed = self.pause > RETRY_MIN;
         if had_failed {
             *self = Backoff::new(self.user);
@@ -67,7 +67,7 @@ impl<'a> Backoff<'a> {
 }
 
 /// What is wrong, why, and what the operator can do about it.
-pub fn with_advice(what: &str, error: &Error, user: &str) -> String {
+pub(super) fn with_advice(what: &str, error: &Error, user: &str) -> String {
     let why = one_line(error);
     match outage::advice(error, user) {
         Some(advice) => format!("{what}: {why}; {advice}"),

@@ -25,7 +25,7 @@ const LEARN_PARKED_SHARE: u32 = 20;
 const PARKED_PROJECTS_MAX: i64 = 10_000;
 
 /// What a claim found.
-pub struct Batch {
+pub(super) struct Batch {
     /// Claimed by this instance now; to be handed out.
     pub rows: Vec<row::Claimed>,
     /// There may be more.
@@ -33,7 +33,7 @@ pub struct Batch {
 }
 
 /// The claims of one registration.
-pub struct Batches<'a> {
+pub(super) struct Batches<'a> {
     claim: &'a Store,
     epoch: i64,
     pool: &'a Pool,
@@ -50,7 +50,7 @@ pub struct Batches<'a> {
 
 impl<'a> Batches<'a> {
     /// Has claimed nothing yet. Claims under `epoch`.
-    pub fn new(
+    pub(super) fn new(
         claim: &'a Store,
         epoch: i64,
         pool: &'a Pool,
@@ -72,18 +72,18 @@ impl<'a> Batches<'a> {
     }
 
     /// As [`Cursor::want_rescan`].
-    pub fn want_rescan(&mut self) {
+    pub(super) fn want_rescan(&mut self) {
         self.cursor.want_rescan();
     }
 
     /// As [`Cursor::want_rescan_after_new`].
-    pub fn want_rescan_after_new(&mut self) {
+    pub(super) fn want_rescan_after_new(&mut self) {
         self.cursor.want_rescan_after_new();
     }
 
     /// Resolves when there is a reason of our own to claim: a slot for a parked row, a dead peer, a rescan that had to
     /// wait. Cancel-safe.
-    pub fn reason(&self) -> impl Future<Output = ()> + use<'a> {
+    pub(super) fn reason(&self) -> impl Future<Output = ()> + use<'a> {
         let (pool, membership, due_at) = (self.pool, self.membership, self.cursor.due_at());
         async move {
             let due = async {
@@ -105,7 +105,7 @@ impl<'a> Batches<'a> {
     /// # Errors
     ///
     /// When Postgres refuses the claim, or the session is lost.
-    pub async fn pending(&mut self, limit: usize, park: &[i64]) -> Result<Batch> {
+    pub(super) async fn pending(&mut self, limit: usize, park: &[i64]) -> Result<Batch> {
         self.note_peers();
         let start = Instant::now();
         if self.cursor.is_rescan_due(start) {
@@ -148,7 +148,7 @@ impl<'a> Batches<'a> {
     /// # Errors
     ///
     /// When Postgres refuses the claim, or the session is lost.
-    pub async fn parked(&mut self) -> Result<Batch> {
+    pub(super) async fn parked(&mut self) -> Result<Batch> {
         if Instant::now() >= self.learn_parked_at {
             self.learn_parked().await?;
         }

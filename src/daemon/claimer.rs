@@ -21,25 +21,27 @@ use crate::dispatch::scheduler::ClaimBudget;
 use crate::error::{Error, Result};
 use crate::model::call::ErrorKind;
 use crate::model::row::Claimed;
-use crate::telemetry::metrics::{Metrics, Source};
+use crate::telemetry::health::{Health, Source};
+use crate::telemetry::metrics::Metrics;
 
 /// How often this instance wakes its peers while there is more than it can do. A peer that sleeps learns of it within a second
 /// that way, however long its poll interval is. A notification a second costs nothing beside the claims.
 const WAKE_PEERS: Duration = Duration::from_secs(1);
 /// How often it wakes them while it has anything in hand, so that none takes its own quiet for that of all. It is half of the
 /// time after which a peer looks at the others only once a second.
-pub const STIR_PEERS: Duration = Duration::from_secs(5);
+pub(super) const STIR_PEERS: Duration = Duration::from_secs(5);
 /// What a call's log says with `--after-crash record`.
 const INTERRUPTED: &str = "the instance that had this call in hand died; it may or may not have been made";
 
 /// The claiming loop.
-pub struct Claimer<'a> {
+pub(super) struct Claimer<'a> {
     pub config: &'a Config,
     pub stop: &'a Stop,
     pub pool: &'a Pool,
     pub in_hand: &'a InHand,
     pub membership: &'a Membership,
     pub activity: &'a Activity,
+    pub health: &'a Health,
     pub metrics: &'a Metrics,
 }
 
@@ -56,7 +58,7 @@ impl Claimer<'_> {
     /// # Errors
     ///
     /// When a session is lost.
-    pub async fn run(&self, sessions: &SessionSet) -> Result<()> {
+    pub(super) async fn run(&self, sessions: &SessionSet) -> Result<()> {
         let (claim, instance) = (&sessions.claim, &sessions.instance);
         let mut sleeper = Sleeper::new(claim, instance.session(), self.config.poll_interval);
         let mut batches = Batches::new(claim, instance.epoch(), self.pool, self.membership, self.metrics);
@@ -90,7 +92,7 @@ impl Claimer<'_> {
                 }
                 Err(error) => {
                     let why = backoff.failed("rows cannot be claimed", &error);
-                    self.metrics.trouble(Source::Claim, Some(why));
+                    self.health.set(Source::Claim, Some(why));
                     tokio::select! {
                         () = backoff.wait() => continue,
                         () = self.stop.wait() => break,
@@ -98,7 +100,7 @@ impl Claimer<'_> {
                 }
             };
             if backoff.succeeded() {
-                self.metrics.trouble(Source::Claim, None);
+                self.health.set(Source::Claim, None);
             }
             if found.any {
                 self.activity.note(Instant::now());
@@ -182,7 +184,7 @@ impl Claimer<'_> {
 
     /// What has not begun goes back, for a peer or the next start.
     async fn stop_claiming(&self, sessions: &SessionSet) -> Result<()> {
-        self.metrics.trouble(Source::Stop, Some("stopping".into()));
+        self.health.set(Source::Stop, Some("stopping".into()));
         self.in_hand.give_back(self.pool.stop());
         let given_back = self.give_back(sessions, false).await?;
         let running = self.pool.running();

@@ -36,7 +36,7 @@ struct Rescan {
 
 /// What one claim found.
 #[derive(Clone, Copy, Debug)]
-pub struct Claimed {
+pub(crate) struct Claimed {
     /// The highest id of its rows, if there were any.
     pub last_id: Option<i64>,
     /// There may be more above it.
@@ -47,7 +47,7 @@ pub struct Claimed {
 
 /// Where the next claim begins.
 #[derive(Clone, Debug)]
-pub struct Cursor {
+pub(crate) struct Cursor {
     id: i64,
     /// No rescan begins before this, because of what the last one cost.
     rescan_at: Instant,
@@ -73,7 +73,7 @@ pub struct Cursor {
 
 impl Cursor {
     /// Nothing was claimed yet: a rescan of the whole queue comes first.
-    pub fn new(now: Instant) -> Cursor {
+    pub(crate) fn new(now: Instant) -> Cursor {
         Cursor {
             id: 0,
             rescan_at: now,
@@ -90,29 +90,29 @@ impl Cursor {
     }
 
     /// Only rows above this id are to be claimed.
-    pub fn id(&self) -> i64 {
+    pub(crate) fn id(&self) -> i64 {
         self.id
     }
 
     /// Asks for a rescan: ids are drawn before commit, so a row with a lower id can appear later.
-    pub fn want_rescan(&mut self) {
+    pub(crate) fn want_rescan(&mut self) {
         self.wanted = true;
     }
 
     /// Asks for a rescan after one claim above the cursor: a row there does not wait for a rescan.
-    pub fn want_rescan_after_new(&mut self) {
+    pub(crate) fn want_rescan_after_new(&mut self) {
         self.wanted = true;
         self.above_first = true;
     }
 
     /// Asks for a rescan of the whole queue: rows below the low-water mark may be free again.
-    pub fn want_whole_rescan(&mut self) {
+    pub(crate) fn want_whole_rescan(&mut self) {
         self.wanted = true;
         self.whole = true;
     }
 
     /// To be called before each claim. True: a rescan is due, and is to be begun.
-    pub fn is_rescan_due(&mut self, now: Instant) -> bool {
+    pub(crate) fn is_rescan_due(&mut self, now: Instant) -> bool {
         self.wanted |= self.owes_whole && now >= self.whole_at;
         let is_due = !std::mem::take(&mut self.above_first)
             && now >= self.rescan_at
@@ -121,13 +121,13 @@ impl Cursor {
     }
 
     /// Whether a rescan that is due needs to know which transactions are running.
-    pub fn needs_snapshot(&self) -> bool {
+    pub(crate) fn needs_snapshot(&self) -> bool {
         self.whole_took >= WHOLE_CHEAP
     }
 
     /// Sets the cursor back: to the low-water mark, or to zero when that is cheap, due, or asked for. `snapshot` was taken
     /// after the last claim, if [`Cursor::needs_snapshot`].
-    pub fn begin_rescan(&mut self, snapshot: Option<Snapshot>, now: Instant) {
+    pub(crate) fn begin_rescan(&mut self, snapshot: Option<Snapshot>, now: Instant) {
         if let Some(snapshot) = snapshot {
             self.low_water.rescan(self.id, snapshot, now);
         }
@@ -139,7 +139,7 @@ impl Cursor {
     }
 
     /// A claim from the cursor on has ended `now`: moves the cursor, and ends the rescan that is going on when it is through.
-    pub fn claimed(&mut self, claimed: Claimed, now: Instant) {
+    pub(crate) fn claimed(&mut self, claimed: Claimed, now: Instant) {
         let Claimed { last_id, more, took } = claimed;
         self.id = last_id.unwrap_or(self.id);
         let Some(rescan) = &mut self.rescan else {
@@ -168,7 +168,7 @@ impl Cursor {
     }
 
     /// When a claim is due for a rescan that had to wait; none: no rescan waits.
-    pub fn due_at(&self) -> Option<Instant> {
+    pub(crate) fn due_at(&self) -> Option<Instant> {
         let wanted = self.wanted.then_some(self.rescan_at);
         let whole = self.owes_whole.then(|| self.whole_at.max(self.rescan_at));
         wanted.into_iter().chain(whole).min()

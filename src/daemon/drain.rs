@@ -16,7 +16,7 @@ const DRAIN_COMMIT: Duration = Duration::from_secs(10);
 const ASK: Duration = Duration::from_millis(50);
 
 /// The deadline of a stop.
-pub struct Drain<'a> {
+pub(super) struct Drain<'a> {
     pub stop: &'a Stop,
     /// How long a call may take.
     pub timeout: Duration,
@@ -26,7 +26,7 @@ pub struct Drain<'a> {
 
 impl Drain<'_> {
     /// Resolves when the daemon was told to stop and it takes too long: Postgres is away, or does not let it commit.
-    pub async fn overdue(&self) -> Error {
+    pub(super) async fn overdue(&self) -> Error {
         self.stop.wait().await;
         let limit = self.timeout + DRAIN;
         systemd::stopping(limit + DRAIN_COMMIT);

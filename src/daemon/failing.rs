@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::model::call::{Call, ErrorKind};
 
 /// A webhook with fewer calls is not paused: a few failures far from each other say little.
-pub const CALLS_MIN: u64 = 20;
+pub(crate) const CALLS_MIN: u64 = 20;
 /// Most failing webhooks that are counted. When one more fails, those that failed longest ago are forgotten.
 const WEBHOOKS_MAX: usize = 10_000;
 /// So many webhooks that fail at the same time, while no endpoint at all answers, are taken for a fault of this host's
@@ -20,7 +20,7 @@ const GONE: u16 = 410;
 
 /// What a call says about its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// The endpoint took the event.
     Success,
     /// The call failed.
@@ -34,7 +34,7 @@ pub enum Event {
 
 impl Event {
     /// What a recorded call says; none when it says nothing: it was not made, or failed for a reason of ours.
-    pub fn of(call: &Call) -> Option<Event> {
+    pub(crate) fn of(call: &Call) -> Option<Event> {
         match call.error_kind {
             None => Some(Event::Success),
             Some(ErrorKind::Paused | ErrorKind::Interrupted | ErrorKind::Internal) => None,
@@ -46,7 +46,7 @@ impl Event {
 
 /// Why a webhook is to be paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// It has said that it is gone.
     Gone,
     /// All of its calls have failed.
@@ -67,7 +67,7 @@ struct Streak {
 }
 
 /// The failing webhooks.
-pub struct Failing {
+pub(crate) struct Failing {
     after: Duration,
     streaks: HashMap<i64, Streak>,
     /// When an endpoint last answered, whichever and whatever.
@@ -76,12 +76,12 @@ pub struct Failing {
 
 impl Failing {
     /// Nothing has failed. A webhook that fails for `after` is to be paused.
-    pub fn new(after: Duration) -> Failing {
+    pub(crate) fn new(after: Duration) -> Failing {
         Failing { after, streaks: HashMap::new(), answered: None }
     }
 
     /// A call was recorded. Returns why its webhook is to be paused, if it is.
-    pub fn note(&mut self, webhook_id: i64, event: Event, now: Instant) -> Option<Verdict> {
+    pub(crate) fn note(&mut self, webhook_id: i64, event: Event, now: Instant) -> Option<Verdict> {
         if event != (Event::Failure { answered: false }) {
             self.answered = Some(now);
         }

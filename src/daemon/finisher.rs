@@ -21,7 +21,8 @@ use crate::model::message;
 use crate::model::row::Finished;
 use crate::outbox::{STATEMENT_BYTES_MAX, Store};
 use crate::telemetry::failure_log::Failures;
-use crate::telemetry::metrics::{Metrics, Source};
+use crate::telemetry::health::{Health, Source};
+use crate::telemetry::metrics::Metrics;
 
 /// When sessions were lost so many times while a commit was under way, and no commit succeeded in between, a large record may
 /// be the cause. Then all large records of the next commit are cut.
@@ -35,7 +36,7 @@ const FENCED_IDS_MAX: usize = 20;
 /// is under way. When a session is lost, the daemon counts a commit that was under way, before it reconnects; the finishing
 /// loop reads the count.
 #[derive(Default)]
-pub struct Commits {
+pub(super) struct Commits {
     under_way: Cell<bool>,
     /// How often a session was lost while a commit was under way, since the last commit that succeeded.
     lost: Cell<u32>,
@@ -43,12 +44,12 @@ pub struct Commits {
 
 impl Commits {
     /// Whether one is under way.
-    pub fn is_under_way(&self) -> bool {
+    pub(super) fn is_under_way(&self) -> bool {
         self.under_way.get()
     }
 
     /// A session is lost. If a commit was under way, the daemon does not know what came of it, and counts that.
-    pub fn session_lost(&self) {
+    pub(super) fn session_lost(&self) {
         if self.under_way.take() {
             self.lost.set(self.lost.get() + 1);
         }
@@ -56,13 +57,14 @@ impl Commits {
 }
 
 /// The finishing loop.
-pub struct Finisher<'a> {
+pub(super) struct Finisher<'a> {
     pub config: &'a Config,
     pub pool: &'a Pool,
     pub in_hand: &'a InHand,
     pub commits: &'a Commits,
     pub failures: &'a Failures,
     pub failing: &'a FailingWebhooks,
+    pub health: &'a Health,
     pub metrics: &'a Metrics,
     pub inbox: Inbox,
 }
@@ -83,7 +85,7 @@ impl Finisher<'_> {
     /// # Errors
     ///
     /// When the session is lost.
-    pub async fn run(&mut self, sessions: &SessionSet) -> Result<()> {
+    pub(super) async fn run(&mut self, sessions: &SessionSet) -> Result<()> {
         loop {
             // What a lost session left comes first.
             self.commit(&sessions.finish).await?;
@@ -112,7 +114,7 @@ impl Finisher<'_> {
                 rows.iter_mut().for_each(cut_suspect);
             }
             let recorder =
-                Recorder { config: self.config, commits: self.commits, metrics: self.metrics, finish };
+                Recorder { config: self.config, commits: self.commits, health: self.health, finish };
             let recorded = recorder.record(epoch, rows).await?;
             self.commits.lost.set(0);
             self.learn(count, &recorded);
@@ -139,7 +141,7 @@ impl Finisher<'_> {
             let so = if waits { "; they take most of --memory, and claiming waits" } else { "" };
             format!("Postgres refuses the records of {} rows: see the journal{so}", aside.len())
         });
-        self.metrics.trouble(Source::Finish, why);
+        self.health.set(Source::Finish, why);
     }
 
     /// How many rows, from the first on, are claimed by this epoch and fit into one statement.
@@ -211,7 +213,7 @@ impl Finisher<'_> {
 struct Recorder<'a> {
     config: &'a Config,
     commits: &'a Commits,
-    metrics: &'a Metrics,
+    health: &'a Health,
     finish: &'a Store,
 }
 
@@ -243,7 +245,7 @@ impl Recorder<'_> {
             self.commits.under_way.set(false);
             if !error.is_data() {
                 let why = backoff.failed("calls cannot be recorded", &error);
-                self.metrics.trouble(Source::Finish, Some(why));
+                self.health.set(Source::Finish, Some(why));
                 backoff.wait().await;
                 continue;
             }

@@ -36,7 +36,7 @@ impl Claim {
 
 /// The rows in hand, by id.
 #[derive(Default)]
-pub struct InHand {
+pub(super) struct InHand {
     rows: RefCell<HashMap<i64, Claim>>,
     /// The claiming loop has claimed its last, and given back what had not begun. Never unset.
     closed: Cell<bool>,
@@ -46,7 +46,7 @@ pub struct InHand {
 
 impl InHand {
     /// Rows were claimed. True: there were none before.
-    pub fn enter(&self, claimed: &[Claimed]) -> bool {
+    pub(super) fn enter(&self, claimed: &[Claimed]) -> bool {
         let mut rows = self.rows.borrow_mut();
         let was_empty = rows.is_empty();
         rows.extend(claimed.iter().map(|row| {
@@ -57,24 +57,24 @@ impl InHand {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.rows.borrow().len()
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.rows.borrow().is_empty()
     }
 
     /// The epoch that a row is claimed by, as far as this process knows; none when its claim is lost, whether or not this
     /// process has claimed the row again since.
-    pub fn epoch_of(&self, row: &Finished) -> Option<i64> {
+    pub(super) fn epoch_of(&self, row: &Finished) -> Option<i64> {
         let rows = self.rows.borrow();
         rows.get(&row.id).filter(|claim| claim.is_of(row.key())).map(|claim| claim.epoch)
     }
 
     /// A claim is over: its row is recorded, or somebody else's. A later claim of the same id stays.
-    pub fn over(&self, claim: ClaimKey) {
+    pub(super) fn over(&self, claim: ClaimKey) {
         let mut rows = self.rows.borrow_mut();
         if rows.get(&claim.id).is_some_and(|current| current.is_of(claim)) {
             rows.remove(&claim.id);
@@ -82,7 +82,7 @@ impl InHand {
     }
 
     /// Rows whose calls have not begun go back, each with whether its calls are repeated ones.
-    pub fn give_back(&self, unstarted: impl IntoIterator<Item = (ClaimKey, bool)>) {
+    pub(super) fn give_back(&self, unstarted: impl IntoIterator<Item = (ClaimKey, bool)>) {
         let mut rows = self.rows.borrow_mut();
         for (key, repeated) in unstarted {
             if let Some(claim) = rows.get_mut(&key.id).filter(|claim| claim.is_of(key)) {
@@ -93,7 +93,7 @@ impl InHand {
 
     /// The ids of the rows that go back, and of those of them whose calls are repeated ones. Those of a try whose session was
     /// lost are among them.
-    pub fn returning(&self) -> (Vec<i64>, Vec<i64>) {
+    pub(super) fn returning(&self) -> (Vec<i64>, Vec<i64>) {
         let rows = self.rows.borrow();
         let returning =
             || rows.iter().filter_map(|(id, claim)| claim.returning.map(|repeated| (*id, repeated)));
@@ -102,18 +102,18 @@ impl InHand {
     }
 
     /// These rows went back.
-    pub fn returned(&self, ids: &[i64]) {
+    pub(super) fn returned(&self, ids: &[i64]) {
         let mut rows = self.rows.borrow_mut();
         ids.iter().for_each(|id| _ = rows.remove(id));
     }
 
     /// How many rows have begun.
-    pub fn begun(&self) -> usize {
+    pub(super) fn begun(&self) -> usize {
         self.rows.borrow().values().filter(|claim| claim.returning.is_none()).count()
     }
 
     /// The claims of all rows.
-    pub fn owned(&self) -> Vec<Owned> {
+    pub(super) fn owned(&self) -> Vec<Owned> {
         let owned = |(id, claim): (&i64, &Claim)| {
             let Claim { claimed, event_id, previous, .. } = *claim;
             Owned { id: *id, claimed, event_id, previous }
@@ -123,7 +123,7 @@ impl InHand {
 
     /// Of the rows that were `asked` for, `adopted` are claimed by `epoch` now; the others are lost and taken out. Returns
     /// the lost ones.
-    pub fn adopted(&self, asked: &[Owned], adopted: &[i64], epoch: i64) -> HashSet<ClaimKey> {
+    pub(super) fn adopted(&self, asked: &[Owned], adopted: &[i64], epoch: i64) -> HashSet<ClaimKey> {
         let adopted: HashSet<i64> = adopted.iter().copied().collect();
         let lost = asked.iter().filter(|claim| !adopted.contains(&claim.id)).map(Owned::key).collect();
         let mut rows = self.rows.borrow_mut();
@@ -133,18 +133,18 @@ impl InHand {
     }
 
     /// No more rows come.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.closed.set(true);
         self.closing.notify_one();
     }
 
     /// Whether no more rows come, and all are recorded.
-    pub fn is_drained(&self) -> bool {
+    pub(super) fn is_drained(&self) -> bool {
         self.closed.get() && self.is_empty()
     }
 
     /// Resolves when [`InHand::close`] was called since the last time. Cancel-safe. For one loop.
-    pub async fn closed(&self) {
+    pub(super) async fn closed(&self) {
         self.closing.notified().await;
     }
 }

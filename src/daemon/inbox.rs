@@ -12,10 +12,10 @@ use crate::model::row::Finished;
 /// Most rows in one finish.
 const FINISH_MAX: usize = 1000;
 /// How long a record that Postgres refuses in any form is set aside.
-pub const SET_ASIDE: Duration = Duration::from_secs(10);
+pub(super) const SET_ASIDE: Duration = Duration::from_secs(10);
 
 /// Rows to be recorded.
-pub struct Inbox {
+pub(super) struct Inbox {
     results: UnboundedReceiver<Finished>,
     /// Taken from `results` and not committed yet.
     pub uncommitted: Vec<Finished>,
@@ -25,12 +25,12 @@ pub struct Inbox {
 
 impl Inbox {
     /// Empty. Rows come through `results`, which the pool bounds.
-    pub fn new(results: UnboundedReceiver<Finished>) -> Inbox {
+    pub(super) fn new(results: UnboundedReceiver<Finished>) -> Inbox {
         Inbox { results, uncommitted: Vec::new(), aside: Aside::default() }
     }
 
     /// Waits for more rows to record, and adds them to `uncommitted`. Cancel-safe.
-    pub async fn more(&mut self) {
+    pub(super) async fn more(&mut self) {
         tokio::select! {
             _ = self.results.recv_many(&mut self.uncommitted, FINISH_MAX) => {}
             () = self.aside.due() => self.uncommitted.extend(self.aside.take()),
@@ -41,7 +41,7 @@ impl Inbox {
 /// Rows whose records Postgres refuses in any form. One of them is tried again now and then; when it is taken, so are the
 /// others.
 #[derive(Default)]
-pub struct Aside {
+pub(super) struct Aside {
     rows: VecDeque<Finished>,
     try_at: Option<Instant>,
     /// The last one that was tried was taken.
@@ -50,12 +50,12 @@ pub struct Aside {
 
 impl Aside {
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.rows.len()
     }
 
     /// Memory that they hold.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.rows.iter().map(|row| row.held.bytes()).sum()
     }
 
@@ -74,7 +74,7 @@ impl Aside {
 
     /// Learns what came of a commit `now`: so many rows that were aside are done, so many are refused again, and these are
     /// refused.
-    pub fn learn(&mut self, done: usize, again: usize, refused: Vec<Finished>, now: Instant) {
+    pub(super) fn learn(&mut self, done: usize, again: usize, refused: Vec<Finished>, now: Instant) {
         if again > 0 {
             (self.open, self.try_at) = (false, Some(now + SET_ASIDE));
         } else if done > 0 {

@@ -28,7 +28,7 @@ struct Candidate {
 
 /// The low-water mark, and what may become it.
 #[derive(Clone, Debug, Default)]
-pub struct LowWater {
+pub(crate) struct LowWater {
     id: i64,
     // What may become it.
     candidate: Option<Candidate>,
@@ -38,13 +38,13 @@ pub struct LowWater {
 
 impl LowWater {
     /// Nothing new can appear up to this id.
-    pub fn id(&self) -> i64 {
+    pub(crate) fn id(&self) -> i64 {
         self.id
     }
 
     /// To be called before a rescan that starts at the mark or below. `seen` is the highest id that was seen before
     /// the snapshot was taken, `now`.
-    pub fn rescan(&mut self, seen: i64, snapshot: Snapshot, now: Instant) {
+    pub(crate) fn rescan(&mut self, seen: i64, snapshot: Snapshot, now: Instant) {
         let Some(candidate) = &mut self.candidate else {
             self.candidate = Some(Candidate { id: seen, at: now, xmax: None });
             return;
@@ -59,7 +59,7 @@ impl LowWater {
     }
 
     /// To be called when that rescan has come up to where it was to end.
-    pub fn rescanned(&mut self) {
+    pub(crate) fn rescanned(&mut self) {
         if let Some(id) = self.next.take() {
             self.id = self.id.max(id);
         }

@@ -1,10 +1,5 @@
-//! Who is alive: an instance's epoch, its liveness locks, and how others are declared dead.
-//!
-//! Each session of an instance draws a random key and takes its advisory lock. Only then the instance is listed, with these
-//! keys, so that an instance that has just registered is not taken for dead. It lives for as long as any of its sessions
-//! does. An instance that has lost a session registers anew, and adopts its rows in hand before it lets the others go.
-//! A free lock is looked at twice. Only locks count that a session of a daemon's login holds; other sessions neither keep an
-//! instance alive nor take its lock away. Never waits for a lock inside Postgres: a waiting session would hold back vacuum.
+//! Who is alive: what this process knows of the other instances, and which epochs are its own. Never asks Postgres but to
+//! wake the others.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant, SystemTime};
@@ -12,118 +7,15 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 
 use crate::daemon::peers::Peers;
-use crate::error::{Error, Result, one_line};
-use crate::outbox::Store;
-
-/// The channel that sleeping relays listen to; `relay.wake()` notifies it.
-const LISTEN: &str = "LISTEN promptpal_relay";
-
-/// How often an epoch is drawn anew when it is refused. Random ones are not refused twice in a row by chance.
-const EPOCHS_MAX: u32 = 8;
-
-/// This process, registered; the session here is the one that listens.
-pub struct Instance {
-    epoch: i64,
-    /// Keys of the locks of its sessions.
-    keys: [i64; 3],
-    /// Process ids of their backends: of the one that listens, claims, finishes.
-    backends: [i32; 3],
-    server_started: SystemTime,
-    store: Store,
-}
-
-impl Instance {
-    /// Listens on this session, has it and the two others take their locks, and lists the instance. Declares no instance dead:
-    /// a process that has rows in hand under an older epoch adopts those first.
-    pub async fn register(store: Store, claim: &Store, finish: &Store) -> Result<Instance> {
-        // A statement of its own, so committed when it returns: what is inserted from here on is heard of.
-        store.batch_execute(LISTEN).await.map_err(Error::postgres("listening"))?;
-        let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
-        let pid = i32::try_from(std::process::id()).unwrap_or(0);
-        let (mut own, claim, finish) =
-            tokio::try_join!(store.hold_lock(), claim.hold_lock(), finish.hold_lock())?;
-        for _ in 0..EPOCHS_MAX {
-            let keys = [own.key, claim.key, finish.key];
-            let registered = store.register(&keys, &host, pid, env!("CARGO_PKG_VERSION")).await?;
-            if let Some(server_started) = registered {
-                let backends = [own.backend, claim.backend, finish.backend];
-                return Ok(Instance { epoch: own.key, keys, backends, server_started, store });
-            }
-            own = store.draw_lock().await?;
-        }
-        Err(Error::Failed(format!(
-            "registering the instance: {EPOCHS_MAX} random epochs were refused; look for a trigger or a rule on relay.instances"
-        )))
-    }
-
-    /// The epoch that stamps our claims.
-    pub fn epoch(&self) -> i64 {
-        self.epoch
-    }
-
-    /// Process ids of the backends of the sessions that claim and finish.
-    pub fn working_backends(&self) -> [i32; 2] {
-        [self.backends[1], self.backends[2]]
-    }
-
-    /// When the server started that it is registered with.
-    pub fn server_started(&self) -> SystemTime {
-        self.server_started
-    }
-
-    /// The session that listens.
-    pub fn session(&self) -> &Store {
-        &self.store
-    }
-
-    /// That session, which goes on without being this instance's.
-    pub fn into_session(self) -> Store {
-        self.store
-    }
-
-    /// Looks at the liveness locks, and declares the instances dead that are overdue `now`. One round trip.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Pooled`] when a pooler has given our session away: no session is ours then.
-    pub async fn look_around(&self, membership: &Membership, now: Instant) -> Result<()> {
-        let overdue = membership.peers.borrow().overdue(now);
-        let found = self.store.declare_dead(self.epoch, &overdue, self.backends[0]).await?;
-        if membership.peers.borrow_mut().learn(&found, now) {
-            membership.changed.notify_one();
-        }
-        Ok(())
-    }
-
-    /// Ends the sessions that are left of older epochs of ours. The server may not hear us on them, and would keep them, and
-    /// the locks that they hold, for ever. With `cut_off` only those that are within a statement or a transaction and wait to
-    /// hear more. Where we may not end them it is said in the log, and is no error.
-    pub async fn end_older(&self, epochs: &[i64], cut_off: bool) -> Result<()> {
-        match self.store.end_sessions(epochs, &self.keys, cut_off).await {
-            Ok(ended) => tracing::debug!(ended, "sessions that were left are ended"),
-            Err(error) if self.store.is_closed() => return Err(error),
-            Err(error) => tracing::warn!(
-                error = %one_line(&error),
-                "lost sessions may be left on the server: terminate those of promptpal-relay that are older than this"
-            ),
-        }
-        Ok(())
-    }
-
-    /// The end of this instance: it has nothing in hand any more. Wakes the others: one that slept because we had the
-    /// sleep lock has to take it.
-    pub async fn retire(self) -> Result<()> {
-        self.store.retire(&[self.epoch()], true).await?;
-        self.store.notify_peers().await
-    }
-}
+use crate::error::Result;
+use crate::outbox::{Peer, Store};
 
 /// This process among the instances: what it knows of the others, and the epochs that are its own.
 ///
 /// Each connection and the monitor write what is known of the others; the claiming loop and the monitor read it. The daemon
 /// and its reconnection write and read this process's epochs. The claiming loop and the monitor note when they wake the others.
 /// All run on one thread.
-pub struct Membership {
+pub(super) struct Membership {
     peers: RefCell<Peers>,
     /// Rung for the claiming loop when another instance is dead, one has left, or the recovery barrier rises or falls.
     changed: Notify,
@@ -135,7 +27,7 @@ pub struct Membership {
 
 impl Membership {
     /// Alone, and woke the others `now`.
-    pub fn new(now: Instant) -> Membership {
+    pub(super) fn new(now: Instant) -> Membership {
         Membership {
             peers: RefCell::default(),
             changed: Notify::new(),
@@ -145,42 +37,54 @@ impl Membership {
     }
 
     /// As [`Peers::connected`].
-    pub fn connected(&self, server_started: SystemTime, now: Instant) {
+    pub(super) fn connected(&self, server_started: SystemTime, now: Instant) {
         self.peers.borrow_mut().connected(server_started, now);
     }
 
+    /// As [`Peers::overdue`].
+    pub(super) fn overdue(&self, now: Instant) -> Vec<i64> {
+        self.peers.borrow().overdue(now)
+    }
+
+    /// Takes in what a look at the liveness locks found, and rings when that changes what may be claimed.
+    pub(super) fn learn(&self, found: &[Peer], now: Instant) {
+        if self.peers.borrow_mut().learn(found, now) {
+            self.changed.notify_one();
+        }
+    }
+
     /// Epochs whose rows may be taken over, in order.
-    pub fn dead(&self) -> Vec<i64> {
+    pub(super) fn dead(&self) -> Vec<i64> {
         self.peers.borrow().dead().to_vec()
     }
 
     /// As [`Peers::declared_dead`].
-    pub fn declared_dead(&self) -> u64 {
+    pub(super) fn declared_dead(&self) -> u64 {
         self.peers.borrow().declared_dead()
     }
 
     /// How many others live.
-    pub fn alive(&self) -> usize {
+    pub(super) fn alive(&self) -> usize {
         self.peers.borrow().alive()
     }
 
     /// As [`Peers::any_suspect`].
-    pub fn any_suspect(&self) -> bool {
+    pub(super) fn any_suspect(&self) -> bool {
         self.peers.borrow().any_suspect()
     }
 
     /// As [`Peers::is_recovering`].
-    pub fn is_recovering(&self) -> bool {
+    pub(super) fn is_recovering(&self) -> bool {
         self.peers.borrow().is_recovering()
     }
 
     /// Resolves when what may be claimed has changed since the last time. Cancel-safe. For one loop.
-    pub async fn changed(&self) {
+    pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
     /// Whether others may sleep because this instance slept, and have not been told that it does not any more.
-    pub fn owes_wake(&self, released: Option<Instant>) -> bool {
+    pub(super) fn owes_wake(&self, released: Option<Instant>) -> bool {
         released > Some(self.peers_woken.get())
     }
 
@@ -189,7 +93,7 @@ impl Membership {
     /// # Errors
     ///
     /// When the session is lost.
-    pub async fn wake_peers(&self, session: &Store, pause: Duration) -> Result<()> {
+    pub(super) async fn wake_peers(&self, session: &Store, pause: Duration) -> Result<()> {
         if self.peers_woken.get().elapsed() >= pause && self.alive() > 0 {
             self.peers_woken.set(Instant::now());
             session.notify_peers().await?;
@@ -198,17 +102,17 @@ impl Membership {
     }
 
     /// Epochs of this process that may have rows.
-    pub fn epochs(&self) -> Vec<i64> {
+    pub(super) fn epochs(&self) -> Vec<i64> {
         self.epochs.borrow().clone()
     }
 
     /// One more epoch may have rows.
-    pub fn add_epoch(&self, epoch: i64) {
+    pub(super) fn add_epoch(&self, epoch: i64) {
         self.epochs.borrow_mut().push(epoch);
     }
 
     /// No other epoch of this process has rows any more.
-    pub fn only_epoch(&self, epoch: i64) {
+    pub(super) fn only_epoch(&self, epoch: i64) {
         self.epochs.replace(vec![epoch]);
     }
 }

@@ -13,30 +13,31 @@ mod activity;
 mod backoff;
 mod batch;
 mod claimer;
-pub mod cursor;
+pub(crate) mod cursor;
 mod drain;
-pub mod failing;
+pub(crate) mod failing;
 mod finisher;
 mod in_hand;
 mod inbox;
-pub mod low_water;
+mod instance;
+pub(crate) mod low_water;
 mod membership;
 mod monitor;
 mod origin;
 mod outage;
 mod pauser;
-pub mod peers;
+pub(crate) mod peers;
 mod queue_age;
 mod reconnect;
 mod record;
-pub mod retention;
+pub(crate) mod retention;
 mod sessions;
-pub mod signals;
+pub(crate) mod signals;
 mod sleeper;
 mod stall;
 mod status;
 mod systemd;
-pub mod wakeup;
+pub(crate) mod wakeup;
 mod watchdog;
 
 use std::collections::HashSet;
@@ -69,7 +70,9 @@ use crate::error::{Error, Result, one_line};
 use crate::model::memory::Memory;
 use crate::model::row::{ClaimKey, Finished, Owned};
 use crate::telemetry::failure_log::Failures;
-use crate::telemetry::metrics::{self, Metrics, Source};
+use crate::telemetry::health::{Health, Source};
+use crate::telemetry::http::Server;
+use crate::telemetry::metrics::Metrics;
 
 /// Rows that are named when their calls cannot be recorded; the rest is counted.
 const NAMED_MAX: usize = 20;
@@ -79,14 +82,14 @@ const NAMED_MAX: usize = 20;
 /// # Errors
 ///
 /// What keeps it from starting. Once it runs, a lost session is no error: it reconnects for as long as it takes.
-pub async fn run(config: &Config, stop: Stop) -> Result<()> {
+pub(crate) async fn run(config: &Config, stop: Stop) -> Result<()> {
     let server = match config.metrics_listen {
-        Some(address) => Some(metrics::Server::bind(address).await?),
+        Some(address) => Some(Server::bind(address).await?),
         None => None,
     };
     let mut endpoint = config.endpoint.clone();
     // The very port, also where any free one was asked for.
-    endpoint.metrics_port = server.as_ref().map(metrics::Server::port).transpose()?;
+    endpoint.metrics_port = server.as_ref().map(Server::port).transpose()?;
     let caller = Arc::new(Caller::new(endpoint)?);
     let (to_results, results) = mpsc::unbounded_channel();
     let post = Box::new({
@@ -107,6 +110,7 @@ pub async fn run(config: &Config, stop: Stop) -> Result<()> {
         commits: Commits::default(),
         failures: Failures::default(),
         failing: FailingWebhooks::new(config.pause_failing),
+        health: Health::starting(),
         metrics: Metrics::default(),
     };
     let drain = daemon.drain();
@@ -130,6 +134,7 @@ struct Daemon<'a> {
     commits: Commits,
     failures: Failures,
     failing: FailingWebhooks,
+    health: Health,
     metrics: Metrics,
 }
 
@@ -166,7 +171,7 @@ impl Daemon<'_> {
     /// From the first connection to the last commit.
     async fn live(&self, results: UnboundedReceiver<Finished>) -> Result<()> {
         let Some(mut sessions) = self.connect().await? else { return Ok(()) };
-        self.metrics.trouble(Source::Sessions, None);
+        self.health.set(Source::Sessions, None);
         systemd::ready();
         tracing::info!(epoch = sessions.instance.epoch(), database = %self.config.database.describe(), "relaying");
         let mut loops = self.loops(results);
@@ -189,7 +194,7 @@ impl Daemon<'_> {
             let Some(again) = again else { return Ok(()) };
             sessions = again;
             self.metrics.reconnects.inc();
-            self.metrics.trouble(Source::Sessions, None);
+            self.health.set(Source::Sessions, None);
             tracing::info!(epoch = sessions.instance.epoch(), "found Postgres again");
         }
         tracing::info!("drained");
@@ -239,17 +244,19 @@ impl Daemon<'_> {
     fn note_lost(&self, error: &Error) {
         self.pool.lease_until(Instant::now());
         self.commits.session_lost();
-        self.metrics.trouble(Source::Claim, None);
-        self.metrics.trouble(Source::Finish, None);
+        self.health.set(Source::Claim, None);
+        self.health.set(Source::Finish, None);
         let why = with_advice("lost Postgres", error, self.config.database.user());
-        self.metrics.trouble(Source::Sessions, Some(why));
+        self.health.set(Source::Sessions, Some(why));
         tracing::warn!(error = %one_line(error), "lost Postgres, reconnecting; calls in flight go on");
     }
 
     /// Answers scrapes, if metrics are wanted.
-    async fn tell(&self, server: Option<metrics::Server>) -> std::convert::Infallible {
+    async fn tell(&self, server: Option<Server>) -> std::convert::Infallible {
         match server {
-            Some(server) => server.serve(&self.metrics, || (self.pool.load(), self.in_hand.len())).await,
+            Some(server) => {
+                server.serve(&self.metrics, &self.health, || (self.pool.load(), self.in_hand.len())).await
+            }
             None => std::future::pending().await,
         }
     }
@@ -263,6 +270,7 @@ impl Daemon<'_> {
                 in_hand: &self.in_hand,
                 membership: &self.membership,
                 activity: &self.activity,
+                health: &self.health,
                 metrics: &self.metrics,
             },
             finisher: Finisher {
@@ -272,6 +280,7 @@ impl Daemon<'_> {
                 commits: &self.commits,
                 failures: &self.failures,
                 failing: &self.failing,
+                health: &self.health,
                 metrics: &self.metrics,
                 inbox: Inbox::new(results),
             },
@@ -283,6 +292,7 @@ impl Daemon<'_> {
                 membership: &self.membership,
                 activity: &self.activity,
                 failures: &self.failures,
+                health: &self.health,
                 metrics: &self.metrics,
                 watchdog: self.watchdog(),
                 silence_limit: SilenceLimit::default(),
@@ -302,7 +312,7 @@ impl Daemon<'_> {
             in_hand: &self.in_hand,
             origin: &self.origin,
             membership: &self.membership,
-            metrics: &self.metrics,
+            health: &self.health,
             watchdog: self.watchdog(),
         }
     }

@@ -20,7 +20,8 @@ use crate::delivery::client::Caller;
 use crate::dispatch::pool::Pool;
 use crate::error::{Error, Result};
 use crate::telemetry::failure_log::Failures;
-use crate::telemetry::metrics::{Metrics, Source};
+use crate::telemetry::health::{Health, Source};
+use crate::telemetry::metrics::Metrics;
 
 /// How often the other instances are looked at while this one has rows in hand, or something goes on: with [`DEAD_AFTER`],
 /// the time to a takeover.
@@ -34,7 +35,7 @@ const LEASE_GRACE: Duration = Duration::from_millis(250);
 const ASK: Duration = Duration::from_secs(1);
 
 /// The monitor.
-pub struct Monitor<'a> {
+pub(super) struct Monitor<'a> {
     pub stop: &'a Stop,
     pub pool: &'a Pool,
     pub caller: &'a Caller,
@@ -42,6 +43,7 @@ pub struct Monitor<'a> {
     pub membership: &'a Membership,
     pub activity: &'a Activity,
     pub failures: &'a Failures,
+    pub health: &'a Health,
     pub metrics: &'a Metrics,
     pub watchdog: Watchdog<'a>,
     /// How long the other sessions may wait for Postgres. It outlives a lost session.
@@ -50,7 +52,7 @@ pub struct Monitor<'a> {
 
 impl Monitor<'_> {
     /// Watches until a session is lost.
-    pub async fn run(&mut self, sessions: &SessionSet) -> Error {
+    pub(super) async fn run(&mut self, sessions: &SessionSet) -> Error {
         match self.watch(sessions).await {
             Ok(never) => match never {},
             Err(error) => error,
@@ -135,7 +137,7 @@ impl Monitor<'_> {
             ),
             None => tracing::info!("calls go on"),
         }
-        self.metrics.trouble(Source::Stall, why);
+        self.health.set(Source::Stall, why);
     }
 
     fn tell_status(&self, status: &mut StatusLine) {
@@ -145,7 +147,7 @@ impl Monitor<'_> {
         }
         let facts = Facts {
             stopping: self.stop.asked().then(|| self.pool.running()),
-            why: self.metrics.why(),
+            why: self.health.why(),
             in_hand: self.in_hand.len(),
             oldest_s: self.metrics.oldest_age().filter(|age| *age > 0.0),
         };

@@ -10,7 +10,7 @@ use crate::outbox::Store;
 use crate::outbox::installation::Identity;
 
 /// What the sessions of a daemon have in common.
-pub struct Origin {
+pub(super) struct Origin {
     site: Option<String>,
     /// The first session writes it.
     first: OnceCell<Identity>,
@@ -20,12 +20,12 @@ pub struct Origin {
 
 impl Origin {
     /// Knows no database yet. `site` is the daemon's.
-    pub fn new(site: Option<String>) -> Origin {
+    pub(super) fn new(site: Option<String>) -> Origin {
         Origin { site, first: OnceCell::new(), last: Cell::new(None) }
     }
 
     /// Whether the last session that was asked is one of the database that this daemon began with.
-    pub fn is_the_first(&self) -> bool {
+    pub(super) fn is_the_first(&self) -> bool {
         self.last.get().as_ref() == self.first.get()
     }
 
@@ -34,7 +34,7 @@ impl Origin {
     /// # Errors
     ///
     /// [`Error::Installation`], with the way out; what the question itself fails with.
-    pub async fn require(&self, session: &Store) -> Result<()> {
+    pub(super) async fn require(&self, session: &Store) -> Result<()> {
         let installation = session.installation().await?;
         self.last.set(Some(installation.identity));
         installation.require_original()?;

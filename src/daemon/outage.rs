@@ -16,7 +16,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// How loud a failed try is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
+pub(super) enum Level {
     /// It was told as an error a moment ago.
     Debug,
     /// It may pass.
@@ -27,14 +27,14 @@ pub enum Level {
 
 /// What one loop of the daemon has been refused, for as long as it tries again. A new one begins after each success.
 #[derive(Default)]
-pub struct Outage {
+pub(super) struct Outage {
     since: Option<Instant>,
     told: Option<Instant>,
 }
 
 impl Outage {
     /// Another try has failed, with this error. A Postgres that is merely away counts for nothing: it comes back by itself.
-    pub fn failed(&mut self, error: &Error, now: Instant) -> Level {
+    pub(super) fn failed(&mut self, error: &Error, now: Instant) -> Level {
         if refusal(error).is_none() {
             *self = Outage::default();
             return Level::Warn;
@@ -118,7 +118,7 @@ fn is_passing(code: &SqlState) -> bool {
 }
 
 /// What the operator can do about it; `user` is the daemon's role. None: nothing but to see to it that Postgres runs.
-pub fn advice(error: &Error, user: &str) -> Option<String> {
+pub(super) fn advice(error: &Error, user: &str) -> Option<String> {
     Some(match refusal(error)? {
         Refusal::Login => format!(
             "the role {user} is gone, may not log in, or has another password: CREATE ROLE {user} LOGIN IN ROLE \

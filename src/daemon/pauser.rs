@@ -37,7 +37,7 @@ struct Wanted {
 
 /// The failing webhooks, and those that are to be paused. The finishing loop writes it, the pausing loop reads it. Outlives
 /// a lost session.
-pub struct FailingWebhooks {
+pub(super) struct FailingWebhooks {
     /// None without `--pause-failing`: nothing is counted.
     failing: Option<RefCell<Failing>>,
     wanted: RefCell<VecDeque<Wanted>>,
@@ -47,7 +47,7 @@ pub struct FailingWebhooks {
 
 impl FailingWebhooks {
     /// Nothing has failed.
-    pub fn new(pause_failing: Option<Duration>) -> FailingWebhooks {
+    pub(super) fn new(pause_failing: Option<Duration>) -> FailingWebhooks {
         FailingWebhooks {
             failing: pause_failing.map(|after| RefCell::new(Failing::new(after))),
             wanted: RefCell::default(),
@@ -56,7 +56,7 @@ impl FailingWebhooks {
     }
 
     /// A call was recorded.
-    pub fn note(&self, call: &Call, now: Instant) {
+    pub(super) fn note(&self, call: &Call, now: Instant) {
         let (Some(failing), Some(event)) = (&self.failing, Event::of(call)) else { return };
         let Some(verdict) = failing.borrow_mut().note(call.webhook_id, event, now) else { return };
         let mut wanted = self.wanted.borrow_mut();
@@ -100,7 +100,7 @@ impl Wanted {
 }
 
 /// The pausing loop.
-pub struct Pauser<'a> {
+pub(super) struct Pauser<'a> {
     pub config: &'a Config,
     pub failing: &'a FailingWebhooks,
     pub metrics: &'a Metrics,
@@ -108,7 +108,7 @@ pub struct Pauser<'a> {
 
 impl Pauser<'_> {
     /// Pauses for ever. What fails is tried again.
-    pub async fn run(&self) -> Infallible {
+    pub(super) async fn run(&self) -> Infallible {
         loop {
             // What a lost session left comes first.
             while let Err(error) = self.pause_all().await {

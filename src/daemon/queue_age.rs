@@ -19,14 +19,14 @@ const MEASURE: Duration = Duration::from_secs(5);
 const MEASURE_MAX: Duration = Duration::from_secs(10);
 
 /// The measuring loop.
-pub struct QueueAge<'a> {
+pub(super) struct QueueAge<'a> {
     pub config: &'a Config,
     pub metrics: &'a Metrics,
 }
 
 impl QueueAge<'_> {
     /// Measures for ever. What fails is asked again; meanwhile the age is not known.
-    pub async fn run(&self) -> Infallible {
+    pub(super) async fn run(&self) -> Infallible {
         if self.config.metrics_listen.is_none() && !systemd::listens() {
             std::future::pending::<()>().await;
         }
@@ -40,7 +40,7 @@ impl QueueAge<'_> {
     }
 
     /// The age is not known.
-    pub fn unknown(&self) {
+    pub(super) fn unknown(&self) {
         self.metrics.oldest((f64::NAN, f64::NAN));
         self.metrics.retention_age(f64::NAN);
     }

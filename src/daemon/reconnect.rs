@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::in_hand::InHand;
-use crate::daemon::membership::{Instance, Membership};
+use crate::daemon::instance::Instance;
+use crate::daemon::membership::Membership;
 use crate::daemon::origin::Origin;
 use crate::daemon::sessions::{OldSessions, SessionSet, in_time};
 use crate::daemon::signals::Stop;
@@ -16,20 +17,20 @@ use crate::daemon::systemd;
 use crate::daemon::watchdog::Watchdog;
 use crate::dispatch::pool::Pool;
 use crate::error::{Error, Result};
-use crate::telemetry::metrics::{Metrics, Source};
+use crate::telemetry::health::{Health, Source};
 
 /// How long all that one try does may take before the next one.
 const CONNECT_MAX: Duration = Duration::from_secs(60);
 
 /// Makes the sessions anew.
-pub struct Reconnect<'a> {
+pub(super) struct Reconnect<'a> {
     pub config: &'a Config,
     pub stop: &'a Stop,
     pub pool: &'a Pool,
     pub in_hand: &'a InHand,
     pub origin: &'a Origin,
     pub membership: &'a Membership,
-    pub metrics: &'a Metrics,
+    pub health: &'a Health,
     pub watchdog: Watchdog<'a>,
 }
 
@@ -41,7 +42,7 @@ impl Reconnect<'_> {
     ///
     /// When a restart is needed, or does not help: the schema has changed under the daemon, the database is another one, or a
     /// pooler gives its sessions away.
-    pub async fn run(&self, old: OldSessions) -> Result<Option<SessionSet>> {
+    pub(super) async fn run(&self, old: OldSessions) -> Result<Option<SessionSet>> {
         let nothing_to_commit = async {
             self.stop.wait().await;
             if !self.in_hand.is_empty() {
@@ -65,7 +66,7 @@ impl Reconnect<'_> {
                 Err(error) => {
                     let why = backoff.failed("waiting for Postgres", &error);
                     systemd::status(&format!("{why}, retry in {:.1} s", backoff.pause().as_secs_f64()));
-                    self.metrics.trouble(Source::Sessions, Some(why));
+                    self.health.set(Source::Sessions, Some(why));
                 }
             }
             self.watchdog.during(backoff.wait()).await;

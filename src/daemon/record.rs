@@ -16,7 +16,7 @@ const BARE: &str = "the call was made, its record could not be stored";
 
 /// Makes the records of a row that Postgres refuses such that it may take them: their answers short, and when they are
 /// short already, the records bare. False: they were bare already.
-pub fn make_storable(row: &mut Finished, error: &Error) -> bool {
+pub(super) fn make_storable(row: &mut Finished, error: &Error) -> bool {
     let is_bare = |call: &Call| call.error_message.as_deref().is_some_and(|text| text.starts_with(BARE));
     if row.calls.iter().all(is_bare) {
         tracing::error!(
@@ -52,7 +52,7 @@ fn make_bare(call: &mut Call, error: &Error) {
 
 /// Takes a large record for what the session is lost for, again and again, and makes it shorter: something on the way
 /// may not let it through.
-pub fn cut_suspect(row: &mut Finished) {
+pub(super) fn cut_suspect(row: &mut Finished) {
     if row.record_bytes() > LARGE_BYTES {
         tracing::error!(
             outbox_id = row.id,

@@ -7,7 +7,8 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use crate::daemon::membership::{Instance, Membership};
+use crate::daemon::instance::Instance;
+use crate::daemon::membership::Membership;
 use crate::daemon::origin::Origin;
 use crate::error::{Error, Result};
 use crate::outbox::migrations;
@@ -16,7 +17,7 @@ use crate::postgres::Settings;
 
 /// How long Postgres may take for an answer to what takes it a millisecond. After that the daemon treats the session as
 /// lost: packets may vanish without an error on either side.
-pub const SILENCE: Duration = Duration::from_secs(5);
+pub(super) const SILENCE: Duration = Duration::from_secs(5);
 /// The longest that a session which claims or finishes waits before the server is asked.
 const SILENCE_MAX: Duration = Duration::from_secs(160);
 /// First and longest pause before Postgres is asked again for a session that it had no room for: a backend needs a moment
@@ -32,7 +33,7 @@ const ROOM_MAX: Duration = Duration::from_secs(2);
 const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// The sessions of one registration.
-pub struct SessionSet {
+pub(super) struct SessionSet {
     /// With the session that listens.
     pub instance: Instance,
     /// Claims, and gives back.
@@ -51,7 +52,7 @@ type Overdue = [Option<Instant>; 2];
 /// [`SILENCE`] at first. Each time that the server did not, the limit doubles, up to 160 s: on a slow line the next statement
 /// comes through then. After ten minutes without such a case it is [`SILENCE`] again.
 #[derive(Clone, Copy, Default)]
-pub struct SilenceLimit {
+pub(super) struct SilenceLimit {
     raised: Option<(Duration, Instant)>,
 }
 
@@ -70,7 +71,7 @@ impl SessionSet {
     /// when the next one fails. `adopt` adopts the rows that this process had in hand under an older epoch. It runs before
     /// anything else, because peers do not wait for long. When Postgres has no room for the sessions because of `older` ones,
     /// the daemon lets those go.
-    pub async fn connect(
+    pub(super) async fn connect(
         settings: &Settings,
         origin: &Origin,
         membership: &Membership,
@@ -95,7 +96,7 @@ impl SessionSet {
     }
 
     /// What is left of it, to be kept until another session set has adopted its rows. `epochs` are ours that may have rows.
-    pub fn into_old(self, epochs: Vec<i64>) -> OldSessions {
+    pub(super) fn into_old(self, epochs: Vec<i64>) -> OldSessions {
         OldSessions {
             epochs,
             sessions: vec![self.claim, self.finish, self.instance.into_session()],
@@ -106,7 +107,7 @@ impl SessionSet {
     /// Fails when a session waits for Postgres while Postgres waits for that session: something between them takes what is
     /// sent and does not pass it on. (When the network does not even take it, the kernel notices: `tcp_user_timeout`.) To be
     /// called every second or so: only what was so the last time, too, counts, because an answer may be on its way.
-    pub async fn require_responsive(&self, silence_limit: &mut SilenceLimit) -> Result<()> {
+    pub(super) async fn require_responsive(&self, silence_limit: &mut SilenceLimit) -> Result<()> {
         let limit = silence_limit.limit(Instant::now());
         let unresponsive = self.unresponsive(limit).await?;
         let before = self.unresponsive.replace(unresponsive);
@@ -136,7 +137,7 @@ impl SessionSet {
     }
 
     /// Resolves when one of the sessions is lost. Cancel-safe.
-    pub async fn lost(&self) -> Error {
+    pub(super) async fn lost(&self) -> Error {
         tokio::select! {
             error = self.instance.session().closed() => error,
             error = self.claim.closed() => error,
@@ -148,7 +149,7 @@ impl SessionSet {
 /// The sessions that are left of a session set. As long as one of them lives, so do the older epochs, and no peer takes our
 /// rows over.
 #[derive(Default)]
-pub struct OldSessions {
+pub(super) struct OldSessions {
     epochs: Vec<i64>,
     // Some may be lost.
     sessions: Vec<Store>,
@@ -238,7 +239,7 @@ impl OldSessions {
 }
 
 /// The work's result, if Postgres takes no longer for it than this.
-pub async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+pub(super) async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(silence(limit)))
 }
 

@@ -17,7 +17,7 @@ const AT_ONCE: i32 = 1;
 
 /// Whether we are to stop; cheap to clone.
 #[derive(Clone)]
-pub struct Stop {
+pub(crate) struct Stop {
     // Written by the signal task only.
     asked: watch::Receiver<bool>,
 }
@@ -29,19 +29,19 @@ impl Stop {
     /// # Errors
     ///
     /// [`Error::Io`] when the system refuses a handler.
-    pub fn install(reopen: impl Fn() + Send + 'static) -> Result<Stop> {
+    pub(crate) fn install(reopen: impl Fn() + Send + 'static) -> Result<Stop> {
         let (sender, asked) = watch::channel(false);
         install(sender, reopen).map_err(Error::io("installing signal handlers"))?;
         Ok(Stop { asked })
     }
 
     /// Whether we were asked to stop.
-    pub fn asked(&self) -> bool {
+    pub(crate) fn asked(&self) -> bool {
         *self.asked.borrow()
     }
 
     /// Resolves when we are asked to stop, at once if we were. Cancel-safe.
-    pub async fn wait(&self) {
+    pub(crate) async fn wait(&self) {
         let mut asked = self.asked.clone();
         if asked.wait_for(|asked| *asked).await.is_err() {
             // The signal task is gone with the runtime; no signal is heard any more.

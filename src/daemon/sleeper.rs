@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::outbox::Store;
 
 /// The wake-up of one instance on its sessions.
-pub struct Sleeper<'a> {
+pub(super) struct Sleeper<'a> {
     claim: &'a Store,
     listen: &'a Store,
     wakeup: Wakeup,
@@ -17,7 +17,7 @@ pub struct Sleeper<'a> {
 impl<'a> Sleeper<'a> {
     /// Awake. The sleep lock is taken on the session that claims, so that lock and claim come one after the other;
     /// notifications come on the session that listens.
-    pub fn new(claim: &'a Store, listen: &'a Store, poll_interval: Duration) -> Sleeper<'a> {
+    pub(super) fn new(claim: &'a Store, listen: &'a Store, poll_interval: Duration) -> Sleeper<'a> {
         Sleeper { claim, listen, wakeup: Wakeup::new(poll_interval), released: None }
     }
 
@@ -26,7 +26,7 @@ impl<'a> Sleeper<'a> {
     /// # Errors
     ///
     /// When the session is lost.
-    pub async fn release(&mut self) -> Result<()> {
+    pub(super) async fn release(&mut self) -> Result<()> {
         if self.wakeup.found_rows() {
             self.claim.wake_up().await?;
             self.released = Some(Instant::now());
@@ -36,7 +36,7 @@ impl<'a> Sleeper<'a> {
 
     /// When this instance last released the sleep lock. A peer may sleep because this instance held it; nobody notifies the
     /// peer from then on, so an instance that has more than it can do must.
-    pub fn released(&self) -> Option<Instant> {
+    pub(super) fn released(&self) -> Option<Instant> {
         self.released
     }
 
@@ -46,7 +46,7 @@ impl<'a> Sleeper<'a> {
     /// # Errors
     ///
     /// When the session is lost.
-    pub async fn wait(&mut self, other: impl Future<Output = ()>) -> Result<Cause> {
+    pub(super) async fn wait(&mut self, other: impl Future<Output = ()>) -> Result<Cause> {
         let wait = match self.wakeup.wait() {
             Some(wait) => wait,
             None => match self.wakeup.tried(self.claim.try_sleep().await?) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::model::load::Load;
 
 /// After this time it is said that nothing moves.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
 /// A call that has been running for this time is made. One that is not made for a shortage of ours ends sooner.
 const RUNS: Duration = Duration::from_millis(100);
 /// After this time a restart is the better thing.
@@ -16,7 +16,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// Since when nothing moves.
 #[derive(Debug, Default)]
-pub struct Stall {
+pub(super) struct Stall {
     progress: u64,
     since: Option<Instant>,
     stalled: bool,
@@ -24,7 +24,7 @@ pub struct Stall {
 
 impl Stall {
     /// Learns what the threads do. The monitor calls it with each of its looks, a second apart at most while Postgres answers.
-    pub fn look(&mut self, load: &Load, now: Instant) {
+    pub(super) fn look(&mut self, load: &Load, now: Instant) {
         let waits = load.waiting > 0 && load.longest_running < RUNS && load.ended == 0;
         if !waits || load.progress != self.progress {
             self.since = None;
@@ -36,12 +36,12 @@ impl Stall {
     }
 
     /// Whether nothing has moved for [`LIMIT`].
-    pub fn is_stalled(&self) -> bool {
+    pub(super) fn is_stalled(&self) -> bool {
         self.stalled
     }
 
     /// Whether nothing has moved for so long that a restart is the better thing.
-    pub fn is_long(&self, now: Instant) -> bool {
+    pub(super) fn is_long(&self, now: Instant) -> bool {
         self.since.is_some_and(|since| now - since >= LONG)
     }
 }

@@ -8,7 +8,7 @@ use crate::daemon::systemd;
 const STATUS: Duration = Duration::from_secs(1);
 
 /// What the line is made of.
-pub struct Facts {
+pub(super) struct Facts {
     /// Calls in flight, when the daemon was told to stop.
     pub stopping: Option<usize>,
     /// Why the daemon does not work.
@@ -20,7 +20,7 @@ pub struct Facts {
 }
 
 /// What systemd was told last.
-pub struct StatusLine {
+pub(super) struct StatusLine {
     told: Instant,
     calls: u64,
     text: String,
@@ -28,17 +28,17 @@ pub struct StatusLine {
 
 impl StatusLine {
     /// Nothing was told yet; `calls` were recorded so far.
-    pub fn new(calls: u64, now: Instant) -> StatusLine {
+    pub(super) fn new(calls: u64, now: Instant) -> StatusLine {
         StatusLine { told: now, calls, text: String::new() }
     }
 
     /// Whether the next line is due.
-    pub fn is_due(&self, now: Instant) -> bool {
+    pub(super) fn is_due(&self, now: Instant) -> bool {
         now - self.told >= STATUS
     }
 
     /// Tells systemd, if there is anything new. `calls` were recorded so far.
-    pub fn tell(&mut self, facts: Facts, calls: u64, now: Instant) {
+    pub(super) fn tell(&mut self, facts: Facts, calls: u64, now: Instant) {
         let rate = (calls - self.calls) as f64 / (now - self.told).as_secs_f64();
         (self.told, self.calls) = (now, calls);
         let text = line(facts, rate);

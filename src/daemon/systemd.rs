@@ -31,32 +31,32 @@ fn try_tell(text: &str) -> io::Result<()> {
 }
 
 /// Whether there is anybody to tell.
-pub fn listens() -> bool {
+pub(super) fn listens() -> bool {
     env::var_os("NOTIFY_SOCKET").is_some()
 }
 
 /// The schema is right and we listen.
-pub fn ready() {
+pub(super) fn ready() {
     tell("READY=1");
 }
 
 /// What we are doing, one line for `systemctl status`. [`escaped`]: a line break would begin another assignment.
-pub fn status(text: &str) {
+pub(super) fn status(text: &str) {
     tell(&format!("STATUS={}", escaped(text)));
 }
 
 /// We were told to stop and finish what is in hand, which takes so long at most: the unit's own limit may be shorter.
-pub fn stopping(limit: Duration) {
+pub(super) fn stopping(limit: Duration) {
     tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", limit.as_micros()));
 }
 
 /// We make progress.
-pub fn watchdog() {
+pub(super) fn watchdog() {
     tell("WATCHDOG=1");
 }
 
 /// How often [`watchdog`] is to be called, when the unit wants it: half of its limit, as systemd advises.
-pub fn watchdog_interval() -> Option<Duration> {
+pub(super) fn watchdog_interval() -> Option<Duration> {
     let number = |name| env::var(name).ok()?.parse::<u64>().ok();
     let limit = number("WATCHDOG_USEC").filter(|limit| *limit > 0)?;
     // Meant for another process, which passed its environment on.

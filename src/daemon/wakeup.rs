@@ -30,7 +30,7 @@ const DEAF: Duration = Duration::from_millis(20);
 
 /// Why the daemon claims again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// The last claim before it sleeps.
     LastLook,
     /// An inserting transaction was open at the last claim.
@@ -45,7 +45,7 @@ pub enum Cause {
 
 impl Cause {
     /// Its name in the metrics.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Cause::LastLook => "last_look",
             Cause::BackedOff => "dozing",
@@ -122,7 +122,7 @@ impl State {
 
 /// How to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wait {
+pub(crate) struct Wait {
     /// So long at most.
     pub longest: Duration,
     /// Why the daemon claims again when that time is over.
@@ -133,7 +133,7 @@ pub struct Wait {
 
 /// What to do when a claim found nothing more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Claim again now, for this reason.
     Claim(Cause),
     /// Wait, then claim again.
@@ -142,7 +142,7 @@ pub enum Next {
 
 /// The state with its pauses.
 #[derive(Clone, Debug)]
-pub struct Wakeup {
+pub(crate) struct Wakeup {
     state: State,
     poll_interval: Duration,
     /// The next pause.
@@ -153,23 +153,23 @@ pub struct Wakeup {
 
 impl Wakeup {
     /// Awake.
-    pub fn new(poll_interval: Duration) -> Wakeup {
+    pub(crate) fn new(poll_interval: Duration) -> Wakeup {
         Wakeup { state: State::Awake, poll_interval, back_off: BACK_OFF_MIN, fruitless: 0 }
     }
 
     /// As [`State::found_rows`].
-    pub fn found_rows(&mut self) -> bool {
+    pub(crate) fn found_rows(&mut self) -> bool {
         self.fruitless = 0;
         self.state.found_rows()
     }
 
     /// A claim found nothing more: how to wait. None: the sleep lock is to be tried first.
-    pub fn wait(&self) -> Option<Wait> {
+    pub(crate) fn wait(&self) -> Option<Wait> {
         (!self.state.tries_lock()).then(|| self.sleep())
     }
 
     /// The sleep lock was tried: what now.
-    pub fn tried(&mut self, lock: Sleep) -> Next {
+    pub(crate) fn tried(&mut self, lock: Sleep) -> Next {
         if self.state != State::BackingOff {
             self.back_off = BACK_OFF_MIN;
         }
@@ -185,7 +185,7 @@ impl Wakeup {
     }
 
     /// The waiting is over, for this reason.
-    pub fn woken(&mut self, cause: Cause) {
+    pub(crate) fn woken(&mut self, cause: Cause) {
         self.state.woken();
         match cause {
             Cause::Notified => self.fruitless = self.fruitless.saturating_add(1),

@@ -12,7 +12,7 @@ const STUCK: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Tells systemd that the daemon makes progress.
-pub struct Watchdog<'a> {
+pub(super) struct Watchdog<'a> {
     pub pool: &'a Pool,
     /// How long a call may take.
     pub timeout: Duration,
@@ -20,13 +20,13 @@ pub struct Watchdog<'a> {
 
 impl Watchdog<'_> {
     /// Ticks when systemd is to be told.
-    pub fn interval(&self) -> tokio::time::Interval {
+    pub(super) fn interval(&self) -> tokio::time::Interval {
         tokio::time::interval(systemd::watchdog_interval().unwrap_or(INTERVAL))
     }
 
     /// The daemon makes progress: this thread runs, no call has outlived its time limit by much, and what waits is not kept
     /// by the daemon itself. A Postgres that is away, or that keeps the daemon waiting, is no reason for a restart.
-    pub fn tell(&self, stall: &Stall) {
+    pub(super) fn tell(&self, stall: &Stall) {
         let longest = self.pool.longest_running();
         if longest >= self.timeout + STUCK {
             tracing::error!(
@@ -41,7 +41,7 @@ impl Watchdog<'_> {
     }
 
     /// Does the work, and tells systemd meanwhile: hosts that do not answer take their time, and are no hang.
-    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(super) async fn during<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         let mut interval = self.interval();
         loop {

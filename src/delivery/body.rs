@@ -11,7 +11,7 @@ const REPLACEMENT: char = '\u{FFFD}';
 const FIRST: usize = 512;
 
 /// A body, as far as it has come and is kept.
-pub struct BodyText<'a> {
+pub(crate) struct BodyText<'a> {
     text: String,
     /// The beginning of a character whose other bytes have not come yet: at most three bytes.
     begun: Vec<u8>,
@@ -22,12 +22,12 @@ pub struct BodyText<'a> {
 
 impl<'a> BodyText<'a> {
     /// Keeps at most `limit` bytes of text, and no more than there is room for.
-    pub fn new(limit: usize, room: &'a mut Room) -> BodyText<'a> {
+    pub(crate) fn new(limit: usize, room: &'a mut Room) -> BodyText<'a> {
         BodyText { text: String::new(), begun: Vec::new(), limit, room, cut: false }
     }
 
     /// Adds bytes. False: nothing more is kept.
-    pub fn push(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
         let joined;
         let mut rest = bytes;
         if !self.begun.is_empty() {
@@ -60,7 +60,7 @@ impl<'a> BodyText<'a> {
     }
 
     /// The text, and whether something was left out of it.
-    pub fn end(mut self) -> (String, bool) {
+    pub(crate) fn end(mut self) -> (String, bool) {
         if !self.begun.is_empty() && !self.cut {
             self.add(REPLACEMENT.encode_utf8(&mut [0; 4]));
         }

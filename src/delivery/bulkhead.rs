@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// At most so many permits are out at once. Clones share the count.
 #[derive(Clone, Debug)]
-pub struct Bulkhead {
+pub(crate) struct Bulkhead {
     most: usize,
     // Written by those who take and drop permits.
     taken: Arc<AtomicUsize>,
@@ -22,12 +22,12 @@ pub struct Permit {
 
 impl Bulkhead {
     /// A bulkhead with this many permits.
-    pub fn new(most: usize) -> Bulkhead {
+    pub(crate) fn new(most: usize) -> Bulkhead {
         Bulkhead { most, taken: Arc::default() }
     }
 
     /// Takes so many permits at once; none when fewer are left.
-    pub fn take(&self, count: usize) -> Option<Permit> {
+    pub(crate) fn take(&self, count: usize) -> Option<Permit> {
         let fits = |taken: usize| taken.checked_add(count).filter(|sum| *sum <= self.most);
         // Relaxed: the count guards no other memory.
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;

@@ -17,10 +17,10 @@ use crate::model::database_addresses::Reached;
 
 /// All that a customer reads of a name whose address is refused. The address itself, or its kind, would tell the customer
 /// what the names of our network stand for.
-pub const NAME_REFUSED: &str = "the name stands for a private address, or for one of the relay's own";
+pub(crate) const NAME_REFUSED: &str = "the name stands for a private address, or for one of the relay's own";
 /// Why a call may not go to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Denial {
+pub(crate) struct Denial {
     /// The kind of address, for the customer who typed it.
     pub kind: &'static str,
     /// For the operator.
@@ -33,12 +33,12 @@ impl Denial {
     }
 
     /// In words, for the customer who typed the address.
-    pub fn message(&self, address: SocketAddr) -> String {
+    pub(crate) fn message(&self, address: SocketAddr) -> String {
         format!("{} may not be called: {}", address.ip(), self.kind)
     }
 
     /// What the customer reads of it, when the URL has this host.
-    pub fn for_customer(&self, host: &str, address: SocketAddr) -> String {
+    pub(crate) fn for_customer(&self, host: &str, address: SocketAddr) -> String {
         let typed = bare(host).parse::<IpAddr>().is_ok() || is_localhost(host);
         if typed { self.message(address) } else { NAME_REFUSED.into() }
     }
@@ -46,7 +46,7 @@ impl Denial {
 
 /// The rules of one process.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// Networks that may be called although they are not globally reachable.
     pub allow: Vec<IpNet>,
     /// Hosts and ports of our Postgres, which no call may reach. A name is looked up when a call goes to its port, because
@@ -66,7 +66,7 @@ impl Policy {
     /// Why a call may not go to an address, but for the rule of [`Policy::own`]; none when it may. Blocks until `deadline` at
     /// most, to look up a name of our own Postgres. While such a name has no answer, any address at its port may be the
     /// database, and is refused.
-    pub fn denial(&self, address: SocketAddr, deadline: Instant) -> Option<Denial> {
+    pub(crate) fn denial(&self, address: SocketAddr, deadline: Instant) -> Option<Denial> {
         if let Some(kind) = networks::denial_reason(address.ip(), &self.allow) {
             return Some(Denial { kind, detail: kind.into() });
         }
@@ -94,7 +94,7 @@ impl Policy {
     /// # Errors
     ///
     /// When the kernel cannot tell, for a lack of memory.
-    pub fn own(&self, address: SocketAddr) -> io::Result<Option<Denial>> {
+    pub(crate) fn own(&self, address: SocketAddr) -> io::Result<Option<Denial>> {
         let allowed = networks::is_allowed(address.ip(), &self.allow);
         let own = !allowed && self.is_own(address.ip())?;
         Ok(own.then(|| Denial::own("an address of this machine's; --allow-net allows it")))
@@ -107,7 +107,7 @@ impl Policy {
     }
 
     /// What `localhost` stands for: loopback, as far as the operator has allowed it.
-    pub fn loopback(&self) -> Vec<IpAddr> {
+    pub(crate) fn loopback(&self) -> Vec<IpAddr> {
         let both: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let allowed: Vec<_> =
             both.into_iter().filter(|address| networks::is_allowed(*address, &self.allow)).collect();
@@ -116,13 +116,13 @@ impl Policy {
 }
 
 /// Whether a name is loopback everywhere (RFC 6761). The resolver is not asked for it.
-pub fn is_localhost(name: &str) -> bool {
+pub(crate) fn is_localhost(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     name == "localhost" || name.ends_with(".localhost")
 }
 
 /// A host without the brackets of an IPv6 address.
-pub fn bare(host: &str) -> &str {
+pub(crate) fn bare(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 

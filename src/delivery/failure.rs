@@ -9,7 +9,7 @@ use crate::tls::handshake;
 
 /// Why a call failed, or was not made.
 #[derive(Debug)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// The call failed: its kind and its message for the log.
     Call(ErrorKind, String),
     /// The call was not made for a lack of this process's, with the reason.
@@ -20,20 +20,20 @@ pub enum Failure {
 
 impl Failure {
     /// A failed call. The message may have foreign text in it.
-    pub fn of(kind: ErrorKind, message: impl Into<String>) -> Failure {
+    pub(crate) fn of(kind: ErrorKind, message: impl Into<String>) -> Failure {
         // Postgres cannot hold NUL.
         Failure::Call(kind, message.into().replace('\0', "\u{FFFD}"))
     }
 }
 
 /// A call that did not get as far as `what` in its time.
-pub fn late(what: &str, timeout: Duration) -> Failure {
+pub(crate) fn late(what: &str, timeout: Duration) -> Failure {
     let limit = humantime::format_duration(timeout);
     Failure::of(ErrorKind::Timeout, format!("{what} within {limit}"))
 }
 
 /// Sorts an error of ureq's. `timeout` is the time that the whole call had.
-pub fn sort(error: &ureq::Error, exchange: &Exchange, timeout: Duration) -> Failure {
+pub(crate) fn sort(error: &ureq::Error, exchange: &Exchange, timeout: Duration) -> Failure {
     use ureq::Error as E;
     if let Some(problem) = &exchange.refused {
         return Failure::of(ErrorKind::BlockedAddress, problem.clone());

@@ -12,7 +12,7 @@ use crate::model::text::storable_text;
 const VALUE_BYTES_MAX: usize = 1024;
 
 /// The headers in a request's head, as JSON, without credentials.
-pub fn sent(head: &[u8]) -> String {
+pub(crate) fn sent(head: &[u8]) -> String {
     let end = head.windows(4).position(|end| end == b"\r\n\r\n").unwrap_or(head.len());
     let lines = head[..end].iter().position(|byte| *byte == b'\n').map_or(end, |first| first + 1);
     let sent = pairs(&head[lines..end]);
@@ -20,7 +20,7 @@ pub fn sent(head: &[u8]) -> String {
 }
 
 /// The names and values of header lines.
-pub fn pairs(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(crate) fn pairs(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     lines.split(|byte| *byte == b'\n').filter_map(|line| {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let colon = line.iter().position(|byte| *byte == b':')?;
@@ -29,13 +29,13 @@ pub fn pairs(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 }
 
 /// The names and values of headers that were parsed.
-pub fn parsed(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(crate) fn parsed(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
     headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
 }
 
 /// The headers of an answer as JSON of at most `most` bytes, and whether something was left out. Where all are longer, each
 /// keeps the beginning of its value, and the last ones are left out.
-pub fn that_fit<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
+pub(crate) fn that_fit<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
     all: impl Fn() -> I,
     most: usize,
 ) -> (String, bool) {

@@ -5,19 +5,19 @@
 //! decides which addresses may be called, by [`networks`] and what the kernel says of this [`machine`]. [`resolver`] looks names
 //! up, [`tls`] says which servers are trusted, and [`fd_budget`] keeps a low limit of file descriptors from being hit: a [`bulkhead`] for the process.
 
-pub mod body;
-pub mod bulkhead;
-pub mod client;
-pub mod egress;
-pub mod failure;
+pub(crate) mod body;
+pub(crate) mod bulkhead;
+pub(crate) mod client;
+pub(crate) mod egress;
+pub(crate) mod failure;
 pub mod fd_budget;
-pub mod headers;
-pub mod machine;
-pub mod networks;
-pub mod request;
-pub mod resolver;
-pub mod response;
-pub mod signature;
-pub mod target;
-pub mod tls;
-pub mod transport;
+pub(crate) mod headers;
+pub(crate) mod machine;
+pub(crate) mod networks;
+pub(crate) mod request;
+pub(crate) mod resolver;
+pub(crate) mod response;
+pub(crate) mod signature;
+pub(crate) mod target;
+pub(crate) mod tls;
+pub(crate) mod transport;

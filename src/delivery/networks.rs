@@ -59,7 +59,7 @@ const BAD_PORTS: &[u16] = &[
 ];
 
 /// The address that packets to this one reach in the end: what it embeds, or itself.
-pub fn plain(address: IpAddr) -> IpAddr {
+pub(crate) fn plain(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => embedded(v6).map_or(address, IpAddr::V4),
         IpAddr::V4(_) => address,
@@ -68,7 +68,7 @@ pub fn plain(address: IpAddr) -> IpAddr {
 
 /// Whether the operator has allowed an address. An address that embeds another one is allowed exactly when the embedded one is.
 /// An operator who allows a network of IPv6 does not mean the IPv4 addresses that can be written into it.
-pub fn is_allowed(address: IpAddr, allow: &[IpNet]) -> bool {
+pub(crate) fn is_allowed(address: IpAddr, allow: &[IpNet]) -> bool {
     let address = plain(address);
     allow.iter().any(|net| net.contains(&address))
 }
@@ -86,7 +86,7 @@ pub fn denial_reason(address: IpAddr, allow: &[IpNet]) -> Option<&'static str> {
 }
 
 /// Whether a port is not called, whatever the address is.
-pub fn is_bad_port(port: u16) -> bool {
+pub(crate) fn is_bad_port(port: u16) -> bool {
     BAD_PORTS.contains(&port)
 }
 

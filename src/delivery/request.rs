@@ -30,7 +30,7 @@ const NOTICED_AFTER: Duration = Duration::from_millis(10);
 const LOST_MAX: Duration = Duration::from_millis(5);
 
 /// What came of sending a request: an answer as far as its head, or an error; and what the links saw until then.
-pub struct Sent {
+pub(crate) struct Sent {
     /// What the HTTP client says.
     pub result: Result<Response<Body>, ureq::Error>,
     /// What the links saw.
@@ -47,7 +47,7 @@ impl Sent {
     /// How long after the request began to go out its connection was known to have ended, when the request may have crossed
     /// a close: the connection was used again, no byte of an answer came, and the time is within the
     /// connection's [`crossing_limit`].
-    pub fn crossed_a_close(&self) -> Option<Duration> {
+    pub(crate) fn crossed_a_close(&self) -> Option<Duration> {
         let Sent { result, exchange, known } = self;
         if !exchange.reused || exchange.received > 0 || !result.as_ref().is_err_and(is_broken) {
             return None;
@@ -57,7 +57,7 @@ impl Sent {
     }
 
     /// Whether nothing was sent because this process lacks something.
-    pub fn lacks_resources(&self) -> bool {
+    pub(crate) fn lacks_resources(&self) -> bool {
         self.exchange.exhausted.is_some() || self.exchange.resolver_busy
     }
 }
@@ -68,7 +68,7 @@ impl Sent {
 /// # Errors
 ///
 /// When the webhook's secret cannot sign, or the HTTP client refuses the URL.
-pub fn build<'a>(
+pub(crate) fn build<'a>(
     target: &Target,
     webhook: &Webhook,
     message: &'a Message,
@@ -95,7 +95,7 @@ pub fn build<'a>(
 }
 
 /// Sends a request. `start` is when the call began, and `timeout` its whole time, the agent's. Blocks for what is left of it.
-pub fn send(
+pub(crate) fn send(
     agent: &Agent,
     request: Request<&str>,
     target: &Target,
@@ -115,7 +115,7 @@ pub fn send(
 }
 
 /// Sends a request on a connection of its own. Blocks for `left` at most.
-pub fn send_afresh(agent: &Agent, request: Request<&str>, left: Duration) -> Sent {
+pub(crate) fn send_afresh(agent: &Agent, request: Request<&str>, left: Duration) -> Sent {
     let request = agent
         .configure_request(request)
         .timeout_global(Some(left))

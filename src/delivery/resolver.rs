@@ -45,7 +45,7 @@ const STACK_BYTES: usize = 256 * 1024;
 const DESCRIPTORS: usize = 3;
 
 /// Asks for the addresses of a name, blocking for as long as it takes.
-pub type Lookup = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+pub(crate) type Lookup = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 /// What came of a question.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -32,7 +32,7 @@ const QUOTED_BYTES_MAX: usize = 1024;
 
 /// How much of an answer is read, and how long the whole call may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Bytes of the body.
     pub body_bytes_max: usize,
     /// Wall time.
@@ -44,7 +44,7 @@ pub struct Limits {
 /// # Errors
 ///
 /// A status that is not 2xx, and an answer that does not end in time.
-pub fn read(
+pub(crate) fn read(
     response: Response<Body>,
     exchange: Exchange,
     limits: Limits,
@@ -71,7 +71,7 @@ pub fn read(
 }
 
 /// Keeps what came of an answer whose head was never complete, or is none.
-pub fn keep_broken(exchange: &Exchange, limits: Limits, call: &mut Call, room: &mut Room) {
+pub(crate) fn keep_broken(exchange: &Exchange, limits: Limits, call: &mut Call, room: &mut Room) {
     if !exchange.start.is_empty() {
         let mut body = BodyText::new(limits.body_bytes_max, room);
         body.push(&exchange.start);

@@ -20,7 +20,7 @@ const TARGETS_MAX: usize = 4096;
 const URL_BYTES_MAX: usize = 8 * 1024;
 
 /// A URL that can be called.
-pub struct Target {
+pub(crate) struct Target {
     /// Without user, password and fragment.
     pub url: Url,
     /// The URL, for the HTTP client.
@@ -33,14 +33,14 @@ pub struct Target {
 
 impl Target {
     /// Scheme, host and port, as text.
-    pub fn origin(&self) -> &str {
+    pub(crate) fn origin(&self) -> &str {
         &self.url[..url::Position::BeforePath]
     }
 }
 
 /// Targets by the text that the customer typed: parsing takes as long as writing the request.
 #[derive(Default)]
-pub struct Targets(
+pub(crate) struct Targets(
     // All threads write it.
     Mutex<HashMap<String, Arc<Target>>>,
 );
@@ -51,7 +51,7 @@ impl Targets {
     /// # Errors
     ///
     /// Why it can never be called, for the customer.
-    pub fn get(&self, text: &str, https_only: bool) -> Result<Arc<Target>, String> {
+    pub(crate) fn get(&self, text: &str, https_only: bool) -> Result<Arc<Target>, String> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(text).cloned();
         if let Some(target) = known {
             return Ok(target);
@@ -71,7 +71,7 @@ impl Targets {
 /// # Errors
 ///
 /// Why it can never be called, for the customer.
-pub fn parse(text: &str, https_only: bool) -> Result<Target, String> {
+pub(crate) fn parse(text: &str, https_only: bool) -> Result<Target, String> {
     let bare = text.trim_matches(|c| c <= ' ');
     if bare.is_empty() {
         return Err("the URL is empty".into());

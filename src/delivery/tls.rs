@@ -20,7 +20,7 @@ use crate::tls::verifier::{Demands, add, client_config, provider, usable};
 /// # Errors
 ///
 /// [`Error::Config`] when the file cannot be read, or has no certificate in it.
-pub fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>> {
+pub(crate) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>> {
     let demands = Authorities::new(roots(ca_file)?);
     Ok(Arc::new(client_config(demands).with_no_client_auth()))
 }

@@ -48,7 +48,7 @@ impl Has {
 }
 
 /// Rows that wait for their share of the memory, and the count of those that have it.
-pub struct Admission<R> {
+pub(crate) struct Admission<R> {
     waiting: VecDeque<Waiting<R>>,
     admitted: usize,
     projects: HashMap<i64, Has>,
@@ -63,14 +63,14 @@ impl<R> Default for Admission<R> {
 
 impl<R> Admission<R> {
     /// Adds a row of a project. It needs so many bytes, besides those that it `has` already.
-    pub fn push(&mut self, row: R, project_id: i64, bytes: usize, has: usize, now: Instant) {
+    pub(crate) fn push(&mut self, row: R, project_id: i64, bytes: usize, has: usize, now: Instant) {
         let project_bytes = bytes + has;
         self.waiting.push_back(Waiting { row, project_id, bytes, project_bytes, since: now });
     }
 
     /// Takes the next row that may begin, with the memory that it needs. When a row was added, or memory has become free, the
     /// caller asks until there is none.
-    pub fn admit(&mut self, memory: &Arc<Memory>, now: Instant) -> Option<(R, Held)> {
+    pub(crate) fn admit(&mut self, memory: &Arc<Memory>, now: Instant) -> Option<(R, Held)> {
         for at in 0..self.waiting.len() {
             if self.waits_for_its_own(&self.waiting[at], memory) {
                 continue;
@@ -101,17 +101,17 @@ impl<R> Admission<R> {
     }
 
     /// Whether a row waits for memory, and not only for others of its own project.
-    pub fn lacks_memory(&self, memory: &Memory) -> bool {
+    pub(crate) fn lacks_memory(&self, memory: &Memory) -> bool {
         self.waiting.iter().any(|waiting| !self.waits_for_its_own(waiting, memory))
     }
 
     /// Counts rows that need no calls: they are in hand, too.
-    pub fn count(&mut self, rows: usize) {
+    pub(crate) fn count(&mut self, rows: usize) {
         self.admitted += rows;
     }
 
     /// All calls of a row have ended. It was admitted with so many bytes, including those that it had already.
-    pub fn calls_ended(&mut self, project_id: i64, bytes: usize) {
+    pub(crate) fn calls_ended(&mut self, project_id: i64, bytes: usize) {
         if let Some(has) = self.projects.get_mut(&project_id) {
             has.rows = has.rows.saturating_sub(1);
             has.bytes = has.bytes.saturating_sub(bytes);
@@ -122,33 +122,33 @@ impl<R> Admission<R> {
     }
 
     /// Notes that so many admitted rows are not in hand any more.
-    pub fn ended(&mut self, rows: usize) {
+    pub(crate) fn ended(&mut self, rows: usize) {
         self.admitted = self.admitted.saturating_sub(rows);
     }
 
     /// How many more rows of a project may begin. Only a project whose rows have waited for long has a limit.
-    pub fn room(&self, project_id: i64, memory: &Memory) -> usize {
+    pub(crate) fn room(&self, project_id: i64, memory: &Memory) -> usize {
         self.projects.get(&project_id).filter(|has| has.late).map_or(usize::MAX, |has| has.room(memory))
     }
 
     /// Projects whose rows have waited for long and of which no more may begin.
-    pub fn full(&self, memory: &Memory) -> impl Iterator<Item = i64> {
+    pub(crate) fn full(&self, memory: &Memory) -> impl Iterator<Item = i64> {
         let full = |has: &Has| has.late && has.room(memory) == 0;
         self.projects.iter().filter(move |(_, has)| full(has)).map(|(project_id, _)| *project_id)
     }
 
     /// The rows that wait.
-    pub fn waiting(&self) -> impl Iterator<Item = &R> {
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &R> {
         self.waiting.iter().map(|waiting| &waiting.row)
     }
 
     /// How many rows wait.
-    pub fn waiting_count(&self) -> usize {
+    pub(crate) fn waiting_count(&self) -> usize {
         self.waiting.len()
     }
 
     /// Takes out the rows that have waited for long for others of their own project.
-    pub fn take_late(&mut self, memory: &Memory, now: Instant) -> Vec<R> {
+    pub(crate) fn take_late(&mut self, memory: &Memory, now: Instant) -> Vec<R> {
         let is_late = |waiting: &Waiting<R>| now.saturating_duration_since(waiting.since) > OVERTAKE;
         if !self.waiting.iter().any(is_late) {
             return Vec::new();
@@ -166,7 +166,7 @@ impl<R> Admission<R> {
     }
 
     /// Takes out the waiting rows that are not to be kept.
-    pub fn retain(&mut self, mut keep: impl FnMut(&R) -> bool) {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&R) -> bool) {
         self.waiting.retain(|waiting| keep(&waiting.row));
     }
 }

@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 /// A webhook whose calls take longer is slow.
-pub const SLOW: Duration = Duration::from_secs(1);
+pub(crate) const SLOW: Duration = Duration::from_secs(1);
 /// The daemon claims rows ahead of free threads for as much work as a fast webhook does in this time. A claim takes less,
 /// and little is in hand when the daemon is killed.
 const AHEAD: Duration = Duration::from_millis(20);

@@ -11,11 +11,11 @@
 //! - `gate` decides whether any call may start.
 //! - `state` has all of them, and says what each event changes.
 
-pub mod admission;
+pub(crate) mod admission;
 mod gate;
-pub mod limits;
-pub mod pool;
+pub(crate) mod limits;
+pub(crate) mod pool;
 mod row;
-pub mod scheduler;
+pub(crate) mod scheduler;
 mod state;
 mod worker;

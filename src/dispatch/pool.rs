@@ -30,11 +30,11 @@ use crate::model::row::{ClaimKey, Claimed, Finished};
 const PARKED_CHUNK: usize = 100;
 
 /// Makes one call, blocking. The answer keeps no more than the room allows.
-pub type Post = dyn Fn(&Webhook, &Message, &mut Room) -> Outcome + Send + Sync;
+pub(crate) type Post = dyn Fn(&Webhook, &Message, &mut Room) -> Outcome + Send + Sync;
 
 /// Handle to the threads; cheap to clone.
 #[derive(Clone)]
-pub struct Pool {
+pub(crate) struct Pool {
     shared: Arc<Shared>,
 }
 
@@ -53,7 +53,7 @@ impl Pool {
     /// No threads yet. `post` makes a call, whose answer keeps at most `answer_bytes_max` of its body; rows whose calls have
     /// all ended go to `results`. What the rows hold of `memory` is free when they are dropped, and
     /// [`Pool::released`] says so.
-    pub fn new(
+    pub(crate) fn new(
         limits: Limits,
         memory: Arc<Memory>,
         answer_bytes_max: usize,
@@ -65,7 +65,7 @@ impl Pool {
     }
 
     /// What may be claimed now, if a claim is worth its round trip.
-    pub fn claim_budget(&self) -> Option<ClaimBudget> {
+    pub(crate) fn claim_budget(&self) -> Option<ClaimBudget> {
         let now = Instant::now();
         let mut state = self.shared.lock();
         let budget = state.claim_budget(now);
@@ -74,14 +74,14 @@ impl Pool {
     }
 
     /// Bytes of text that may be claimed now.
-    pub fn text_bytes(&self) -> i64 {
+    pub(crate) fn text_bytes(&self) -> i64 {
         state::text_bytes(self.shared.memory.free())
     }
 
     /// Starts what may start by now although no call has ended. A webhook's class changes with time, the system may now give
     /// a thread that it refused, and a row may have become old. The monitor calls it with each of its looks, a second apart at
     /// most. It does not while a look waits for Postgres, nor during a reconnection.
-    pub fn tick(&self) {
+    pub(crate) fn tick(&self) {
         let now = Instant::now();
         let mut state = self.shared.lock();
         let outgoing = state.tick(now);
@@ -90,7 +90,7 @@ impl Pool {
     }
 
     /// Waits until [`Pool::claim_budget`] may have something. Cancel-safe.
-    pub async fn wait_for_capacity(&self) {
+    pub(crate) async fn wait_for_capacity(&self) {
         let ask_again = self.shared.lock().ask_again;
         tokio::select! {
             () = self.shared.capacity_freed.notified() => {}
@@ -100,18 +100,18 @@ impl Pool {
 
     /// Waits until a claim may find more than the last one: a slot that a parked row may have waited for is free, as few calls
     /// are in hand as the daemon has waited for, or rows were released. Cancel-safe.
-    pub async fn capacity_freed(&self) {
+    pub(crate) async fn capacity_freed(&self) {
         self.shared.capacity_freed.notified().await;
     }
 
     /// Starts the calls of rows, as memory and slots become free. A row without webhooks goes out at once. Paused webhooks are
     /// not called, and take no slot: their records go out with the row.
-    pub fn hand_in(&self, rows: Vec<Claimed>) {
+    pub(crate) fn hand_in(&self, rows: Vec<Claimed>) {
         self.take(rows, None);
     }
 
     /// Sends rows out, as memory becomes free, whose calls are not made: the call logs have this kind and message.
-    pub fn skip(&self, rows: Vec<Claimed>, kind: ErrorKind, message: &'static str) {
+    pub(crate) fn skip(&self, rows: Vec<Claimed>, kind: ErrorKind, message: &'static str) {
         self.take(rows, Some((kind, message)));
     }
 
@@ -130,7 +130,7 @@ impl Pool {
 
     /// Says that so many rows that went out are committed, given up, or set aside. What they held is free when the caller has
     /// dropped them.
-    pub fn released(&self, rows: usize) {
+    pub(crate) fn released(&self, rows: usize) {
         self.release(self.shared.lock(), rows, rows);
     }
 
@@ -151,32 +151,32 @@ impl Pool {
     }
 
     /// Notes projects that have parked rows, until [`Pool::forget_parked`]. The scheduler's set of them is the only one.
-    pub fn note_parked(&self, projects: &[i64]) {
+    pub(crate) fn note_parked(&self, projects: &[i64]) {
         for some in projects.chunks(PARKED_CHUNK) {
             self.shared.lock().scheduler.note_parked(some);
         }
     }
 
     /// Forgets a project that has no parked rows any more.
-    pub fn forget_parked(&self, project: i64) {
+    pub(crate) fn forget_parked(&self, project: i64) {
         self.shared.lock().scheduler.forget_parked(project);
     }
 
     /// Parked projects that have capacity, each with how many rows; at most so many rows in all.
-    pub fn parked_room(&self, most: usize) -> Vec<(i64, i64)> {
+    pub(crate) fn parked_room(&self, most: usize) -> Vec<(i64, i64)> {
         self.shared.lock().parked_room(most, Instant::now())
     }
 
     /// Takes out rows that have not begun and have waited for long for others of their own project. The daemon gives them back
     /// and parks them. Returns of each which it is, its project, and whether it is a repeated one.
-    pub fn take_late(&self) -> Vec<(ClaimKey, i64, bool)> {
+    pub(crate) fn take_late(&self) -> Vec<(ClaimKey, i64, bool)> {
         let late = self.shared.lock().take_late(Instant::now());
         late.iter().map(|row| (row.key(), row.project_id, row.repeated)).collect()
     }
 
     /// Starts nothing new but the rest of rows that have begun; returns the rows that have not, each with whether it is a
     /// repeated one.
-    pub fn stop(&self) -> HashMap<ClaimKey, bool> {
+    pub(crate) fn stop(&self) -> HashMap<ClaimKey, bool> {
         let mut state = self.shared.lock();
         let now = Instant::now();
         let unstarted = state.stop(now);
@@ -186,7 +186,7 @@ impl Pool {
 
     /// Leases the claims until then: no call starts later, until the next lease. A process that was frozen, or cut off
     /// from Postgres, must not begin calls of rows that a peer may have taken over. Before the first lease there is no limit.
-    pub fn lease_until(&self, until: Instant) {
+    pub(crate) fn lease_until(&self, until: Instant) {
         let mut state = self.shared.lock();
         state.gate.lease_until(until);
         self.shared.wake_one(state, Instant::now());
@@ -194,7 +194,7 @@ impl Pool {
 
     /// Gives up rows that are not ours any more: their calls that wait are dropped. Returns the rows that will never go
     /// out; the others have all their calls in flight, or have gone out already.
-    pub fn abandon(&self, rows: &HashSet<ClaimKey>) -> HashSet<ClaimKey> {
+    pub(crate) fn abandon(&self, rows: &HashSet<ClaimKey>) -> HashSet<ClaimKey> {
         let mut state = self.shared.lock();
         let (abandoned, admitted) = state.abandon(rows);
         self.release(state, 0, admitted);
@@ -202,17 +202,17 @@ impl Pool {
     }
 
     /// How long the oldest call has been running.
-    pub fn longest_running(&self) -> Duration {
+    pub(crate) fn longest_running(&self) -> Duration {
         self.shared.lock().scheduler.longest_running(Instant::now())
     }
 
     /// What the threads are doing now.
-    pub fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         self.shared.lock().load(Instant::now())
     }
 
     /// Calls running now.
-    pub fn running(&self) -> usize {
+    pub(crate) fn running(&self) -> usize {
         self.shared.lock().scheduler.running()
     }
 }

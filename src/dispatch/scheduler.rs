@@ -29,7 +29,7 @@ const FORGET: Duration = Duration::from_secs(60);
 
 /// A call that was started. The caller hands it back when the call has ended.
 #[derive(Debug)]
-pub struct Ticket {
+pub(crate) struct Ticket {
     webhook_id: i64,
     number: u64,
     started: Instant,
@@ -37,7 +37,7 @@ pub struct Ticket {
 
 /// What may be claimed now.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct ClaimBudget {
+pub(crate) struct ClaimBudget {
     /// Rows that can start soon.
     pub limit: usize,
     /// Minimum batch: with a lower limit a claim is not worth its round trip.
@@ -85,7 +85,7 @@ impl<J> Endpoint<J> {
 }
 
 /// Waiting and running calls by webhook. `J` is a job: whatever makes one call.
-pub struct Scheduler<J> {
+pub(crate) struct Scheduler<J> {
     limits: Limits,
     slots: Slots,
     endpoints: HashMap<i64, Endpoint<J>>,
@@ -105,7 +105,7 @@ pub struct Scheduler<J> {
 
 impl<J> Scheduler<J> {
     /// No calls.
-    pub fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Scheduler {
             limits,
             slots: Slots::new(limits),
@@ -120,33 +120,33 @@ impl<J> Scheduler<J> {
     }
 
     /// Most calls running, as the operator set it.
-    pub fn workers(&self) -> usize {
+    pub(crate) fn workers(&self) -> usize {
         self.limits.workers
     }
 
     /// Most calls running, in all.
-    pub fn running_max(&self) -> usize {
+    pub(crate) fn running_max(&self) -> usize {
         self.slots.running_max()
     }
 
     /// Calls running.
-    pub fn running(&self) -> usize {
+    pub(crate) fn running(&self) -> usize {
         self.slots.running()
     }
 
     /// Calls waiting and running.
-    pub fn in_hand(&self) -> usize {
+    pub(crate) fn in_hand(&self) -> usize {
         self.running() + self.waiting
     }
 
     /// How long the oldest call has been running.
-    pub fn longest_running(&self, now: Instant) -> Duration {
+    pub(crate) fn longest_running(&self, now: Instant) -> Duration {
         let started = self.endpoints.values().flat_map(|endpoint| &endpoint.running).map(|call| call.started);
         started.min().map_or(Duration::ZERO, |started| now.saturating_duration_since(started))
     }
 
     /// The webhooks with most calls running, at most so many, each with how many.
-    pub fn busiest(&self, most: usize) -> Vec<(i64, usize)> {
+    pub(crate) fn busiest(&self, most: usize) -> Vec<(i64, usize)> {
         let busy = self.endpoints.iter().filter(|(_, endpoint)| !endpoint.running.is_empty());
         let mut busy: Vec<(i64, usize)> = busy.map(|(id, endpoint)| (*id, endpoint.running.len())).collect();
         busy.sort_unstable_by_key(|(id, running)| (std::cmp::Reverse(*running), *id));
@@ -155,7 +155,7 @@ impl<J> Scheduler<J> {
     }
 
     /// Adds a call that waits for a slot.
-    pub fn push(&mut self, webhook_id: i64, project_id: i64, job: J, now: Instant) {
+    pub(crate) fn push(&mut self, webhook_id: i64, project_id: i64, job: J, now: Instant) {
         let endpoint = self.endpoints.entry(webhook_id).or_insert_with(|| Endpoint {
             project_id,
             waiting: VecDeque::new(),
@@ -182,13 +182,13 @@ impl<J> Scheduler<J> {
     }
 
     /// Whether [`Scheduler::start`] would start a call.
-    pub fn may_start(&self) -> bool {
+    pub(crate) fn may_start(&self) -> bool {
         let may = |class: Class| self.slots.has_free(class) && !self.queues[class as usize].is_empty();
         Class::ALL.into_iter().any(may)
     }
 
     /// Takes the next call that may start: the classes take turns, and the webhooks of a class.
-    pub fn start(&mut self, now: Instant) -> Option<(Ticket, J)> {
+    pub(crate) fn start(&mut self, now: Instant) -> Option<(Ticket, J)> {
         self.grow_old(now);
         let first = usize::try_from(self.started % 3).expect("below 3");
         for class in Class::ALL.into_iter().cycle().skip(first).take(3) {
@@ -224,7 +224,7 @@ impl<J> Scheduler<J> {
     }
 
     /// Counts calls that have been running for longer than [`SLOW`] as slow from then on.
-    pub fn grow_old(&mut self, now: Instant) {
+    pub(crate) fn grow_old(&mut self, now: Instant) {
         while let Some((started, webhook_id, number)) = self.young.front().copied() {
             if now - started <= SLOW {
                 return;
@@ -243,7 +243,7 @@ impl<J> Scheduler<J> {
 
     /// Frees the slot of a call that has ended. True when the daemon should look for parked rows: the call's project has
     /// some, or another project that has some may have waited for a slot in the call's share.
-    pub fn finish(&mut self, ticket: Ticket, now: Instant) -> bool {
+    pub(crate) fn finish(&mut self, ticket: Ticket, now: Instant) -> bool {
         let took = now - ticket.started;
         let freed = self.free(&ticket, now, |endpoint| endpoint.pace.learn(took));
         freed.is_some_and(|(project_id, class)| {
@@ -252,7 +252,7 @@ impl<J> Scheduler<J> {
     }
 
     /// Frees the slot of a call that was not made, and puts the call first again.
-    pub fn requeue(&mut self, ticket: Ticket, job: J, now: Instant) {
+    pub(crate) fn requeue(&mut self, ticket: Ticket, job: J, now: Instant) {
         self.waiting += 1;
         self.free(&ticket, now, |endpoint| endpoint.waiting.push_front(job));
     }
@@ -275,7 +275,7 @@ impl<J> Scheduler<J> {
     }
 
     /// How much may be claimed now, and whose rows are to be parked.
-    pub fn claim_budget(&mut self, now: Instant) -> ClaimBudget {
+    pub(crate) fn claim_budget(&mut self, now: Instant) -> ClaimBudget {
         self.grow_old(now);
         self.endpoints.retain(|_, e| e.in_hand() > 0 || now - e.last_used < FORGET);
         let unproven_wait = self.unproven_wait(now);
@@ -325,18 +325,18 @@ impl<J> Scheduler<J> {
     }
 
     /// Notes projects that have parked rows, so that [`Scheduler::finish`] tells when to look for them.
-    pub fn note_parked(&mut self, projects: &[i64]) {
+    pub(crate) fn note_parked(&mut self, projects: &[i64]) {
         self.parked.extend(projects);
     }
 
     /// Forgets a project that has no parked rows any more.
-    pub fn forget_parked(&mut self, project: i64) {
+    pub(crate) fn forget_parked(&mut self, project: i64) {
         self.parked.remove(&project);
     }
 
     /// Parked projects that have capacity, each with how many rows, at most so many in all. A fast webhook has capacity for
     /// what it can have in hand; the others have what their shares have slots for. The projects take turns.
-    pub fn parked_room(&mut self, most: usize, now: Instant) -> Vec<(i64, i64)> {
+    pub(crate) fn parked_room(&mut self, most: usize, now: Instant) -> Vec<(i64, i64)> {
         let mut rooms: HashMap<i64, (Class, usize)> =
             self.parked.iter().map(|project| (*project, (Class::Fast, usize::MAX))).collect();
         let mut waiting = [0; 3];
@@ -378,12 +378,12 @@ impl<J> Scheduler<J> {
     }
 
     /// Changes each call that waits for a slot.
-    pub fn for_each_waiting(&mut self, change: impl FnMut(&mut J)) {
+    pub(crate) fn for_each_waiting(&mut self, change: impl FnMut(&mut J)) {
         self.endpoints.values_mut().flat_map(|endpoint| &mut endpoint.waiting).for_each(change);
     }
 
     /// Drops the waiting calls that are not to be kept.
-    pub fn retain_waiting(&mut self, mut keep: impl FnMut(&J) -> bool) {
+    pub(crate) fn retain_waiting(&mut self, mut keep: impl FnMut(&J) -> bool) {
         for endpoint in self.endpoints.values_mut() {
             let before = endpoint.waiting.len();
             endpoint.waiting.retain(&mut keep);
@@ -392,7 +392,7 @@ impl<J> Scheduler<J> {
     }
 
     /// Takes all waiting calls out, for stopping; calls that are pushed later start without regard to the limits.
-    pub fn take_waiting(&mut self) -> Vec<J> {
+    pub(crate) fn take_waiting(&mut self) -> Vec<J> {
         self.slots.lift();
         self.waiting = 0;
         self.queues.iter_mut().for_each(VecDeque::clear);

@@ -214,7 +214,7 @@ pub enum Outcome {
 
 /// Longest message of a record in bytes, but for the remark that comes last: enough for a reason, and little beside an
 /// answer.
-pub const MESSAGE_BYTES_MAX: usize = 4096;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {

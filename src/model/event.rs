@@ -13,7 +13,7 @@ use crate::model::text::cut;
 use crate::model::trace_context::TraceParent;
 
 /// The events that there are: constraints of `relay.outbox` and `relay.webhooks` take these names only.
-pub const EVENTS: [&str; 1] = ["onPromptFinished"];
+pub(crate) const EVENTS: [&str; 1] = ["onPromptFinished"];
 
 /// A row of `relay.outbox`, as far as its calls need it.
 #[derive(Clone, Debug)]

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 /// Webhooks that are named in a [`Load`]: each is a time series of the metrics, and a person looks for the few that hang.
-pub const BUSIEST: usize = 20;
+pub(crate) const BUSIEST: usize = 20;
 
 /// What the threads are doing.
 #[derive(Clone, Debug)]
-pub struct Load {
+pub(crate) struct Load {
     /// Calls running.
     pub running: usize,
     /// How long the call has been running that runs for longest.

@@ -16,7 +16,7 @@ const ROWS: usize = 64;
 
 /// The count.
 #[derive(Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     max: usize,
     // Written by all threads. It orders no other memory, so relaxed access is enough.
     used: AtomicUsize,
@@ -24,34 +24,34 @@ pub struct Memory {
 
 impl Memory {
     /// Nothing is held of `max` bytes.
-    pub fn new(max: usize) -> Arc<Memory> {
+    pub(crate) fn new(max: usize) -> Arc<Memory> {
         Arc::new(Memory { max, used: AtomicUsize::new(0) })
     }
 
     /// The bytes that may be held.
-    pub fn max(&self) -> usize {
+    pub(crate) fn max(&self) -> usize {
         self.max
     }
 
     /// The bytes that are held: more than [`Memory::max`] when a single row needs more, or when [`Memory::hold`] counts bytes
     /// that are there already.
-    pub fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
     /// The bytes that may still be held.
-    pub fn free(&self) -> usize {
+    pub(crate) fn free(&self) -> usize {
         self.max.saturating_sub(self.used())
     }
 
     /// Holds so many bytes, whether or not there is room for them.
-    pub fn hold(self: &Arc<Self>, bytes: usize) -> Held {
+    pub(crate) fn hold(self: &Arc<Self>, bytes: usize) -> Held {
         self.used.fetch_add(bytes, Ordering::Relaxed);
         Held { memory: self.clone(), bytes }
     }
 
     /// Holds so many bytes if there is room for them.
-    pub fn try_hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+    pub(crate) fn try_hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
         self.try_add(bytes).then(|| Held { memory: self.clone(), bytes })
     }
 
@@ -120,7 +120,7 @@ impl Drop for Held {
 
 /// What the answers to one row may keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub(crate) struct Share {
     /// Bytes that each answer may keep in any case. They are held from the row's admission on.
     pub sure: usize,
     /// Bytes that each answer may keep while there is room for them.
@@ -134,7 +134,7 @@ impl Share {
     ///
     /// Half of the memory is enough for the sure bytes of `workers` calls. All of it is enough for those of 64 rows, however
     /// many webhooks each of them has: rows may wait for long.
-    pub fn of_row(webhooks: usize, answer_max: usize, memory: usize, workers: usize) -> Share {
+    pub(crate) fn of_row(webhooks: usize, answer_max: usize, memory: usize, workers: usize) -> Share {
         let webhooks = webhooks.max(1);
         let most = answer_max.min(memory / 4 / webhooks).max(ANSWER_MIN);
         Share { sure: most.min(memory / 2 / workers.max(1)).min(memory / ROWS / webhooks), most }

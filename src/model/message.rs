@@ -25,7 +25,7 @@ impl Message {
 }
 
 /// The `webhook-id` of an event's call to a webhook.
-pub fn id(event_id: Uuid, webhook_id: i64) -> String {
+pub(crate) fn id(event_id: Uuid, webhook_id: i64) -> String {
     format!("msg_{}_{webhook_id}", event_id.simple())
 }
 

@@ -1,13 +1,13 @@
 //! Plain data that travels between the rooms, and the count of the memory that it takes. Imports nothing of ours.
 
-pub mod call;
-pub mod database_addresses;
-pub mod event;
-pub mod load;
-pub mod memory;
-pub mod message;
-pub mod redact;
-pub mod row;
-pub mod snapshot;
-pub mod text;
-pub mod trace_context;
+pub(crate) mod call;
+pub(crate) mod database_addresses;
+pub(crate) mod event;
+pub(crate) mod load;
+pub(crate) mod memory;
+pub(crate) mod message;
+pub(crate) mod redact;
+pub(crate) mod row;
+pub(crate) mod snapshot;
+pub(crate) mod text;
+pub(crate) mod trace_context;

@@ -23,6 +23,6 @@ pub fn without_credentials(text: &str) -> String {
 
 /// Whether a text that is no URL may have a password in it. Encoded and full-width signs, too: they separate one as
 /// much as the right sign does, for people.
-pub fn may_have_password(text: &str) -> bool {
+pub(crate) fn may_have_password(text: &str) -> bool {
     ["@", "%40", "\u{FF20}", "\u{FE6B}"].iter().any(|at| text.contains(at))
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// Cuts a text to so many bytes at most, between two characters, and gives the memory back. Returns whether it was longer.
-pub fn cut(text: &mut String, most: usize) -> bool {
+pub(crate) fn cut(text: &mut String, most: usize) -> bool {
     let longer = text.len() > most;
     if longer {
         text.truncate(floor_char_boundary(text, most));
@@ -13,12 +13,12 @@ pub fn cut(text: &mut String, most: usize) -> bool {
 }
 
 /// The last place up to `index` at which a text may be cut.
-pub fn floor_char_boundary(text: &str, index: usize) -> usize {
+pub(crate) fn floor_char_boundary(text: &str, index: usize) -> usize {
     (0..=index.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default()
 }
 
 /// Makes foreign bytes a text that Postgres can hold, as [`storable`] does, and copies nothing that is valid.
-pub fn storable_text(bytes: &[u8]) -> Cow<'_, str> {
+pub(crate) fn storable_text(bytes: &[u8]) -> Cow<'_, str> {
     match str::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => text.into(),
         _ => storable(bytes).into(),

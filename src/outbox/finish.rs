@@ -14,7 +14,7 @@ use crate::outbox::Store;
 
 /// Most bytes of records in one statement, unless a single record has more. While the session sends records, they are
 /// in memory up to three times.
-pub const STATEMENT_BYTES_MAX: usize = 1024 * 1024;
+pub(crate) const STATEMENT_BYTES_MAX: usize = 1024 * 1024;
 
 impl Store {
     /// Marks rows done and writes their call logs, all or nothing. Returns the ids that were still ours. Somebody

@@ -7,7 +7,7 @@
 
 /// A class of advisory locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LockClass {
+pub(crate) struct LockClass {
     /// The first of the two integers.
     pub class: i32,
     /// What `check` and `status` call the lock.
@@ -19,13 +19,14 @@ pub struct LockClass {
 const FIRST: i32 = i32::from_be_bytes(*b"ppls");
 
 /// The sleeping relay holds it exclusively; each inserting transaction tries it shared.
-pub const SLEEP: LockClass = LockClass { class: FIRST, name: "sleep" };
+pub(crate) const SLEEP: LockClass = LockClass { class: FIRST, name: "sleep" };
 
 /// `migrate` holds it exclusively: one at a time.
-pub const MIGRATE: LockClass = LockClass { class: FIRST + 1, name: "migrate" };
+pub(crate) const MIGRATE: LockClass = LockClass { class: FIRST + 1, name: "migrate" };
 
 /// The instance that throws old rows away holds it exclusively: one at a time.
-pub const RETENTION: LockClass = LockClass { class: FIRST + 2, name: "retention" };
+#[cfg_attr(not(test), expect(dead_code, reason = "only SQL takes it; the table says which number it has"))]
+pub(crate) const RETENTION: LockClass = LockClass { class: FIRST + 2, name: "retention" };
 
 #[cfg(test)]
 mod tests {
@@ -38,7 +39,7 @@ mod tests {
     /// The SQL files that name a class, and which.
     const USED: &[(&str, &[LockClass])] = &[
         ("sql/migrations/0007_wake_up.sql", &[SLEEP]),
-        ("sql/queries/admin/lock_holders.sql", &[SLEEP, MIGRATE, RETENTION]),
+        ("sql/queries/check/lock_holders.sql", &[SLEEP, MIGRATE, RETENTION]),
         ("sql/queries/migrations/try_lock.sql", &[MIGRATE]),
         ("sql/queries/retention/try_lock.sql", &[RETENTION]),
         ("sql/queries/sleep_lock/try_sleep.sql", &[SLEEP]),
@@ -85,7 +86,7 @@ mod tests {
 
     #[test]
     fn the_query_for_holders_calls_the_locks_what_the_table_calls_them() {
-        let sql = include_str!("../../sql/queries/admin/lock_holders.sql");
+        let sql = include_str!("../../sql/queries/check/lock_holders.sql");
         for LockClass { class, name } in [SLEEP, MIGRATE] {
             assert!(sql.contains(&format!("WHEN l.classid = {class} THEN '{name}'")), "{name}");
         }

@@ -43,13 +43,13 @@ const fn migration(version: i32, name: &'static str, sql: &'static str) -> Migra
 }
 
 /// Makes the table in which migrations are written down. Run before the migrations, each time.
-pub const BOOKKEEPING: &str = include_str!("../../sql/bookkeeping.sql");
+pub(crate) const BOOKKEEPING: &str = include_str!("../../sql/bookkeeping.sql");
 
 /// Makes the group roles and grants their privileges. Run after the migrations, each time.
-pub const ROLES: &str = include_str!("../../sql/roles.sql");
+pub(crate) const ROLES: &str = include_str!("../../sql/roles.sql");
 
 /// Accepts a copy and names the site. Run last, when it was asked for, outside a transaction.
-pub const ACCEPT_COPY: &str = include_str!("../../sql/accept_copy.sql");
+pub(crate) const ACCEPT_COPY: &str = include_str!("../../sql/accept_copy.sql");
 
 impl Migration {
     /// SHA-256 of the text, in hexadecimal.
@@ -63,7 +63,7 @@ impl Migration {
 
 /// How the schema of a database compares with this program's.
 #[derive(Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// Exactly this program's.
     Current,
     /// The database lacks these migrations; all of them when there is no schema.
@@ -75,7 +75,7 @@ pub enum State {
 }
 
 /// Compares what was applied with [`MIGRATIONS`].
-pub fn compare(applied: &[(i32, String, String)]) -> State {
+pub(crate) fn compare(applied: &[(i32, String, String)]) -> State {
     let applied: BTreeMap<i32, &str> =
         applied.iter().map(|(version, _, checksum)| (*version, checksum.as_str())).collect();
     let known = |version: i32| MIGRATIONS.iter().any(|m| m.version == version);
@@ -94,7 +94,7 @@ pub fn compare(applied: &[(i32, String, String)]) -> State {
 
 impl State {
     /// The error for an operator, unless the schema is this program's.
-    pub fn problem(&self) -> Option<Error> {
+    pub(crate) fn problem(&self) -> Option<Error> {
         let text = match self {
             State::Current => return None,
             State::Behind(missing) if missing.len() == MIGRATIONS.len() => {
@@ -165,7 +165,7 @@ impl Store {
 ///
 /// [`Error::Config`] for a server that is too old, or an encoding other than UTF8. Postgres may be unable to convert
 /// a text of another encoding, and one such row would hold up all others.
-pub fn check_server(server: &Server) -> Result<()> {
+pub(crate) fn check_server(server: &Server) -> Result<()> {
     if i64::from(server.version) < i64::from(OLDEST_SERVER) * 10_000 {
         return Err(Error::Config(format!(
             "this is PostgreSQL {}; promptpal-relay needs {OLDEST_SERVER} or newer",
@@ -182,7 +182,7 @@ pub fn check_server(server: &Server) -> Result<()> {
 }
 
 /// How the schema of this database compares.
-pub async fn state(store: &Store) -> Result<State> {
+pub(crate) async fn state(store: &Store) -> Result<State> {
     let server = store.server().await?;
     check_server(&server)?;
     if !server.has_migrations {
@@ -197,7 +197,7 @@ pub async fn state(store: &Store) -> Result<State> {
 /// # Errors
 ///
 /// [`Error::Rights`], with the table and the statement that helps.
-pub async fn require_visible(store: &Store) -> Result<()> {
+pub(crate) async fn require_visible(store: &Store) -> Result<()> {
     match store.row_security().await?.first() {
         None => Ok(()),
         Some((table, reader)) => Err(Error::Rights(format!(
@@ -212,7 +212,7 @@ pub async fn require_visible(store: &Store) -> Result<()> {
 /// # Errors
 ///
 /// [`Error::Rights`], with what it is and how to go on.
-pub async fn require_own_code(store: &Store) -> Result<()> {
+pub(crate) async fn require_own_code(store: &Store) -> Result<()> {
     match store.foreign_code().await?.first() {
         None => Ok(()),
         Some(problem) => Err(Error::Rights(format!(
@@ -227,7 +227,7 @@ pub async fn require_own_code(store: &Store) -> Result<()> {
 /// # Errors
 ///
 /// [`Error::Schema`] or [`Error::Config`], saying what to do.
-pub async fn require_current(store: &Store) -> Result<()> {
+pub(crate) async fn require_current(store: &Store) -> Result<()> {
     state(store).await?.problem().map_or(Ok(()), Err)
 }
 

@@ -7,33 +7,34 @@
 //! transaction when the records are large. `calls`, `call_ids` and `whole_calls` make one for each month. The first use of a
 //! statement prepares it, which is one round trip more.
 
-pub mod installation;
-pub mod lock_class;
-pub mod migrations;
+pub(crate) mod installation;
+pub(crate) mod lock_class;
+pub(crate) mod migrations;
 
-mod admin;
 mod call_log;
+mod check;
 mod claim;
 mod finish;
 mod instances;
 mod pauses;
+mod replay;
 mod retention;
 mod role;
 mod sleep_lock;
+mod status;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-pub use admin::Holder;
-pub use call_log::{Key, Logged, Wanted};
-pub use claim::Claim;
-pub use finish::STATEMENT_BYTES_MAX;
-pub use instances::{Liveness, Lock, Peer};
-pub use migrations::Server;
-pub use pauses::{Forgotten, Resumed, Target};
-pub use retention::Turn;
+pub(crate) use call_log::{Key, Logged, Wanted};
+pub(crate) use check::Holder;
+pub(crate) use claim::Claim;
+pub(crate) use finish::STATEMENT_BYTES_MAX;
+pub(crate) use instances::Lock;
+pub use instances::{Liveness, Peer};
+pub use pauses::Target;
 pub use role::Role;
 pub use sleep_lock::Sleep;
 use tokio_postgres::types::ToSql;

@@ -26,7 +26,7 @@ use crate::tls::handshake;
 const APPLICATION_NAME: &str = "promptpal-relay";
 
 /// The oldest Postgres that the schema and the session settings are made for, by its major version.
-pub const OLDEST_SERVER: u32 = 14;
+pub(crate) const OLDEST_SERVER: u32 = 14;
 
 /// Settings of every session, unless the user's own `options` name them. A site's defaults are made for the queries of its
 /// applications. Beside each setting stands what such a default would do to a daemon.

@@ -13,6 +13,7 @@ mod session;
 mod settings;
 mod tls;
 
-pub use connect::OLDEST_SERVER;
+pub(crate) use connect::OLDEST_SERVER;
 pub use session::Session;
-pub use settings::{Settings, has_password};
+pub use settings::Settings;
+pub(crate) use settings::has_password;

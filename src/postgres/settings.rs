@@ -66,7 +66,7 @@ pub struct Settings {
 }
 
 /// Whether there is a password in what the user typed.
-pub fn has_password(database_url: &str) -> bool {
+pub(crate) fn has_password(database_url: &str) -> bool {
     conninfo::parse(database_url)
         .is_ok_and(|params| params.get("password").is_some_and(|value| !value.is_empty()))
 }

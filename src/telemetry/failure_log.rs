@@ -15,7 +15,7 @@ const WEBHOOKS_MAX: usize = 10_000;
 
 /// What was told lately, by webhook.
 #[derive(Default)]
-pub struct Failures {
+pub(crate) struct Failures {
     // One thread: a call is noted, or the flood is told, one after the other.
     lately: RefCell<HashMap<i64, Lately>>,
 }
@@ -27,7 +27,7 @@ struct Lately {
 
 impl Failures {
     /// Logs a call if it failed. One that was held back for a pause did not: it is no news.
-    pub fn note(&self, row: &Finished, call: &Call) {
+    pub(crate) fn note(&self, row: &Finished, call: &Call) {
         let Some(kind) = call.error_kind.filter(|kind| *kind != ErrorKind::Paused) else { return };
         let now = Instant::now();
         let mut by_webhook = self.lately.borrow_mut();
@@ -57,7 +57,7 @@ impl Failures {
     }
 
     /// Logs the counts of failures that have no line of their own, and forgets webhooks whose calls have not failed since.
-    pub fn flush(&self) {
+    pub(crate) fn flush(&self) {
         let now = Instant::now();
         self.lately.borrow_mut().retain(|webhook_id, lately| {
             if now - lately.told < QUIET {

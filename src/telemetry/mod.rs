@@ -1,7 +1,9 @@
-//! What people read: the journal ([`logging`], [`failure_log`], with the colours of [`terminal`]) and the [`metrics`]. No loop
-//! decides by it.
+//! What people read: the journal ([`logging`], [`failure_log`], with the colours of [`terminal`]), the [`metrics`] and the
+//! [`health`], and the [`http`] server that answers for both. No loop decides by it.
 
-pub mod failure_log;
+pub(crate) mod failure_log;
+pub(crate) mod health;
+pub(crate) mod http;
 pub mod logging;
-pub mod metrics;
-pub mod terminal;
+pub(crate) mod metrics;
+pub(crate) mod terminal;

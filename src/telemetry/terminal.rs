@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 /// Whether to write colours to a stream: to a terminal that has them by its `TERM`, unless `NO_COLOR` is set
 /// (<https://no-color.org>).
-pub fn has_colours(stream: &impl IsTerminal) -> bool {
+pub(crate) fn has_colours(stream: &impl IsTerminal) -> bool {
     let variable = |name| std::env::var_os(name).unwrap_or_default();
     stream.is_terminal() && are_wanted(&variable("TERM"), &variable("NO_COLOR"))
 }
@@ -18,7 +18,7 @@ fn are_wanted(term: &OsStr, no_color: &OsStr) -> bool {
 }
 
 /// How many characters a line of a terminal may have; none when the stream is no terminal.
-pub fn width(stream: impl AsFd) -> Option<usize> {
+pub(crate) fn width(stream: impl AsFd) -> Option<usize> {
     terminal_size::terminal_size_of(stream).map(|(width, _)| width.0.into())
 }
 

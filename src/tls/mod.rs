@@ -3,5 +3,5 @@
 //! [`verifier`] has the proof that the server holds its key, and the store of trusted authorities; what else is demanded of a
 //! certificate is a policy of each side. [`handshake`] says why a handshake failed.
 
-pub mod handshake;
-pub mod verifier;
+pub(crate) mod handshake;
+pub(crate) mod verifier;

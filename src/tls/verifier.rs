@@ -15,7 +15,7 @@ use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, 
 use crate::tls::handshake::{judged_key, require_version_3};
 
 /// What one side of the program demands of a server's certificate.
-pub trait Demands: Debug + Send + Sync + 'static {
+pub(crate) trait Demands: Debug + Send + Sync + 'static {
     /// Refuses a certificate that does not meet the demands. `between` are the certificates that the server sends with its
     /// own. The caller has made sure that the certificate is X.509 version 3, if it can be read at all.
     ///
@@ -32,13 +32,13 @@ pub trait Demands: Debug + Send + Sync + 'static {
 }
 
 /// The cryptography of all TLS here. It is given to each configuration; nothing is process-wide.
-pub fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
 /// The beginning of a client's configuration: TLS 1.2 and 1.3, and these demands. The caller adds a certificate of its own,
 /// or none.
-pub fn client_config(demands: impl Demands) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+pub(crate) fn client_config(demands: impl Demands) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("ring has the suites of TLS 1.2 and 1.3")
@@ -47,7 +47,7 @@ pub fn client_config(demands: impl Demands) -> ConfigBuilder<ClientConfig, Wants
 }
 
 /// A store of those certificates of the system's that rustls can use: such stores have old certificates in them, too.
-pub fn usable(system: Vec<CertificateDer<'static>>) -> RootCertStore {
+pub(crate) fn usable(system: Vec<CertificateDer<'static>>) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(system);
     roots
@@ -58,20 +58,20 @@ pub fn usable(system: Vec<CertificateDer<'static>>) -> RootCertStore {
 /// # Errors
 ///
 /// When rustls cannot use one of them.
-pub fn add(roots: &mut RootCertStore, named: &[CertificateDer<'static>]) -> Result<(), rustls::Error> {
+pub(crate) fn add(roots: &mut RootCertStore, named: &[CertificateDer<'static>]) -> Result<(), rustls::Error> {
     named.iter().try_for_each(|certificate| roots.add(certificate.clone()))
 }
 
 /// Judges a server: its certificate by the demands, its proof by the provider's algorithms, whatever the demands are.
 #[derive(Debug)]
-pub struct Verifier<D> {
+pub(crate) struct Verifier<D> {
     demands: D,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl<D: Demands> Verifier<D> {
     /// With these demands, and the algorithms of [`provider`].
-    pub fn new(demands: D) -> Verifier<D> {
+    pub(crate) fn new(demands: D) -> Verifier<D> {
         Verifier { demands, algorithms: provider().signature_verification_algorithms }
     }
 }

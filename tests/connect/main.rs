@@ -8,8 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use promptpal_relay::error::{Error, one_line};
-use promptpal_relay::postgres::Session;
+use promptpal_relay::inside::error::{Error, one_line};
+use promptpal_relay::inside::postgres::Session;
 use test_support::openssl;
 
 use server::{PLAIN, SELF_SIGNED, SIGNED, Server, free_port, settings};

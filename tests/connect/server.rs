@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Weak};
 
 use nix::unistd::{User, geteuid};
-use promptpal_relay::postgres::{Session, Settings};
+use promptpal_relay::inside::postgres::{Session, Settings};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tokio::sync::Mutex;
 

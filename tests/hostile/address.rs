@@ -9,10 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use promptpal_relay::delivery::networks::denial_reason as problem;
-use promptpal_relay::delivery::resolver::{Answer, Resolver};
-use promptpal_relay::model::call::Outcome;
-use promptpal_relay::model::memory::Room;
+use promptpal_relay::inside::delivery::denial_reason as problem;
+use promptpal_relay::inside::delivery::{Answer, Resolver};
+use promptpal_relay::inside::model::Outcome;
+use promptpal_relay::inside::model::Room;
 use proptest::prelude::*;
 
 use crate::support::{
@@ -477,7 +477,7 @@ fn user_and_password_become_basic_authentication_and_are_shown_nowhere() {
 }
 
 /// A name that resolves to these addresses, and a receiver that counts on 127.0.0.1.
-fn named(addresses: &[&str]) -> (promptpal_relay::delivery::client::Caller, Receiver, String) {
+fn named(addresses: &[&str]) -> (promptpal_relay::inside::delivery::Caller, Receiver, String) {
     let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
     let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
     let caller = caller_to(settings(PATIENT), move |_| Ok(addresses.clone()));
@@ -737,7 +737,8 @@ fn a_name_that_cannot_be_looked_up_for_want_of_files_is_a_shortage_of_ours() {
         );
     }
     let ask = |name| Resolver::system().addresses(name, Instant::now() + PATIENT);
-    let shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::delivery::fd_budget::take(1)).collect();
+    let shares: Vec<_> =
+        std::iter::from_fn(|| promptpal_relay::inside::delivery::fd_budget::take(1)).collect();
     assert_eq!(shares.len(), 20, "half of a low limit");
     assert!(matches!(ask("localhost"), Answer::ResourceExhausted(_)), "all are given to calls");
     drop(shares);
@@ -756,7 +757,8 @@ fn a_connection_for_want_of_files_is_a_shortage_of_ours() {
     let receiver = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
     let (caller, webhook) = (caller(PATIENT), webhook(&receiver.url()));
     let call = || caller.call(&webhook, &event("{}"), &mut Room::without_end());
-    let shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::delivery::fd_budget::take(1)).collect();
+    let shares: Vec<_> =
+        std::iter::from_fn(|| promptpal_relay::inside::delivery::fd_budget::take(1)).collect();
     assert!(matches!(call(), Outcome::ResourceExhausted(_)), "all are given to others");
     drop(shares);
     let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
@@ -783,8 +785,9 @@ fn a_dead_address_gives_its_file_to_the_next_when_there_is_no_other_and_has_had_
     // Known for some seconds: looking it up takes files, too.
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert_eq!(kind(&post(&caller, &format!("http://two.example:{}/", unused.port()))), "connect");
-    let mut shares: Vec<_> = std::iter::from_fn(|| promptpal_relay::delivery::fd_budget::take(1)).collect();
-    let call = |caller: &promptpal_relay::delivery::client::Caller| {
+    let mut shares: Vec<_> =
+        std::iter::from_fn(|| promptpal_relay::inside::delivery::fd_budget::take(1)).collect();
+    let call = |caller: &promptpal_relay::inside::delivery::Caller| {
         caller.call(&webhook(&format!("http://two.example:{port}/")), &event("{}"), &mut Room::without_end())
     };
     assert!(matches!(call(&caller), Outcome::ResourceExhausted(_)), "none is left");
@@ -800,7 +803,7 @@ fn a_dead_address_gives_its_file_to_the_next_when_there_is_no_other_and_has_had_
     assert_eq!(kind(&crate::support::made(call(&caller))), "success");
     drop(caller);
     eventually("all are back", || {
-        std::iter::from_fn(|| promptpal_relay::delivery::fd_budget::take(1)).collect::<Vec<_>>().len()
+        std::iter::from_fn(|| promptpal_relay::inside::delivery::fd_budget::take(1)).collect::<Vec<_>>().len()
             == before
     });
 }

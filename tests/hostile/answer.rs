@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use promptpal_relay::model::call::Call;
-use promptpal_relay::model::memory::Room;
+use promptpal_relay::inside::model::Call;
+use promptpal_relay::inside::model::Room;
 
 use crate::support::{
     AUTHORITY, Gate, OK, PATIENT, Peer, Receiver, assert_storable, caller, caller_with, event, kind, message,

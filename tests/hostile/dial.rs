@@ -4,7 +4,7 @@ use std::io::{BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use promptpal_relay::delivery::client::Caller;
+use promptpal_relay::inside::delivery::Caller;
 use test_support::http::Message;
 
 use crate::support::{Dead, PATIENT, Receiver, caller_to, kind, message, post, settings};

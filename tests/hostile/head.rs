@@ -1,6 +1,6 @@
 //! Answers whose head or chunks are wrong: the status decides, and the record keeps what can be read.
 
-use promptpal_relay::model::call::Call;
+use promptpal_relay::inside::model::Call;
 
 use crate::answer::{CAP, answered, body, call};
 use crate::support::{AUTHORITY, PATIENT, Receiver, caller, caller_to, kind, message, post, settings};

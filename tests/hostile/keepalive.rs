@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use promptpal_relay::delivery::client::Caller;
-use promptpal_relay::delivery::fd_budget;
-use promptpal_relay::delivery::signature::sign;
-use promptpal_relay::model::call::{Call, Outcome};
-use promptpal_relay::model::event::Webhook;
-use promptpal_relay::model::memory::Room;
+use promptpal_relay::inside::delivery::Caller;
+use promptpal_relay::inside::delivery::fd_budget;
+use promptpal_relay::inside::delivery::sign;
+use promptpal_relay::inside::model::Room;
+use promptpal_relay::inside::model::Webhook;
+use promptpal_relay::inside::model::{Call, Outcome};
 use rustls::ServerConfig;
 
 use crate::support::{

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use promptpal_relay::delivery::client::{Caller, Settings};
-use promptpal_relay::delivery::machine::Machine;
+use promptpal_relay::inside::delivery::Machine;
+use promptpal_relay::inside::delivery::{Caller, Settings};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::support::{

@@ -6,11 +6,11 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
-use promptpal_relay::cli::{Cli, Command, Run};
-use promptpal_relay::delivery::client::Caller;
-use promptpal_relay::model::call::Call;
-use promptpal_relay::model::redact::without_credentials;
-use promptpal_relay::model::text::storable;
+use promptpal_relay::inside::cli::{Cli, Command, Run};
+use promptpal_relay::inside::delivery::Caller;
+use promptpal_relay::inside::model::Call;
+use promptpal_relay::inside::model::storable;
+use promptpal_relay::inside::model::without_credentials;
 use proptest::prelude::*;
 use url::{Host, Url};
 

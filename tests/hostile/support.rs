@@ -11,13 +11,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
-use promptpal_relay::delivery::client::{Caller, Settings};
-use promptpal_relay::delivery::resolver::Resolver;
-use promptpal_relay::model::call::Call;
-use promptpal_relay::model::call::Outcome;
-use promptpal_relay::model::database_addresses::Reached;
-use promptpal_relay::model::event::{Secret, Webhook};
-use promptpal_relay::model::memory::Room;
+use promptpal_relay::inside::delivery::Resolver;
+use promptpal_relay::inside::delivery::{Caller, Settings};
+use promptpal_relay::inside::model::Call;
+use promptpal_relay::inside::model::Outcome;
+use promptpal_relay::inside::model::Reached;
+use promptpal_relay::inside::model::Room;
+use promptpal_relay::inside::model::{Secret, Webhook};
 use proptest::test_runner::Config as ProptestConfig;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -89,8 +89,8 @@ pub fn made(outcome: Outcome) -> Call {
 }
 
 /// What a call sends: event 42, without a trace context.
-pub fn event(body: &str) -> promptpal_relay::model::message::Message {
-    promptpal_relay::model::message::Message {
+pub fn event(body: &str) -> promptpal_relay::inside::model::Message {
+    promptpal_relay::inside::model::Message {
         event_id: Uuid::from_u128(42),
         body: body.into(),
         traceparent: None,

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use promptpal_relay::model::call::Call;
-use promptpal_relay::model::memory::Room;
+use promptpal_relay::inside::model::Call;
+use promptpal_relay::inside::model::Room;
 
 use crate::support::{
     AUTHORITY, Dead, Gate, OK, Peer, Receiver, assert_storable, caller, caller_to, event, is_alone, kind,

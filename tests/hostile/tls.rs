@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use promptpal_relay::delivery::client::Caller;
+use promptpal_relay::inside::delivery::Caller;
 use rcgen::{BasicConstraints, IsCa};
 use test_support::openssl::{NAME, cases};
 

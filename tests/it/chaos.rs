@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use nix::sys::signal::Signal;
-use promptpal_relay::command::demo::postgres::{Cluster, Stop};
+use promptpal_relay::inside::demo::{Cluster, Stop};
 use tokio_postgres::{Client, NoTls};
 
 use crate::memory::{KIB, MIB, PEAK};

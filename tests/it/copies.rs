@@ -10,10 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
-use promptpal_relay::cli::Cli;
-use promptpal_relay::command::demo::postgres::{Cluster, Stop};
-use promptpal_relay::config;
-use promptpal_relay::daemon::retention::Retention;
+use promptpal_relay::inside::cli::Cli;
+use promptpal_relay::inside::config;
+use promptpal_relay::inside::daemon::Retention;
+use promptpal_relay::inside::demo::{Cluster, Stop};
 use serde_json::Value;
 use tokio_postgres::Client;
 

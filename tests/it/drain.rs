@@ -1,7 +1,7 @@
 //! A relay that is told to stop gives back what has not begun, finishes what has, and does not wait for ever.
 
 use nix::sys::signal::Signal;
-use promptpal_relay::command::demo::postgres::{Cluster, Stop};
+use promptpal_relay::inside::demo::{Cluster, Stop};
 
 use crate::scenes::{COMMIT_WAITS, dead_rows, fill_disk, outcomes};
 use crate::support::scrape::until_unhealthy;

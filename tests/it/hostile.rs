@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use promptpal_relay::command::demo::postgres::Cluster;
-use promptpal_relay::delivery::client::{Caller, Settings};
-use promptpal_relay::model::database_addresses::Reached;
-use promptpal_relay::model::event::{Secret, Webhook};
+use promptpal_relay::inside::delivery::{Caller, Settings};
+use promptpal_relay::inside::demo::Cluster;
+use promptpal_relay::inside::model::Reached;
+use promptpal_relay::inside::model::{Secret, Webhook};
 
 use crate::support::{Database, Receiver, Relay, Reply, outcome, program};
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::scenes::fill_disk;
 use crate::standby::standby_of;
 use crate::support::{Database, Receiver, Relay, Reply, gated, outcome};
-use promptpal_relay::command::demo::postgres::{Cluster, Stop};
+use promptpal_relay::inside::demo::{Cluster, Stop};
 
 /// The `webhook-id` headers of all requests so far.
 fn ids(receiver: &Receiver) -> Vec<String> {

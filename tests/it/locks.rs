@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use promptpal_relay::config;
-use promptpal_relay::daemon::retention::{Outcome, Retention};
+use promptpal_relay::inside::config;
+use promptpal_relay::inside::daemon::{Outcome, Retention};
 use tokio_postgres::Client;
 
 use crate::support::{Database, Receiver, Relay, as_user, connect, gated, outcome, scrape};
@@ -325,7 +325,7 @@ async fn a_stranger_keeps_nobody_from_the_retention_or_from_migrating() {
         .batch_execute("SELECT pg_advisory_lock(1886415988, 0), pg_advisory_lock(1886415989, 0)")
         .await
         .unwrap();
-    let cli = <promptpal_relay::cli::Cli as clap::Parser>::try_parse_from([
+    let cli = <promptpal_relay::inside::cli::Cli as clap::Parser>::try_parse_from([
         "promptpal-relay",
         "--database-url",
         &database.url,

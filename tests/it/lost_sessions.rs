@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use promptpal_relay::command::demo::postgres::Cluster;
+use promptpal_relay::inside::demo::Cluster;
 
 use crate::scenes::{busy, cut_off, outcomes, terminate};
 use crate::support::{Database, Gate, Network, Receiver, Relay, as_user, connect, gated};

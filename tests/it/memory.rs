@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use promptpal_relay::outbox::Role;
+use promptpal_relay::inside::outbox::Role;
 
 use crate::support::{Database, Gate, Receiver, Relay, Reply};
 

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use promptpal_relay::outbox::Role;
+use promptpal_relay::inside::outbox::Role;
 use serde_json::Value;
 
 use crate::support::scrape::{get, until, until_unhealthy, value};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use promptpal_relay::command::demo::postgres::Cluster;
+use promptpal_relay::inside::demo::Cluster;
 use serde_json::Value;
 
 use crate::support::{Clock, Database, Receiver, Relay, Reply, as_user, connect, memory_peak, outcome};

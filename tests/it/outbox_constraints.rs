@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use promptpal_relay::outbox::Role;
+use promptpal_relay::inside::outbox::Role;
 
 use crate::support::{Database, Receiver, Relay};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use promptpal_relay::outbox::{Role, Target};
+use promptpal_relay::inside::outbox::{Role, Target};
 use serde_json::Value;
 use tokio_postgres::SimpleQueryMessage;
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 
-use promptpal_relay::outbox::{Role, Store};
+use promptpal_relay::inside::outbox::{Role, Store};
 use serde_json::Value;
 use tokio_postgres::SimpleQueryMessage;
 
@@ -46,22 +46,22 @@ const SMALL: &[&str] = &[
     "instances/declare_dead",
     "instances/end_sessions",
     "instances/draw_lock",
-    "admin/foreign_code",
+    "check/foreign_code",
     "installation/read",
     "installation/exists",
     "installation/last_accepted",
     "instances/keep_alive",
-    "admin/lock_holders",
+    "check/lock_holders",
     "migrations/applied",
-    "admin/minutes_ago",
+    "status/minutes_ago",
     "instances/not_at_work",
     "sleep_lock/notify_peers",
-    "admin/privileges",
-    "admin/publications",
+    "check/privileges",
+    "check/publications",
     "migrations/record",
     "instances/register",
     "instances/retire",
-    "admin/row_security",
+    "check/row_security",
     "migrations/server",
     "claim/snapshot",
     "retention/begin",
@@ -70,7 +70,7 @@ const SMALL: &[&str] = &[
     "migrations/try_lock",
     "retention/try_lock",
     "sleep_lock/try_sleep",
-    "admin/wake_trigger",
+    "check/wake_trigger",
     "sleep_lock/wake_up",
     // Their work is the catalog's.
     "retention/make_partition",
@@ -78,7 +78,7 @@ const SMALL: &[&str] = &[
     "retention/drop_partition",
     "retention/delete_strays",
     // For `check`: the webhooks, some at a time.
-    "admin/enabled_webhooks",
+    "check/enabled_webhooks",
     // For people; on the call log, which is looked at in a test of its own.
     "call_log/calls",
     "call_log/calls_after",
@@ -87,13 +87,13 @@ const SMALL: &[&str] = &[
     "call_log/clock",
     "call_log/call_ids",
     "call_log/open_failures",
-    "admin/replay",
-    "admin/replay_failed",
-    "admin/callable_for",
-    "admin/send_test",
-    "admin/is_done",
-    "admin/status",
-    "admin/unlisted_epochs",
+    "replay/replay",
+    "replay/replay_failed",
+    "replay/callable_for",
+    "replay/send_test",
+    "replay/is_done",
+    "status/status",
+    "check/unlisted_epochs",
     "pauses/pause",
     "pauses/resume",
     "pauses/held_back",
@@ -191,7 +191,7 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
             format!("{}, {}, now(), now()", MANY - BATCH, MANY),
             BATCH,
         ),
-        of("admin/oldest", Role::Metrics, String::new(), LANES),
+        of("status/oldest", Role::Metrics, String::new(), LANES),
         // Reads the first pending rows and the first parked ones.
         of("instances/clear_dead", Role::Retention, String::new(), 10_000),
     ]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
-use promptpal_relay::command::demo::postgres::Cluster;
+use promptpal_relay::inside::demo::Cluster;
 use tempfile::TempDir;
 
 use crate::support::{Database, Receiver, Relay, connect, gated, outcome, program};

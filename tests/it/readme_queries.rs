@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use promptpal_relay::command::demo::postgres::Cluster;
+use promptpal_relay::inside::demo::Cluster;
 
 use crate::support::{Database, as_user, connect, repository_file};
 

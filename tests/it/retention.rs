@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use promptpal_relay::cli::Cli;
-use promptpal_relay::config;
-use promptpal_relay::daemon::retention::{Outcome, Retention};
-use promptpal_relay::outbox::Role;
+use promptpal_relay::inside::cli::Cli;
+use promptpal_relay::inside::config;
+use promptpal_relay::inside::daemon::{Outcome, Retention};
+use promptpal_relay::inside::outbox::Role;
 
 use clap::Parser;
 use nix::sys::signal::Signal;

@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use promptpal_relay::command::demo::postgres::Cluster;
-use promptpal_relay::outbox::Role;
+use promptpal_relay::inside::demo::Cluster;
+use promptpal_relay::inside::outbox::Role;
 use tokio_postgres::Client;
 
 use crate::promptpal::{TABLES, script};

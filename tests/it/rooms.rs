@@ -28,7 +28,7 @@ const KEPT: &[(&str, &[&str])] = &[
             "delivery/machine.rs",
             "command/demo/",
             "postgres/settings.rs",
-            "daemon/membership.rs",
+            "daemon/instance.rs",
             "telemetry/logging.rs",
             "process.rs",
         ],

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use promptpal_relay::outbox::migrations::MIGRATIONS;
+use promptpal_relay::inside::outbox::MIGRATIONS;
 
 use crate::support::{Database, as_user, connect, outcome, program};
 

@@ -1,7 +1,7 @@
 //! Postgres restarts, crashes, fails over or becomes read-only: the relay comes back, and no call is made twice.
 
 use nix::sys::signal::Signal;
-use promptpal_relay::command::demo::postgres::{Cluster, Stop};
+use promptpal_relay::inside::demo::{Cluster, Stop};
 
 use crate::scenes::{outcomes, terminate};
 use crate::support::scrape::until_unhealthy;

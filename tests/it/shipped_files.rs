@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use clap::{CommandFactory, Parser};
-use promptpal_relay::cli::{Cli, Command as Cmd};
+use promptpal_relay::inside::cli::{Cli, Command as Cmd};
 
 use crate::support::{outcome, repository_file};
 

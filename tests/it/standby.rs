@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use promptpal_relay::command::demo::postgres::{Cluster, Stop};
+use promptpal_relay::inside::demo::{Cluster, Stop};
 
 use crate::support::server_program;
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use promptpal_relay::outbox::Role;
+use promptpal_relay::inside::outbox::Role;
 
 use crate::scenes::{COMMIT_WAITS, busy, cut_off, outcomes};
 use crate::support::{Database, Receiver, Relay, connect, gated};

@@ -10,8 +10,8 @@
 //!
 //! Left out: the poll timer, ids (a claim after a notification and the last claim begin at the oldest row), deaths.
 
-use promptpal_relay::daemon::wakeup::{State, Tried};
-use promptpal_relay::outbox::Sleep;
+use promptpal_relay::inside::daemon::{State, Tried};
+use promptpal_relay::inside::outbox::Sleep;
 use stateright::{Checker, Model, Property};
 
 const INSERTERS: usize = 2;

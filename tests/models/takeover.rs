@@ -33,8 +33,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use promptpal_relay::daemon::peers::{DEAD_AFTER, DEAD_AFTER_LOSS, Peers};
-use promptpal_relay::outbox::{Liveness, Peer};
+use promptpal_relay::inside::daemon::{DEAD_AFTER, DEAD_AFTER_LOSS, Peers};
+use promptpal_relay::inside::outbox::{Liveness, Peer};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 const INSTANCES: usize = 2;

@@ -30,10 +30,10 @@ const AGENTS_MAX: usize = 1024;
 /// More than the longest head: ureq must see that it is too long.
 const INPUT_BYTES: usize = HEAD_BYTES_MAX + 4 * 1024;
 /// Space for a request. A longer request goes out in pieces, but none of its lines does.
-pub const OUTPUT_BYTES: usize = 4 * 1024;
+pub(crate) const OUTPUT_BYTES: usize = 4 * 1024;
 
 /// The agents of all origins; shared by all threads.
-pub struct Agents {
+pub(crate) struct Agents {
     config: Config,
     policy: Arc<Policy>,
     worked: Worked,
@@ -44,7 +44,7 @@ pub struct Agents {
 }
 
 /// The connections to one origin.
-pub struct Origin {
+pub(crate) struct Origin {
     /// Makes the calls.
     pub agent: Agent,
     /// When a call last began or ended, in milliseconds since the agents were made. The origin's calls write it;
@@ -54,7 +54,7 @@ pub struct Origin {
 
 impl Agents {
     /// For calls that take `timeout` at most, under this policy and with this configuration of TLS.
-    pub fn new(
+    pub(crate) fn new(
         timeout: Duration,
         user_agent_version: &str,
         policy: Arc<Policy>,
@@ -87,7 +87,7 @@ impl Agents {
     }
 
     /// The connections to an origin (scheme, host and port).
-    pub fn of(&self, origin: &str) -> Arc<Origin> {
+    pub(crate) fn of(&self, origin: &str) -> Arc<Origin> {
         let now = self.now_ms();
         let mut agents = self.lock();
         if let Some(known) = agents.get(origin) {
@@ -105,24 +105,24 @@ impl Agents {
     }
 
     /// Notes that a call to this origin has ended now.
-    pub fn ended(&self, origin: &Origin) {
+    pub(crate) fn ended(&self, origin: &Origin) {
         origin.used_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
     /// Closes the connections that have rested for too long.
-    pub fn close_resting(&self) {
+    pub(crate) fn close_resting(&self) {
         let now = self.now_ms();
         let rest = u64::try_from(IDLE_MAX.as_millis()).expect("some seconds");
         self.close(|origin| now.saturating_sub(origin.used_ms.load(Ordering::Relaxed)) >= rest);
     }
 
     /// Closes all connections that rest.
-    pub fn close_all(&self) {
+    pub(crate) fn close_all(&self) {
         self.close(|_| true);
     }
 
     /// Interrupts the calls in flight and lets no other begin.
-    pub fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         let mut agents = self.lock();
         for origin in agents.values() {
             origin.agent.clone().shutdown();

@@ -11,7 +11,7 @@ const SIZE_LINE_MAX: u8 = 20;
 
 /// The chunks of one body.
 #[derive(Debug)]
-pub struct Chunks {
+pub(crate) struct Chunks {
     state: State,
     /// Some lines ended with a bare line feed.
     pub bare: bool,
@@ -57,7 +57,7 @@ impl Default for Chunks {
 
 impl Chunks {
     /// Takes the next bytes, and gives what the parser wants in their place.
-    pub fn feed<'a>(&mut self, input: &'a [u8]) -> Cow<'a, [u8]> {
+    pub(crate) fn feed<'a>(&mut self, input: &'a [u8]) -> Cow<'a, [u8]> {
         let mut changed: Option<Vec<u8>> = None;
         let mut at = 0;
         while at < input.len() {

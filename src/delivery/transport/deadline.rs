@@ -10,9 +10,9 @@ use ureq::unversioned::transport::{ConnectionDetails, NextTimeout, time};
 use ureq::{Error, Timeout};
 
 /// Longest single wait: poll(2) counts milliseconds in an int.
-pub const WAIT_MAX: Duration = Duration::from_secs(3600);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// What is left of the time for making a connection.
-pub fn left(details: &ConnectionDetails) -> Duration {
+pub(crate) fn left(details: &ConnectionDetails) -> Duration {
     let spent = match details.now {
         time::Instant::Exact(then) => then.elapsed(),
         time::Instant::AlreadyHappened | time::Instant::NotHappening => Duration::ZERO,
@@ -21,24 +21,24 @@ pub fn left(details: &ConnectionDetails) -> Duration {
 }
 
 /// What is left of a time-out that began at `start`.
-pub fn rest(timeout: NextTimeout, start: Instant) -> NextTimeout {
+pub(crate) fn rest(timeout: NextTimeout, start: Instant) -> NextTimeout {
     NextTimeout { after: timeout.after.saturating_sub(start.elapsed()).into(), ..timeout }
 }
 
 /// A limit for poll(2), rounded up: a wait of 0 ms would be a busy one.
-pub fn in_milliseconds(limit: Duration) -> PollTimeout {
+pub(crate) fn in_milliseconds(limit: Duration) -> PollTimeout {
     PollTimeout::try_from(limit + Duration::from_micros(999)).expect("an hour fits")
 }
 
 /// When to give up, and which time-out to name then.
-pub struct Deadline {
+pub(crate) struct Deadline {
     at: Instant,
     reason: Timeout,
 }
 
 impl Deadline {
     /// The deadline of a step of ureq's. Fails when it has passed already, even where the step need not wait.
-    pub fn of(timeout: NextTimeout) -> Result<Deadline, Error> {
+    pub(crate) fn of(timeout: NextTimeout) -> Result<Deadline, Error> {
         // Calls always have a limit. Without one, a day is long enough.
         let left = (*timeout.after).min(WAIT_MAX * 24);
         if left.is_zero() {
@@ -48,12 +48,12 @@ impl Deadline {
     }
 
     /// What is left until then.
-    pub fn left(&self) -> Duration {
+    pub(crate) fn left(&self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
     }
 
     /// Waits until the socket is ready.
-    pub fn wait(&self, stream: &TcpStream, what: PollFlags) -> Result<(), Error> {
+    pub(crate) fn wait(&self, stream: &TcpStream, what: PollFlags) -> Result<(), Error> {
         loop {
             let left = self.left().min(WAIT_MAX);
             if left.is_zero() {

@@ -36,7 +36,7 @@ const ORIGINS_MAX: usize = 4096;
 
 /// Opens the socket.
 #[derive(Debug)]
-pub struct Dial {
+pub(crate) struct Dial {
     /// Decides on the very address that is dialled.
     pub policy: Arc<Policy>,
     /// What worked lately.
@@ -46,7 +46,7 @@ pub struct Dial {
 /// By origin, the address that worked when one before it did not, and since when that is known. Cheap to clone; all
 /// clones are one. Read and written by all calls to names with several addresses.
 #[derive(Clone, Debug, Default)]
-pub struct Worked(Arc<Mutex<HashMap<String, (SocketAddr, Instant)>>>);
+pub(crate) struct Worked(Arc<Mutex<HashMap<String, (SocketAddr, Instant)>>>);
 
 impl Worked {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, (SocketAddr, Instant)>> {

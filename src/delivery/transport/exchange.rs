@@ -11,13 +11,13 @@ use crate::delivery::egress::Denial;
 use crate::delivery::transport::repair::{HEAD_BYTES_MAX, Record};
 
 /// All that may come before the body: the head, and the heads of interim answers (1xx) before it.
-pub const BEFORE_BODY_BYTES_MAX: u64 = 4 * HEAD_BYTES_MAX as u64;
+pub(crate) const BEFORE_BODY_BYTES_MAX: u64 = 4 * HEAD_BYTES_MAX as u64;
 /// Most bytes of an answer that are kept until its head is complete.
 const START_BYTES_MAX: usize = 64 * 1024;
 
 /// What the links saw of the current call of this thread.
 #[derive(Debug, Default)]
-pub struct Exchange {
+pub(crate) struct Exchange {
     /// The address that the socket is connected to.
     pub remote: Option<SocketAddr>,
     /// The round trip of that socket.
@@ -64,17 +64,17 @@ thread_local! {
 }
 
 /// Begins to watch a call, as far as the head of its answer.
-pub fn begin_head() {
+pub(crate) fn begin_head() {
     EXCHANGE.replace(Exchange { bytes_max: BEFORE_BODY_BYTES_MAX, in_head: true, ..Exchange::default() });
 }
 
 /// Begins to watch the body of the answer, which may take `bytes_max` bytes on the wire.
-pub fn begin_body(bytes_max: u64) {
+pub(crate) fn begin_body(bytes_max: u64) {
     EXCHANGE.replace(Exchange { bytes_max, ..Exchange::default() });
 }
 
 /// Takes what the links saw since the beginning.
-pub fn take() -> Exchange {
+pub(crate) fn take() -> Exchange {
     EXCHANGE.with_borrow_mut(std::mem::take)
 }
 

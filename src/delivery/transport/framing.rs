@@ -4,7 +4,7 @@ use crate::delivery::transport::status_line::StatusLine;
 
 /// Where the body ends (RFC 9112, 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
+pub(crate) enum Body {
     /// It ends after so many bytes.
     Length(u64),
     /// It ends with its last chunk.
@@ -14,7 +14,7 @@ pub enum Body {
 }
 
 /// What the headers say about the end of the body.
-pub struct Framing {
+pub(crate) struct Framing {
     /// Where the body ends.
     pub body: Body,
     /// All readers agree on where it ends.
@@ -25,7 +25,7 @@ pub struct Framing {
 
 impl Framing {
     /// What these header lines say, under this status line.
-    pub fn of<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>, status: StatusLine) -> Framing {
+    pub(crate) fn of<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>, status: StatusLine) -> Framing {
         let (mut length, mut flaw) = (None, None);
         let (mut encoded, mut chunks, mut last_is_chunked) = (false, 0, false);
         for (name, value) in lines {

@@ -15,7 +15,7 @@ const PARSER_LINES_MAX: usize = 128;
 
 /// What to do after some bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Wait: the head goes on.
     More,
     /// Pass the bytes on: this is no answer of HTTP/1, and the parser refuses it.
@@ -41,7 +41,7 @@ pub enum Step {
 /// What to do, and with which bytes. Of all bytes that came, the last `kept` are the head in hand with the bytes behind it, and
 /// the last `rest` are those behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fed {
+pub(crate) struct Fed {
     /// The step.
     pub step: Step,
     /// Bytes from the beginning of the head on. Those before it (interim answers, empty lines) are dropped.
@@ -52,7 +52,7 @@ pub struct Fed {
 
 /// The heads that come before the body of an answer.
 #[derive(Debug, Default)]
-pub struct Heads {
+pub(crate) struct Heads {
     /// The head in hand, when it did not come at once.
     part: Vec<u8>,
     /// Its status line, when that is complete.
@@ -61,7 +61,7 @@ pub struct Heads {
 
 impl Heads {
     /// Takes the next bytes of the connection.
-    pub fn feed(&mut self, new: &[u8]) -> Fed {
+    pub(crate) fn feed(&mut self, new: &[u8]) -> Fed {
         let mut held = std::mem::take(&mut self.part);
         let mut seen = held.len();
         // Most heads come at once, and are not copied.
@@ -110,7 +110,7 @@ impl Heads {
     }
 
     /// Ends the head here, for this reason. None when no status line of a final answer has come.
-    pub fn cut(&mut self, why: &str) -> Option<(Vec<u8>, Record)> {
+    pub(crate) fn cut(&mut self, why: &str) -> Option<(Vec<u8>, Record)> {
         let status = self.status.filter(|status| !status.is_interim())?;
         let (head, mut record, _) = repair(&self.part, status, true);
         record.flaws = if record.flaws.is_empty() { why.into() } else { format!("{why}; {}", record.flaws) };

@@ -5,16 +5,16 @@
 //! ureq. [`socket`] reads and writes against one [`deadline`]. [`head`] and [`chunks`] mend what the client would refuse, by
 //! the [`status_line`], the [`framing`] and the [`repair`] of a head.
 
-pub mod agents;
-pub mod chunks;
-pub mod deadline;
-pub mod dial;
-pub mod exchange;
-pub mod framing;
-pub mod head;
-pub mod names;
-pub mod recorder;
-pub mod repair;
-pub mod socket;
-pub mod status_line;
-pub mod tls;
+pub(crate) mod agents;
+pub(crate) mod chunks;
+pub(crate) mod deadline;
+pub(crate) mod dial;
+pub(crate) mod exchange;
+pub(crate) mod framing;
+pub(crate) mod head;
+pub(crate) mod names;
+pub(crate) mod recorder;
+pub(crate) mod repair;
+pub(crate) mod socket;
+pub(crate) mod status_line;
+pub(crate) mod tls;

@@ -21,7 +21,7 @@ fn absolute(name: &str) -> String {
 
 /// Names to addresses, for ureq.
 #[derive(Debug)]
-pub struct Names {
+pub(crate) struct Names {
     /// Has the resolver, and decides on each answer. [`Dial`](crate::delivery::transport::dial::Dial) asks it again for the
     /// address that it dials.
     pub policy: Arc<Policy>,

@@ -23,7 +23,7 @@ const REQUEST_HEAD_BYTES_MAX: usize = 32 * 1024;
 
 /// The link.
 #[derive(Debug)]
-pub struct Recorder;
+pub(crate) struct Recorder;
 
 impl<In: Transport> Connector<In> for Recorder {
     type Out = Recording<In>;
@@ -36,7 +36,7 @@ impl<In: Transport> Connector<In> for Recorder {
 
 /// A connection whose bytes are recorded.
 #[derive(Debug)]
-pub struct Recording<T: Transport> {
+pub(crate) struct Recording<T: Transport> {
     inner: T,
     remote: Option<SocketAddr>,
     round_trip: Duration,

@@ -6,15 +6,15 @@ use crate::delivery::transport::framing::{Body, Framing};
 use crate::delivery::transport::status_line::{StatusLine, is_blank};
 
 /// Longest head of an answer that is kept. Node takes as much.
-pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Header lines that the record keeps: more than the parser takes.
-pub const LINES_MAX: usize = 256;
+pub(crate) const LINES_MAX: usize = 256;
 /// Longest `Location` that the parser gets; the record has all of it.
 const LOCATION_BYTES_MAX: usize = 4 * 1024;
 
 /// What a flawed head says, as far as that can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub(crate) struct Record {
     /// The status.
     pub status: u16,
     /// The header lines that are kept: name, colon, value and a line feed.
@@ -27,7 +27,7 @@ pub struct Record {
 
 /// The head for the parser, the record for the log, and whether the body has chunks. An `unended` head ends with the
 /// connection, perhaps within its last line, which is left out.
-pub fn repair(head: &[u8], status: StatusLine, unended: bool) -> (Vec<u8>, Record, bool) {
+pub(crate) fn repair(head: &[u8], status: StatusLine, unended: bool) -> (Vec<u8>, Record, bool) {
     let mut flaws = Flaws::default();
     let mut lines = head.split(|byte| *byte == b'\n');
     let first = lines.next().unwrap_or_default();

@@ -42,7 +42,7 @@ sockopt_impl!(
 
 /// A connection.
 #[derive(Debug)]
-pub struct Socket {
+pub(crate) struct Socket {
     // The handle that interrupts the call has it, too, as a weak reference.
     stream: Arc<TcpStream>,
     buffers: LazyBuffers,
@@ -62,7 +62,7 @@ impl Socket {
     /// # Errors
     ///
     /// An error of the system's, or that no call may begin any more.
-    pub fn connected(details: &ConnectionDetails, made: Attempt) -> Result<Socket, Error> {
+    pub(crate) fn connected(details: &ConnectionDetails, made: Attempt) -> Result<Socket, Error> {
         made.stream.set_nonblocking(false)?;
         let buffers =
             LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
@@ -151,7 +151,7 @@ impl Transport for Socket {
 
 /// A connection that is being made. Dropping it gives it up.
 #[derive(Debug)]
-pub struct Attempt {
+pub(crate) struct Attempt {
     /// The address.
     pub address: SocketAddr,
     /// When it began.
@@ -168,7 +168,7 @@ impl Attempt {
     /// # Errors
     ///
     /// An error that the system gives at once.
-    pub fn begin(address: SocketAddr, descriptor: Permit, turn: Permit) -> io::Result<Attempt> {
+    pub(crate) fn begin(address: SocketAddr, descriptor: Permit, turn: Permit) -> io::Result<Attempt> {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let stream = TcpStream::from(socket(family, SockType::Stream, flags, None)?);
@@ -183,7 +183,7 @@ impl Attempt {
     /// The round trip of the handshake, when the connection is made. The kernel measures it, so a busy process does not lengthen
     /// it. A later one may have the time for which an endpoint puts off its acknowledgements. Where the kernel does not say,
     /// it is the time since the attempt began, which is longer.
-    pub fn round_trip(&self) -> Duration {
+    pub(crate) fn round_trip(&self) -> Duration {
         let measured = getsockopt(&self.stream, TcpInfo).map_or(0, |info| info[ROUND_TRIP_AT]);
         if measured > 0 { Duration::from_micros(measured.into()) } else { self.since.elapsed() }
     }
@@ -195,7 +195,10 @@ impl Attempt {
 /// # Errors
 ///
 /// When the system cannot wait.
-pub fn first_ended(attempts: &[Attempt], limit: Duration) -> io::Result<Option<(usize, io::Result<()>)>> {
+pub(crate) fn first_ended(
+    attempts: &[Attempt],
+    limit: Duration,
+) -> io::Result<Option<(usize, io::Result<()>)>> {
     let mut waiting: Vec<_> =
         attempts.iter().map(|attempt| PollFd::new(attempt.stream.as_fd(), PollFlags::POLLOUT)).collect();
     match poll(&mut waiting, in_milliseconds(limit.min(WAIT_MAX))) {

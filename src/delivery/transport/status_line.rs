@@ -2,7 +2,7 @@
 
 /// A status line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StatusLine {
+pub(crate) struct StatusLine {
     /// The status.
     pub code: u16,
     /// It is of HTTP/1.0.
@@ -10,7 +10,7 @@ pub struct StatusLine {
 }
 
 /// What the beginning of a head is.
-pub enum First {
+pub(crate) enum First {
     /// No status line of HTTP/1.
     Not,
     /// The beginning of one.
@@ -21,13 +21,13 @@ pub enum First {
 
 impl StatusLine {
     /// Whether another answer follows this one. After 101 none does.
-    pub fn is_interim(self) -> bool {
+    pub(crate) fn is_interim(self) -> bool {
         self.code < 200 && self.code != 101
     }
 }
 
 /// The status line at the beginning of a head. The first `seen` bytes have no line end.
-pub fn status_line(head: &[u8], seen: usize) -> First {
+pub(crate) fn status_line(head: &[u8], seen: usize) -> First {
     const NAME: &[u8] = b"HTTP/1";
     let known = head.len().min(NAME.len());
     if !head[..known].eq_ignore_ascii_case(&NAME[..known]) {
@@ -63,6 +63,6 @@ pub fn status_line(head: &[u8], seen: usize) -> First {
 }
 
 /// A blank of HTTP.
-pub fn is_blank(byte: &u8) -> bool {
+pub(crate) fn is_blank(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }

@@ -16,7 +16,7 @@ use crate::delivery::transport::exchange::note;
 
 /// The link. One for all connections: its configuration holds the trust store.
 #[derive(Clone, Debug)]
-pub struct Tls(pub Arc<ClientConfig>);
+pub(crate) struct Tls(pub Arc<ClientConfig>);
 
 impl<In: Transport> Connector<In> for Tls {
     type Out = Either<In, Encrypted>;
@@ -58,7 +58,7 @@ fn bare(error: io::Error) -> ureq::Error {
 }
 
 /// An encrypted connection.
-pub struct Encrypted {
+pub(crate) struct Encrypted {
     stream: StreamOwned<ClientConnection, TransportAdapter>,
     buffers: LazyBuffers,
 }

@@ -8,10 +8,10 @@ use std::thread;
 use std::time::Instant;
 
 use clap::Parser;
-use promptpal_relay::cli::Cli;
-use promptpal_relay::command::demo::postgres::Cluster;
-use promptpal_relay::config;
-use promptpal_relay::outbox::{Role, Store};
+use promptpal_relay::inside::cli::Cli;
+use promptpal_relay::inside::config;
+use promptpal_relay::inside::demo::Cluster;
+use promptpal_relay::inside::outbox::{Role, Store};
 use tokio_postgres::{Client, NoTls, Row};
 
 use super::{DEADLINE, LOOK, program};

@@ -1,0 +1,43 @@
+//! Events that an operator asks for: replays of calls, and tests of a webhook. Never decides which calls to repeat.
+
+use crate::error::Result;
+use crate::outbox::Store;
+
+impl Store {
+    /// Inserts a row for each of these calls that repeats it, all or none. Returns the ids of the rows.
+    pub async fn replay(&self, call_ids: &[i64]) -> Result<Vec<i64>> {
+        let rows = self
+            .rows("replaying calls", include_str!("../../sql/queries/replay/replay.sql"), &[&call_ids])
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Inserts a row for each of these calls that is an open failure still; at most 1,000. Leaves out those that another
+    /// session is repeating, and those whose webhook is gone, disabled or of another project. Returns the ids of the rows.
+    pub async fn replay_failed(&self, call_ids: &[i64]) -> Result<Vec<i64>> {
+        let sql = include_str!("../../sql/queries/replay/replay_failed.sql");
+        let rows = self.rows("replaying failed calls", sql, &[&call_ids]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// The project for which a webhook's calls can be repeated; none when the webhook is gone or disabled.
+    pub async fn callable_for(&self, webhook_id: i64) -> Result<Vec<i64>> {
+        let sql = include_str!("../../sql/queries/replay/callable_for.sql");
+        let rows = self.rows("reading the webhook", sql, &[&webhook_id]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Inserts a test event for one webhook. Returns the row's id.
+    pub async fn send_test(&self, webhook_id: i64) -> Result<i64> {
+        let sql = include_str!("../../sql/queries/replay/send_test.sql");
+        Ok(self.one("sending a test event", sql, &[&webhook_id]).await?.get(0))
+    }
+
+    /// Whether an outbox row is done. A row that is gone was done.
+    pub async fn is_done(&self, outbox_id: i64) -> Result<bool> {
+        let rows = self
+            .rows("looking at the row", include_str!("../../sql/queries/replay/is_done.sql"), &[&outbox_id])
+            .await?;
+        Ok(rows.first().is_none_or(|row| row.get(0)))
+    }
+}
