@@ -143,7 +143,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'relay_daemon') THEN
         GRANT USAGE ON SCHEMA relay TO relay_daemon;
         GRANT SELECT, DELETE ON relay.outbox TO relay_daemon;
-        GRANT UPDATE (claimed_by, done_at, parked, without_call) ON relay.outbox TO relay_daemon;
+        GRANT UPDATE (claimed_by, previous_owner, done_at, parked, without_call) ON relay.outbox TO relay_daemon;
         GRANT SELECT ON relay.webhooks, relay.migrations, relay.installation, relay.pauses TO relay_daemon;
         GRANT SELECT, INSERT ON relay.webhook_calls TO relay_daemon;
         GRANT USAGE ON SEQUENCE relay.webhook_calls_id_seq TO relay_daemon;
@@ -155,7 +155,7 @@ BEGIN
                                   relay.delete_stray_calls(timestamptz, integer), relay.call_partitions(),
                                   relay.foreign_code(regclass, boolean), relay.is_daemon(oid), relay.daemon_locks(),
                                   relay.is_copy(), relay.pause_failing_webhook(bigint, timestamptz, text),
-                                  relay.delete_ended_pauses(timestamptz)
+                                  relay.delete_ended_pauses(timestamptz), relay.pause_of(bigint, bigint)
             TO relay_daemon;
     END IF;
 

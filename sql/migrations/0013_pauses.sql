@@ -35,6 +35,27 @@ COMMENT ON COLUMN relay.pauses.created_at IS 'Since when. A pause that is change
 COMMENT ON COLUMN relay.pauses.created_by IS 'The login of whoever paused; of a daemon (--pause-failing) promptpal-relay, and its login.';
 COMMENT ON COLUMN relay.pauses.until IS 'When the pause ends by itself; null: when somebody resumes.';
 
+-- The pause in force of a webhook, for the claim: whose it is ('webhook: ' or 'project: ') and its reason; null: the webhook
+-- may be called. The webhook's own pause comes first.
+CREATE FUNCTION relay.pause_of(webhook bigint, project bigint) RETURNS text
+    LANGUAGE sql
+    STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+RETURN coalesce((SELECT 'webhook: ' || p.reason
+                   FROM relay.pauses p
+                  WHERE p.webhook_id = webhook
+                    AND (p.until IS NULL OR p.until > now())),
+                (SELECT 'project: ' || p.reason
+                   FROM relay.pauses p
+                  WHERE p.project_id = project
+                    AND (p.until IS NULL OR p.until > now())));
+
+COMMENT ON FUNCTION relay.pause_of(bigint, bigint) IS
+    'Why a webhook of a project is not called at present: ''webhook: '' or ''project: '' and the reason of the pause; null: it may be called.';
+
+REVOKE ALL ON FUNCTION relay.pause_of(bigint, bigint) FROM PUBLIC;
+
 -- Writes one pause; which of the two ids is null says of what.
 CREATE FUNCTION relay.write_pause(webhook bigint, project bigint, why text, ends timestamptz) RETURNS void
     LANGUAGE plpgsql

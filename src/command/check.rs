@@ -49,7 +49,7 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     privileges(&report, &store).await?;
     installation(&report, &store, run).await?;
     unlisted(&report, &store).await?;
-    trigger(&report, &store).await?;
+    triggers(&report, &store).await?;
     locks(&report, &store).await?;
     publications(&report, &store).await?;
     pauses(&report, &store).await?;
@@ -130,16 +130,21 @@ async fn pauses(report: &Report, store: &Store) -> Result<()> {
     }
 }
 
-async fn trigger(report: &Report, store: &Store) -> Result<()> {
-    if report.unless_failed("wake-up", store.wake_trigger().await)? {
-        report.line("ok", "wake-up", "trigger outbox_wake is in place")
-    } else {
-        report.line(
-            "warning",
-            "wake-up",
-            "trigger outbox_wake is missing or disabled: rows wait for the poll interval",
-        )
+/// The triggers of the outbox: each with what it does, and what happens without it.
+async fn triggers(report: &Report, store: &Store) -> Result<()> {
+    let missing = report.unless_failed("wake-up", store.missing_triggers().await)?;
+    for (what, name, without) in [
+        ("wake-up", "outbox_wake", "rows wait for the poll interval"),
+        ("outbox", "outbox_valid", "rows that cannot be meant are taken and delivered"),
+    ] {
+        if missing.iter().any(|missing| missing == name) {
+            let text = format!("trigger {name} is missing or disabled: {without}");
+            report.line("warning", what, &text)?;
+        } else {
+            report.line("ok", what, &format!("trigger {name} is in place"))?;
+        }
     }
+    Ok(())
 }
 
 /// Locks of the relay's that another session holds, or holds for long: told by login and process id.

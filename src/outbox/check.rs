@@ -88,9 +88,10 @@ impl Store {
         Ok(rows.iter().map(holder).collect())
     }
 
-    /// Whether the trigger that wakes a sleeping relay is in place.
-    pub async fn wake_trigger(&self) -> Result<bool> {
-        let sql = include_str!("../../sql/queries/check/wake_trigger.sql");
-        Ok(self.one("looking at the trigger", sql, &[]).await?.get(0))
+    /// Names of the outbox's triggers that are missing or disabled.
+    pub async fn missing_triggers(&self) -> Result<Vec<String>> {
+        let sql = include_str!("../../sql/queries/check/missing_triggers.sql");
+        let rows = self.rows("looking at the triggers", sql, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 }

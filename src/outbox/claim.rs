@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -19,6 +19,10 @@ use crate::outbox::Store;
 /// What is delivered and logged of each text of an event, as documented for users. `claim.sql` fetches one character
 /// more, so that a longer text is seen, and `relay.cut_text` cuts at the same length what is logged.
 const EVENT_TEXT_BYTES_MAX: usize = 8192;
+
+/// 9999-12-31 23:59:59 UTC: the last second that a payload's timestamp can say. The trigger `outbox_valid` refuses later ones,
+/// but who updates a row by hand passes it by.
+const LAST_SECOND: Duration = Duration::from_secs(253_402_300_799);
 
 /// What a claim returned.
 #[derive(Debug, Default)]
@@ -104,19 +108,14 @@ impl Store {
 /// position, as `claim.sql` and `claim_parked.sql` have them, because finding them by name takes longer than reading
 /// them.
 fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
-    let mut previous_owners: HashMap<i64, i64> = HashMap::new();
     let mut webhooks: HashMap<(i64, &str), Vec<Met>> = HashMap::new();
     for row in rows {
-        match row.get(0) {
-            "before" => _ = previous_owners.insert(row.get(1), row.get(20)),
-            // A view over other tables may have nulls: a webhook without an id is no webhook.
-            "webhook" => {
-                if let Some(id) = row.get::<_, Option<i64>>(1) {
-                    let event = (row.get(4), row.get(3));
-                    webhooks.entry(event).or_default().push((Arc::new(webhook(id, row, 21)), row.get(26)));
-                }
-            }
-            _ => {}
+        // A view over other tables may have nulls: a webhook without an id is no webhook.
+        if row.get::<_, &str>(0) == "webhook"
+            && let Some(id) = row.get::<_, Option<i64>>(1)
+        {
+            let event = (row.get(4), row.get(3));
+            webhooks.entry(event).or_default().push((Arc::new(webhook(id, row, 21)), row.get(26)));
         }
     }
     let none = Targets::default();
@@ -159,7 +158,7 @@ fn gather(rows: &[Row], epoch: i64, text_bytes_max: i64) -> Claim {
             id,
             epoch,
             parked,
-            previous: previous_owners.get(&id).copied(),
+            previous: row.get(20),
             event,
             cut: is_longer || row.get(19),
             webhooks: met.webhooks,
@@ -245,7 +244,7 @@ fn event(row: &Row) -> Event {
         prompt_id: row.get(5),
         user_id: row.get(6),
         result: row.get(7),
-        finished_at: row.get::<_, SystemTime>(8),
+        finished_at: row.get::<_, SystemTime>(8).clamp(UNIX_EPOCH, UNIX_EPOCH + LAST_SECOND),
         duration_ms: row.get(9),
         prompt_tokens: row.get(10),
         completion_tokens: row.get(11),

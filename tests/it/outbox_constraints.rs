@@ -45,6 +45,84 @@ async fn what_is_not_an_event_fails_the_insert_with_the_constraints_name() {
     }
 }
 
+#[tokio::test]
+async fn operators_in_the_search_path_get_no_row_past_the_rules() {
+    let database = Database::new().await;
+    let mut sql = String::from("CREATE SCHEMA mine; GRANT USAGE ON SCHEMA mine TO relay_app;");
+    for (operator, left, right) in [
+        ("<>", "text", "text"),
+        ("<", "smallint", "integer"),
+        (">", "smallint", "integer"),
+        ("<", "bigint", "integer"),
+        (">", "bigint", "bigint"),
+        ("<", "integer", "integer"),
+        ("<", "timestamptz", "timestamptz"),
+        (">=", "timestamptz", "timestamptz"),
+    ] {
+        let name = format!(
+            "never_{left}_{right}_{}",
+            operator.replace('<', "lt").replace('>', "gt").replace('=', "eq")
+        );
+        sql += &format!(
+            "CREATE FUNCTION mine.{name}({left}, {right}) RETURNS boolean LANGUAGE sql IMMUTABLE RETURN false;
+             CREATE OPERATOR mine.{operator} (FUNCTION = mine.{name}, LEFTARG = {left}, RIGHTARG = {right});"
+        );
+    }
+    database.client.batch_execute(&sql).await.unwrap();
+    let path = "SET search_path = mine, pg_catalog; SET ROLE relay_app";
+    database.client.batch_execute(path).await.unwrap();
+    let fooled = database.client.query_one("SELECT -1::bigint < 0", &[]).await.unwrap();
+    assert!(!fooled.get::<_, bool>(0), "the session itself is fooled");
+    for (column, value) in [
+        ("event", "'x'"),
+        ("result", "7"),
+        ("duration_ms", "-1"),
+        ("prompt_tokens", "-1"),
+        ("webhook_id", "-1"),
+        ("finished_at", "'infinity'"),
+    ] {
+        let row = [
+            ("project_id", "1"),
+            ("prompt_id", "1"),
+            ("user_id", "'u'"),
+            ("result", "0"),
+            ("duration_ms", "1"),
+            ("prompt_tokens", "1"),
+            ("completion_tokens", "1"),
+        ];
+        let (columns, values): (Vec<_>, Vec<_>) =
+            row.into_iter().filter(|(name, _)| *name != column).chain([(column, value)]).unzip();
+        let sql = format!("INSERT INTO relay.outbox ({}) VALUES ({})", columns.join(", "), values.join(", "));
+        let refused = database.client.execute(&sql, &[]).await.unwrap_err();
+        assert_eq!(refused.code().unwrap().code(), "23514", "{column} = {value}: {refused:?}");
+    }
+}
+
+/// Whatever a row holds that came past the trigger: it is delivered, and the rows after it are.
+#[tokio::test]
+async fn a_row_that_was_changed_by_hand_stops_nobody() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    database.events(1, 5).await;
+    for (id, change) in [
+        (1, "finished_at = 'infinity'"),
+        (2, "finished_at = '-infinity'"),
+        (3, "event = 'onPromptStarted'"),
+        (4, "result = 9, duration_ms = -1, prompt_tokens = -2147483648, completion_tokens = -2147483648"),
+    ] {
+        let sql = format!("UPDATE relay.outbox SET {change} WHERE id = {id}");
+        database.client.batch_execute(&sql).await.unwrap();
+    }
+    let _relay = Relay::start(&database, &[]);
+    database.all_done().await;
+    let bodies: Vec<String> =
+        receiver.requests().iter().map(|request| String::from_utf8(request.body.clone()).unwrap()).collect();
+    assert_eq!(bodies.len(), 4, "{bodies:?}");
+    assert!(bodies.iter().any(|body| body.contains("9999-12-31T23:59:59Z")), "{bodies:?}");
+    assert!(bodies.iter().any(|body| body.contains("1970-01-01T00:00:00Z")), "{bodies:?}");
+}
+
 /// An insert of the application's, with an id, as the application's role. The transaction is left open.
 fn with_id(id: &str, overriding: &str) -> String {
     format!(

@@ -70,7 +70,7 @@ const SMALL: &[&str] = &[
     "migrations/try_lock",
     "retention/try_lock",
     "sleep_lock/try_sleep",
-    "check/wake_trigger",
+    "check/missing_triggers",
     "sleep_lock/wake_up",
     // Their work is the catalog's.
     "retention/make_partition",

@@ -346,6 +346,8 @@ async fn every_function_of_the_relay_pins_its_settings_or_is_bound_when_it_is_ma
     assert_eq!(script(&database, "install", &["feed=on"]), (0, String::new()));
     let sql = "SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p
                 WHERE p.pronamespace = 'relay'::regnamespace AND p.prosqlbody IS NULL
+                  -- Each row would pay for it: it names the schema of all that it uses (see outbox_constraints).
+                  AND p.proname <> 'refuse_invalid_event'
                   AND NOT coalesce(p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp', 'row_security=off'], false)";
     assert_eq!(database.client.query_one(sql, &[]).await.unwrap().get::<_, String>(0), "");
     let sql = "SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner

@@ -10,10 +10,11 @@ SELECT need, granted
          has_schema_privilege('relay', 'USAGE')),
         (2, 'SELECT on relay.outbox',
          has_table_privilege('relay.outbox', 'SELECT')),
-        (3, 'UPDATE (claimed_by, done_at, parked, without_call) on relay.outbox',
+        (3, 'UPDATE (claimed_by, previous_owner, done_at, parked, without_call) on relay.outbox',
          has_column_privilege('relay.outbox', 'claimed_by', 'UPDATE')
          AND has_column_privilege('relay.outbox', 'done_at', 'UPDATE')
          AND has_column_privilege('relay.outbox', 'parked', 'UPDATE')
+         AND has_column_privilege('relay.outbox', 'previous_owner', 'UPDATE')
          AND has_column_privilege('relay.outbox', 'without_call', 'UPDATE')),
         (4, 'DELETE on relay.outbox',
          has_table_privilege('relay.outbox', 'DELETE')),

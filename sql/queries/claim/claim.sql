@@ -18,29 +18,28 @@
 -- * The webhooks' columns are cast. relay.webhooks may be a view over columns of other types, and may become one while
 --   the statement is prepared. A view may also return nulls: a webhook without an event is no webhook.
 -- * Pauses are read with the webhooks, so a pause holds for every claim that begins after its commit. The planner makes
---   the EXISTS an InitPlan: while no pause is there, the statement looks once at an empty table. Branches of their own
---   for the pauses would cost each idle claim their start.
+--   the EXISTS an InitPlan: while no pause is there, the statement looks once at an empty table.
+-- * An idle claim costs what its parts cost to start. So a row brings its previous owner along in a column, and a function
+--   asks for the pauses; subqueries would be started by each claim.
 --
 -- Locks:      the rows, FOR UPDATE SKIP LOCKED: the statement waits for nobody. It is meant for synchronous_commit = off.
 --             A crash of the server also ends our session, so nobody has acted upon a claim that was lost.
 -- Index:      outbox_pending from $1 on; outbox_pkey for the update, which is heap-only; webhooks_project;
---             pauses_of_a_webhook and pauses_of_a_project.
+--             pauses_of_a_webhook and pauses_of_a_project in relay.pause_of.
 -- Parameters: $1 bigint    cursor: only ids above it
 --             $2 bigint[]  epochs of dead instances, whose rows are taken over
 --             $3 bigint    most rows
 --             $4 bigint    our epoch
 --             $5 bigint[]  projects whose rows are parked
 --             $6 bigint    bytes of text after which no more rows are claimed
--- Returns:    rows of three kinds:
---             row      a claimed or parked row. cut: its trace_id is longer than 8 KiB.
---             before   the previous owner of a row, claimed or not. It is the epoch of a dead instance, or 0 for a dead
---                      instance whose epoch is forgotten. A row without a previous owner has no such line.
+-- Returns:    rows of two kinds:
+--             row      a claimed or parked row. cut: its trace_id is longer than 8 KiB. previous_owner: the epoch of the
+--                      dead instance that had it in hand, or 0 for a dead instance whose epoch is forgotten, or null.
 --             webhook  an enabled webhook of a claimed row's project, for whatever event. paused: null when it may be
 --                      called; else whose pause is in force, 'webhook: ' or 'project: ', and its reason. The webhook's
 --                      own pause comes first.
 WITH next AS MATERIALIZED (
     SELECT o.id,
-           o.claimed_by,
            CASE WHEN o.project_id = ANY ($5) THEN 0
                 ELSE least(octet_length(o.user_id), 8192) + least(octet_length(o.ip), 8192)
                      + least(octet_length(o.user_agent), 8192)
@@ -58,7 +57,8 @@ WITH next AS MATERIALIZED (
        FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE relay.outbox o
-       SET claimed_by = CASE WHEN o.project_id = ANY ($5) THEN o.claimed_by ELSE $4 END,
+       SET previous_owner = o.claimed_by,
+           claimed_by = CASE WHEN o.project_id = ANY ($5) THEN o.claimed_by ELSE $4 END,
            parked = o.project_id = ANY ($5)
      WHERE o.id = ANY (ARRAY(
                SELECT w.id
@@ -72,33 +72,19 @@ WITH next AS MATERIALIZED (
               CASE WHEN o.parked THEN '' ELSE left(o.user_agent, 8193) END AS user_agent,
               o.provider_id,
               CASE WHEN NOT o.parked THEN left(o.provider_default_model, 8193) END AS provider_default_model,
-              o.webhook_id, coalesce(octet_length(o.trace_id) > 8192, false) AS cut,
+              o.webhook_id, coalesce(octet_length(o.trace_id) > 8192, false) AS cut, o.previous_owner,
               o.event_id, left(o.trace_id, 128) AS trace_id, left(o.traceparent, 256) AS traceparent
 )
 SELECT 'row' AS kind, c.id, c.parked, c.event, c.project_id, c.prompt_id, c.user_id, c.result, c.finished_at, c.duration_ms,
        c.prompt_tokens, c.completion_tokens, c.total_tokens, c.cached, c.ip, c.user_agent, c.provider_id,
-       c.provider_default_model, c.webhook_id AS only_webhook_id, c.cut, NULL::bigint AS claimed_by, NULL::text AS url,
+       c.provider_default_model, c.webhook_id AS only_webhook_id, c.cut, c.previous_owner, NULL::text AS url,
        NULL::text AS signing_secret, c.event_id, c.trace_id, c.traceparent, NULL::text AS paused
   FROM claimed c
- UNION ALL
-SELECT 'before', n.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL, NULL, n.claimed_by, NULL, NULL, NULL, NULL, NULL, NULL
-  FROM next n
- WHERE n.claimed_by IS NOT NULL
  UNION ALL
 SELECT 'webhook', w.id::bigint, NULL, w.event::text, w.project_id::bigint, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, left(w.url::text, 8200), left(w.signing_secret::text, 8200),
        NULL, NULL, NULL,
-       CASE WHEN (SELECT EXISTS (SELECT FROM relay.pauses))
-            THEN coalesce((SELECT 'webhook: ' || p.reason
-                             FROM relay.pauses p
-                            WHERE p.webhook_id = w.id::bigint
-                              AND (p.until IS NULL OR p.until > now())),
-                          (SELECT 'project: ' || p.reason
-                             FROM relay.pauses p
-                            WHERE p.project_id = w.project_id::bigint
-                              AND (p.until IS NULL OR p.until > now())))
-       END
+       CASE WHEN (SELECT EXISTS (SELECT FROM relay.pauses)) THEN relay.pause_of(w.id::bigint, w.project_id::bigint) END
   FROM relay.webhooks w
  WHERE w.project_id = ANY (ARRAY(SELECT DISTINCT c.project_id FROM claimed c WHERE NOT c.parked))
    AND w.enabled
