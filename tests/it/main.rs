@@ -21,6 +21,7 @@ mod memory;
 mod monitoring;
 mod operators;
 mod outbox_constraints;
+mod pages;
 mod pauses;
 mod plans;
 mod pooler;
