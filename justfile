@@ -19,7 +19,7 @@ one text:
 chaos seconds="600":
     CHAOS_SECONDS={{ seconds }} scripts/with-postgres cargo test --locked --test it chaos -- --nocapture
 
-# What README says of speed; `just bench drain` for one row
+# What docs/performance.md says; `just bench drain` for one row
 bench *rows:
     cargo bench --locked -- {{ rows }}
 

@@ -1,7 +1,7 @@
 //! What the application puts into the outbox, and what the receivers get: the event and its payload.
 //!
 //! Plain data; knows neither HTTP nor Postgres. The payload is the specification of the webhook guide
-//! (`docs/webhook-integration.md`): the same keys in the same order.
+//! (`docs/receivers.md`): the same keys in the same order.
 
 use std::fmt;
 use std::time::SystemTime;

@@ -349,7 +349,7 @@ async fn an_original_has_nothing_to_accept_and_keeps_its_rows() {
     );
 }
 
-/// Runs a script as README says.
+/// Runs a script as docs/copies.md says.
 fn run_by_psql(database: &Database, script: &str) -> (i32, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("script.sql");

@@ -12,7 +12,7 @@ use crate::support::{
 
 /// The JSON example of the guide without the white space that makes it readable: as it goes over the wire.
 fn guide_example() -> String {
-    let guide = repository_file("docs/webhook-integration.md");
+    let guide = repository_file("docs/receivers.md");
     let (_, after) = guide.split_once("## Payload Structure").expect("the section");
     let example =
         after.split("```json\n").nth(1).and_then(|text| text.split("```").next()).expect("the example");

@@ -376,3 +376,47 @@ async fn while_the_outbox_is_locked_the_applications_insert_is_made_all_the_same
     assert_eq!(database.number("SELECT count(*) FROM prompt_calls").await, 1);
     assert_eq!(database.number("SELECT count(*) FROM relay.outbox").await, 0);
 }
+
+/// What docs/promptpal.md says of rows as PromptPal 1.16.8 writes them, and of its migrations.
+#[tokio::test]
+async fn the_feed_says_what_promptpal_records_and_the_view_holds_its_columns() {
+    let database = with_tables("jsonb", "").await;
+    let receiver = Receiver::good();
+    add_webhook(&database, 7, &receiver.url("/")).await;
+    assert_eq!(script(&database, "install", &["feed=on"]), (0, String::new()));
+    let _relay = Relay::start(&database, &[]);
+    // A cached answer of 300 tokens: PromptPal counts it as a failure, and its tokens as the total.
+    let sql = "INSERT INTO prompt_calls (prompt_calls, project_calls, user_id, response_token, total_token, duration, result, cached, ua, ip)
+               VALUES (3, 7, 'someone', 0, 300, 0, 1, true, '', '')";
+    database.client.batch_execute(sql).await.unwrap();
+    let body = receiver.wait_for(1).remove(0).json();
+    assert_eq!(body["tokens"], serde_json::json!({"prompt": 300, "completion": 0, "total": 300}));
+    assert_eq!((&body["result"], &body["cached"]), (&1.into(), &true.into()));
+
+    for column in [
+        "id",
+        "webhook_project",
+        "name",
+        "description",
+        "url",
+        "event",
+        "enabled",
+        "create_time",
+        "update_time",
+    ] {
+        for change in ["DROP COLUMN", "ALTER COLUMN"] {
+            let kind = match (change, column) {
+                ("DROP COLUMN", _) => "",
+                (_, "id") => "TYPE integer",
+                _ => "TYPE text USING 'x'",
+            };
+            let sql = format!("ALTER TABLE webhooks {change} {column} {kind}");
+            let code =
+                database.client.batch_execute(&sql).await.unwrap_err().code().unwrap().code().to_owned();
+            // Dependent objects; not supported.
+            let expected = if change == "ALTER COLUMN" { "0A000" } else { "2BP01" };
+            assert_eq!(code, expected, "{sql}");
+        }
+    }
+    database.client.batch_execute("ALTER TABLE webhooks ADD COLUMN of_a_new_release text").await.unwrap();
+}

@@ -46,15 +46,15 @@ fn neither_core_dumps_nor_other_users_get_at_what_the_daemon_knows() {
 }
 
 #[test]
-fn the_env_file_and_the_readme_name_each_setting_with_its_default() {
+fn the_env_file_and_the_operators_page_name_each_setting_with_its_default() {
     let file = repository_file("systemd/promptpal-relay.env");
-    let readme = repository_file("README.md");
+    let page = repository_file("docs/operations.md");
     let command = Cli::command();
     let run = command.find_subcommand("run").unwrap();
     for argument in command.get_arguments().chain(run.get_arguments()) {
         let (Some(variable), Some(flag)) = (argument.get_env(), argument.get_long()) else { continue };
         let variable = variable.to_str().unwrap();
-        assert!(readme.contains(&format!("`--{flag}")), "README: --{flag}");
+        assert!(page.contains(&format!("| `--{flag}` |")), "docs/operations.md: --{flag}");
         let lines: Vec<&str> = file.lines().collect();
         let index = lines.iter().position(|line| line.starts_with(&format!("#{variable}=")));
         let index = index.unwrap_or_else(|| panic!("{variable} is not in the file"));

@@ -1,4 +1,4 @@
-//! The README's questions: the roles that they are for can ask each as it stands there, and none reads a whole table.
+//! The DBA's ten questions (docs/dba.md): the roles that they are for can ask each as it stands there, and none reads a whole table.
 
 use std::collections::BTreeSet;
 
@@ -6,14 +6,20 @@ use promptpal_relay::inside::demo::Cluster;
 
 use crate::support::{Database, as_user, connect, repository_file};
 
-fn questions(readme: &str) -> Vec<&str> {
-    let (_, questions) = readme.split_once("## Ten questions").unwrap();
+fn questions(page: &str) -> Vec<&str> {
+    let (_, questions) = page.split_once("\n## Ten questions").unwrap();
     let questions = questions.split_once("\n## ").unwrap().0;
-    questions.split("```sql\n").skip(1).map(|part| part.split_once("```").unwrap().0).collect()
+    questions
+        .split("```sql\n")
+        .skip(1)
+        .map(|part| part.split_once("```").unwrap().0)
+        // The first line says as whom.
+        .map(|part| part.split_once('\n').unwrap().1)
+        .collect()
 }
 
 #[tokio::test]
-async fn the_questions_of_the_readme_are_answered_without_reading_whole_tables() {
+async fn the_ten_questions_are_answered_without_reading_whole_tables() {
     let database = Database::new().await;
     let run = async |sql: &str| database.client.batch_execute(sql).await.unwrap();
     run("SELECT relay.make_call_partition((now() AT TIME ZONE 'UTC')::date - n) FROM generate_series(1, 7) AS n").await;
@@ -36,8 +42,8 @@ async fn the_questions_of_the_readme_are_answered_without_reading_whole_tables()
     let large: BTreeSet<String> =
         database.client.query(large, &[]).await.unwrap().iter().map(|row| row.get::<_, String>(0)).collect();
     assert!(large.contains("outbox") && large.len() > 6, "{large:?}");
-    let readme = repository_file("README.md");
-    let questions = questions(&readme);
+    let page = repository_file("docs/dba.md");
+    let questions = questions(&page);
     assert_eq!(questions.len(), 10);
     let role = format!("asker_{}", std::process::id());
     run(&format!("CREATE ROLE {role} LOGIN PASSWORD 'x' IN ROLE relay_reader, relay_app")).await;
@@ -77,8 +83,8 @@ async fn whoever_keeps_vacuum_from_cleaning_up_is_found_also_by_who_may_not_see_
     database.client.batch_execute("CREATE ROLE reader LOGIN IN ROLE relay_reader").await.unwrap();
     let feeds = "SELECT count(*) > 0 FROM pg_stat_replication WHERE backend_xmin IS NOT NULL";
     database.eventually(feeds).await;
-    let readme = repository_file("README.md");
-    let question = questions(&readme)[8];
+    let page = repository_file("docs/dba.md");
+    let question = questions(&page)[8];
     let session = async |condition: &str| {
         let sql = format!("SELECT 'session ' || pid FROM pg_stat_activity WHERE {condition}");
         database.client.query_one(&sql, &[]).await.unwrap().get::<_, String>(0)
