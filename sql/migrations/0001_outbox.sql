@@ -99,7 +99,8 @@ COMMENT ON COLUMN relay.outbox.without_call IS 'The row is done, and no call was
 -- GENERATED ALWAYS refuses an id of the application's own, unless the insert says OVERRIDING SYSTEM VALUE. So the function keeps
 -- out the ids that do harm: the claim looks for ids above 0, and beyond 2^53 - 1 programs that read JSON round a number.
 -- The payload's timestamp (YYYY-MM-DDThh:mm:ssZ) says years of four digits. Ages are computed from created_at, and of
--- infinity there is none.
+-- infinity there is none. A zero event_id is a field that a program has not set: all of its events would have one webhook-id,
+-- and receivers would drop them as duplicates.
 CREATE FUNCTION relay.refuse_invalid_event() RETURNS trigger
     LANGUAGE plpgsql
 AS $$
@@ -127,6 +128,8 @@ DECLARE
             THEN 'outbox_webhook_id_positive'
         WHEN NEW.id OPERATOR(pg_catalog.<) 1 OR NEW.id OPERATOR(pg_catalog.>) 9007199254740991
             THEN 'outbox_id_in_range'
+        WHEN NEW.event_id OPERATOR(pg_catalog.=) '00000000-0000-0000-0000-000000000000'
+            THEN 'outbox_event_id_not_zero'
     END;
 BEGIN
     IF rule IS NOT NULL THEN
@@ -139,6 +142,7 @@ BEGIN
                              WHEN 'outbox_finished_at_has_four_digit_year' THEN 'finished_at lies in the years 1970 to 9999.'
                              WHEN 'outbox_webhook_id_positive' THEN 'webhook_id is positive, or null for all webhooks of the project.'
                              WHEN 'outbox_id_in_range' THEN 'Leave id out: Postgres draws it.'
+                             WHEN 'outbox_event_id_not_zero' THEN 'Leave event_id out, or draw one at random for each event.'
                              ELSE 'Durations and numbers of tokens are 0 or more.'
                          END;
     END IF;

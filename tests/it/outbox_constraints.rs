@@ -25,6 +25,7 @@ async fn what_is_not_an_event_fails_the_insert_with_the_constraints_name() {
         ("webhook_id", "-1", "outbox_webhook_id_positive"),
         ("finished_at", "'infinity'", "outbox_finished_at_has_four_digit_year"),
         ("finished_at", "'20000-01-01'", "outbox_finished_at_has_four_digit_year"),
+        ("event_id", "'00000000-0000-0000-0000-000000000000'", "outbox_event_id_not_zero"),
     ];
     for (column, value, constraint) in cases {
         let good = [
