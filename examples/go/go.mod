@@ -1,5 +1,5 @@
 module promptpal.example/examples
 
-go 1.19
+go 1.25.0
 
-require github.com/jackc/pgx/v5 v5.4.3
+require github.com/jackc/pgx/v5 v5.10.0
