@@ -33,11 +33,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	port := os.Getenv("PORT")
-	if port == "" {
-		port = "8003"
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:"+port)
+	listener, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT")) // Without PORT, a free one.
 	if err != nil {
 		log.Fatal(err)
 	}
