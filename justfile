@@ -19,6 +19,10 @@ one text:
 chaos seconds="600":
     CHAOS_SECONDS={{ seconds }} scripts/with-postgres cargo test --locked --test it chaos -- --nocapture
 
+# The programs under examples/, against the real daemon
+examples:
+    scripts/with-postgres scripts/test-examples
+
 # What docs/performance.md says; `just bench drain` for one row
 bench *rows:
     cargo bench --locked -- {{ rows }}

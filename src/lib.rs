@@ -93,7 +93,7 @@ pub mod inside {
         pub use crate::error::{Error, one_line};
     }
     pub mod model {
-        pub use crate::model::call::{Call, Outcome};
+        pub use crate::model::call::{Call, ErrorKind, Outcome};
         pub use crate::model::database_addresses::Reached;
         pub use crate::model::event::{Secret, Webhook};
         pub use crate::model::memory::Room;

@@ -63,13 +63,17 @@ COMMENT ON FUNCTION relay.is_daemon(oid) IS
 
 -- The function judges each login once, because the daemon reads the locks often and a stranger may hold as many locks as
 -- the server has room for. Sessions that claim are planned without hash joins; these two views have no index, so the
--- function switches hash joins on.
+-- function switches hash joins on. It is in PL/pgSQL, because a session keeps the plan.
 CREATE FUNCTION relay.daemon_locks() RETURNS TABLE (class bigint, object bigint, keys smallint, mode text, pid integer)
-    LANGUAGE sql
+    LANGUAGE plpgsql
     STABLE
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
     SET enable_hashjoin = on
-BEGIN ATOMIC
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     WITH daemons AS MATERIALIZED (
         SELECT a.pid
           FROM pg_stat_activity a
@@ -87,7 +91,8 @@ BEGIN ATOMIC
      WHERE l.locktype = 'advisory'
        AND l.granted
        AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database());
-END;
+END
+$$;
 
 COMMENT ON FUNCTION relay.daemon_locks() IS
     'Advisory locks in this database that sessions of daemons'' logins hold. keys is 1 for a lock of one bigint (class has its upper half), 2 for one of two integers.';

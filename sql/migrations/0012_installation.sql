@@ -68,18 +68,24 @@ COMMENT ON COLUMN relay.accepted_copies.from_site IS 'What relay.installation ha
 
 -- No row fits nowhere: a copy of some tables only may lack it. One row that does not fit is enough: it came with rows of
 -- another database.
+--
+-- In PL/pgSQL, because a session keeps the plan. The daemon asks often, and Postgres would plan a function in SQL each time.
 CREATE FUNCTION relay.is_copy() RETURNS boolean
-    LANGUAGE sql
+    LANGUAGE plpgsql
     STABLE
     SET search_path = pg_catalog, pg_temp
     SET row_security = off
-RETURN (
-    SELECT NOT coalesce(bool_and((i.system_identifier, i.database_oid, i.table_oid)
-                                     = (c.system_identifier, d.oid, 'relay.installation'::regclass::oid)), false)
-      FROM relay.installation i
-     CROSS JOIN pg_control_system() AS c
-     CROSS JOIN pg_database d
-     WHERE d.datname = current_database());
+AS $$
+BEGIN
+    RETURN (
+        SELECT NOT coalesce(bool_and((i.system_identifier, i.database_oid, i.table_oid)
+                                         = (c.system_identifier, d.oid, 'relay.installation'::regclass::oid)), false)
+          FROM relay.installation i
+         CROSS JOIN pg_control_system() AS c
+         CROSS JOIN pg_database d
+         WHERE d.datname = current_database());
+END
+$$;
 
 COMMENT ON FUNCTION relay.is_copy() IS
     'Whether this database is a copy that nobody has accepted: no daemon runs here. It cannot tell a physical copy, which has --site for that.';

@@ -116,14 +116,11 @@ async fn what_the_page_says_of_an_insert_is_so() {
         ("created_at", "'0001-01-01T00:00:00Z'", "outbox_created_at_has_four_digit_year"),
         ("event", "''", "outbox_event_known"),
         ("webhook_id", "0", "outbox_webhook_id_positive"),
+        ("event_id", "'00000000-0000-0000-0000-000000000000'", "outbox_event_id_not_zero"),
     ] {
         assert_eq!(insert(&format!(", {column}"), &format!(", {zero}")).await.unwrap_err(), refusal);
     }
-    for (column, zero) in [
-        ("total_tokens", "0"),
-        ("provider_default_model", "''"),
-        ("event_id", "'00000000-0000-0000-0000-000000000000'"),
-    ] {
+    for (column, zero) in [("total_tokens", "0"), ("provider_default_model", "''")] {
         insert(&format!(", {column}"), &format!(", {zero}")).await.unwrap();
     }
     // A fraction: a number is rounded, a text is refused.
