@@ -339,7 +339,24 @@ impl Bench<'_> {
         };
         eprintln!("insert");
         let database = self.server.database().await;
-        database.run("CREATE TABLE plain (LIKE relay.outbox INCLUDING ALL)").await;
+        // A plain table has its rules as CHECK constraints; that of the outbox is a trigger, and a second one wakes.
+        database
+            .run(
+                "CREATE TABLE plain (
+                     LIKE relay.outbox INCLUDING ALL,
+                     CHECK (event = 'onPromptFinished'),
+                     CHECK (result IN (0, 1)),
+                     CHECK (duration_ms >= 0),
+                     CHECK (prompt_tokens >= 0),
+                     CHECK (completion_tokens >= 0),
+                     CHECK (total_tokens >= 0),
+                     CHECK (created_at >= '1970-01-01 00:00:00+00' AND created_at < '10000-01-01 00:00:00+00'),
+                     CHECK (finished_at >= '1970-01-01 00:00:00+00' AND finished_at < '10000-01-01 00:00:00+00'),
+                     CHECK (webhook_id > 0),
+                     CHECK (id BETWEEN 1 AND 9007199254740991),
+                     CHECK (event_id <> '00000000-0000-0000-0000-000000000000'))",
+            )
+            .await;
         database.webhook(1, &self.receiver.url(0, "/hang")).await;
         let folder = tempfile::tempdir().unwrap();
         let values = "VALUES (1, 1, 'user-123', 0, 1250, 150, 300)";
