@@ -36,6 +36,9 @@ pub async fn all(full: bool, words: &[&str], table: &mut Table) {
     if wants("latency") {
         bench.latency().await;
     }
+    if wants("steady") {
+        bench.steady_load().await;
+    }
     if wants("insert") {
         bench.insert().await;
     }
@@ -279,6 +282,91 @@ impl Bench<'_> {
             }
         }
         database.drop().await;
+    }
+
+    /// What a call costs at a moderate load: single rows, each in a transaction of its own, from several sessions. The
+    /// inserts are counted, too.
+    async fn steady_load(&mut self) {
+        for per_second in [100_u64, 1000, 5000] {
+            eprintln!("steady, {per_second} rows/s");
+            let seconds = if self.full { 30 } else { 5 };
+            let (mut cpus, mut relays, mut commits, mut p99) =
+                (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..3 {
+                let database = self.server.database().await;
+                database.webhook(1, &self.receiver.url(0, "/")).await;
+                let relay = Relay::start(&database, &[]);
+                // The first second warms up.
+                self.load(&database, per_second, per_second).await;
+                let committed = transactions(&database).await;
+                let (server_cpu, relay_cpu) = (self.server.cpu(), relay.cpu());
+                let count = per_second * seconds;
+                let samples = self.load(&database, per_second, count).await;
+                let calls = count as f64;
+                let relay_cpu = (relay.cpu() - relay_cpu) / calls * 1e6;
+                relays.push(relay_cpu);
+                cpus.push(relay_cpu + (self.server.cpu() - server_cpu) / calls * 1e6);
+                p99.push(percentile(&samples, 0.99));
+                relay.stop();
+                commits.push((transactions(&database).await - committed) / calls);
+                database.drop().await;
+            }
+            let (cpu, latency) = match per_second {
+                1000 => (Target::AtMost(250.0), Target::AtMost(6.0)),
+                _ => (Target::None, Target::None),
+            };
+            let table = &mut self.table;
+            table.add(
+                format!("steady {per_second} rows/s, CPU in all, inserts included"),
+                "µs/call",
+                cpu,
+                cpus,
+            );
+            table.add("  of the relay", "µs/call", Target::None, relays);
+            table.add("  commits, the insert's included", "1/call", Target::None, commits);
+            table.add("  commit to arrival, p99", "ms", latency, p99);
+        }
+    }
+
+    /// Inserts numbered rows at an even pace, and waits until all are done; returns the milliseconds from each commit to
+    /// the arrival.
+    async fn load(&self, database: &Database, per_second: u64, count: u64) -> Vec<f64> {
+        const SESSIONS: u64 = 16;
+        self.receiver.arrivals();
+        let mut clients = Vec::new();
+        for _ in 0..SESSIONS {
+            clients.push(connect(&database.url).await);
+        }
+        let start = Instant::now();
+        let tasks: Vec<_> = clients
+            .into_iter()
+            .enumerate()
+            .map(|(first, client)| {
+                tokio::spawn(async move {
+                    let sql = format!("{INSERT} VALUES (1, $1, 'user-123', 0, 1250, 150, 300)");
+                    let insert = client.prepare(&sql).await.unwrap();
+                    let mut committed = Vec::new();
+                    for number in (first as u64 + 1..=count).step_by(SESSIONS as usize) {
+                        let at = start + Duration::from_secs_f64(number as f64 / per_second as f64);
+                        tokio::time::sleep_until(at.into()).await;
+                        client.execute(&insert, &[&(number as i64)]).await.unwrap();
+                        committed.push((number, Instant::now()));
+                    }
+                    committed
+                })
+            })
+            .collect();
+        let mut committed = std::collections::HashMap::new();
+        for task in tasks {
+            committed.extend(task.await.unwrap());
+        }
+        database.wait_until(DRAINED).await;
+        let arrivals = self.receiver.arrivals();
+        assert_eq!(arrivals.len(), committed.len(), "each row arrives once");
+        arrivals
+            .into_iter()
+            .map(|(number, at)| at.saturating_duration_since(committed[&number]).as_secs_f64() * 1e3)
+            .collect()
     }
 
     /// Two transactions that cross: the one that has drawn the lower id commits when the other's row has arrived.

@@ -1,7 +1,7 @@
 //! The claiming loop: claims what can start soon and hands it to the threads.
 //!
-//! Waits for capacity of the threads; when it found nothing more, for a notification, the poll interval, a rescan that is
-//! due, or word from the monitor that a peer is dead or has left. Owns the session that claims, the cursor and the sleep lock. Records nothing.
+//! Waits for capacity of the threads; when it found nothing more, for a moment while rows come briskly, else for a notification,
+//! the poll interval, a rescan that is due, or word from the monitor that a peer is dead or has left. Owns the session that claims, the cursor and the sleep lock. Records nothing.
 
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,7 @@ pub(super) struct Claimer<'a> {
 
 /// What came of a claim of pending rows and one of parked rows.
 struct Found {
-    any: bool,
+    rows: usize,
     /// There may be more.
     more: bool,
 }
@@ -102,7 +102,8 @@ impl Claimer<'_> {
             if backoff.succeeded() {
                 self.health.set(Source::Claim, None);
             }
-            if found.any {
+            sleeper.claimed(found.rows);
+            if found.rows > 0 {
                 self.activity.note(Instant::now());
                 sleeper.release().await?;
                 let pause = match found.more {
@@ -121,7 +122,7 @@ impl Claimer<'_> {
             };
             self.metrics.wakeup(cause.name());
             match cause {
-                Cause::LastLook | Cause::Poll => batches.want_rescan(),
+                Cause::LastLook | Cause::Poll | Cause::Lingered => batches.want_rescan(),
                 Cause::Notified => {
                     // An inserter may have drawn its ids long ago, but that is not what it notifies of as a rule.
                     self.activity.note(Instant::now());
@@ -136,10 +137,10 @@ impl Claimer<'_> {
     /// Claims pending rows and parked ones, and hands out what is found.
     async fn claim(&self, batches: &mut Batches<'_>, budget: &ClaimBudget) -> Result<Found> {
         let pending = batches.pending(budget.limit, &budget.park).await?;
-        let any = !pending.rows.is_empty();
+        let rows = pending.rows.len();
         self.hand_out(pending.rows);
         let parked = batches.parked().await?;
-        let found = Found { any: any || !parked.rows.is_empty(), more: pending.more || parked.more };
+        let found = Found { rows: rows + parked.rows.len(), more: pending.more || parked.more };
         self.hand_out(parked.rows);
         Ok(found)
     }

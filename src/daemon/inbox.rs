@@ -14,9 +14,26 @@ const FINISH_MAX: usize = 1000;
 /// How long a record that Postgres refuses in any form is set aside.
 pub(super) const SET_ASIDE: Duration = Duration::from_secs(10);
 
+/// Time from the beginning of one commit to that of the next, where fewer than [`COMPANY_ENOUGH`] rows wait. A commit costs as
+/// much as fifty records in it. A kill repeats the calls that wait meanwhile; after a longer time without a commit, a record does
+/// not wait.
+const COMPANY: Duration = Duration::from_millis(5);
+/// So many rows do not wait for more.
+const COMPANY_ENOUGH: usize = 32;
+
+/// Until when `rows` that are to be recorded wait for company, when the last commit began then; `now` when they do not wait.
+fn company(rows: usize, committed_at: Option<Instant>, now: Instant) -> Instant {
+    match committed_at {
+        Some(at) if rows < COMPANY_ENOUGH => now.max(at + COMPANY),
+        _ => now,
+    }
+}
+
 /// Rows to be recorded.
 pub(super) struct Inbox {
     results: UnboundedReceiver<Finished>,
+    /// When the last commit began.
+    committed_at: Option<Instant>,
     /// Taken from `results` and not committed yet.
     pub uncommitted: Vec<Finished>,
     /// Postgres refuses each record of these.
@@ -26,15 +43,26 @@ pub(super) struct Inbox {
 impl Inbox {
     /// Empty. Rows come through `results`, which the pool bounds.
     pub(super) fn new(results: UnboundedReceiver<Finished>) -> Inbox {
-        Inbox { results, uncommitted: Vec::new(), aside: Aside::default() }
+        Inbox { results, committed_at: None, uncommitted: Vec::new(), aside: Aside::default() }
     }
 
-    /// Waits for more rows to record, and adds them to `uncommitted`. Cancel-safe.
+    /// Waits for more rows to record, and adds them to `uncommitted`. A record that comes soon after the last commit waits for
+    /// company. Cancel-safe.
     pub(super) async fn more(&mut self) {
         tokio::select! {
             _ = self.results.recv_many(&mut self.uncommitted, FINISH_MAX) => {}
             () = self.aside.due() => self.uncommitted.extend(self.aside.take()),
         }
+        let now = Instant::now();
+        let until = company(self.uncommitted.len(), self.committed_at, now);
+        while self.uncommitted.len() < COMPANY_ENOUGH {
+            let room = COMPANY_ENOUGH - self.uncommitted.len();
+            tokio::select! {
+                count = self.results.recv_many(&mut self.uncommitted, room) => if count == 0 { break },
+                () = tokio::time::sleep_until(until.into()) => break,
+            }
+        }
+        self.committed_at = Some(Instant::now());
     }
 }
 
@@ -105,6 +133,16 @@ mod tests {
             held,
             aside: true,
         }
+    }
+
+    #[test]
+    fn a_record_waits_for_company_only_soon_after_a_commit_and_only_beside_few() {
+        let start = Instant::now();
+        assert_eq!(company(1, None, start), start, "the first");
+        let now = start + COMPANY / 5;
+        assert_eq!(company(1, Some(start), now), start + COMPANY);
+        assert_eq!(company(COMPANY_ENOUGH, Some(start), now), now);
+        assert_eq!(company(1, Some(start), start + COMPANY * 2), start + COMPANY * 2, "none came for long");
     }
 
     #[test]

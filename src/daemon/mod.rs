@@ -7,7 +7,7 @@
 //! results wait.
 //!
 //! What the loops share has one owner each: the rows `in_hand`, the `membership` among the instances, the `activity`.
-//! Their rules are pure: [`cursor`], [`low_water`], [`wakeup`], [`peers`], `stall`, `outage`, [`failing`].
+//! Their rules are pure: [`cursor`], [`low_water`], [`wakeup`], `pace`, [`peers`], `stall`, `outage`, [`failing`].
 
 mod activity;
 mod backoff;
@@ -25,6 +25,7 @@ mod membership;
 mod monitor;
 mod origin;
 mod outage;
+mod pace;
 mod pauser;
 pub(crate) mod peers;
 mod queue_age;

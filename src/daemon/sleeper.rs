@@ -18,7 +18,12 @@ impl<'a> Sleeper<'a> {
     /// Awake. The sleep lock is taken on the session that claims, so that lock and claim come one after the other;
     /// notifications come on the session that listens.
     pub(super) fn new(claim: &'a Store, listen: &'a Store, poll_interval: Duration) -> Sleeper<'a> {
-        Sleeper { claim, listen, wakeup: Wakeup::new(poll_interval), released: None }
+        Sleeper { claim, listen, wakeup: Wakeup::new(poll_interval, Instant::now()), released: None }
+    }
+
+    /// To be called after each claim, with the number of its rows.
+    pub(super) fn claimed(&mut self, rows: usize) {
+        self.wakeup.claimed(rows, Instant::now());
     }
 
     /// To be called when a claim found rows: releases the sleep lock.
@@ -47,6 +52,11 @@ impl<'a> Sleeper<'a> {
     ///
     /// When the session is lost.
     pub(super) async fn wait(&mut self, other: impl Future<Output = ()>) -> Result<Cause> {
+        if let Some(pause) = self.wakeup.linger() {
+            // What else may happen waits for so long, as it does for a claim.
+            tokio::time::sleep(pause).await;
+            return Ok(Cause::Lingered);
+        }
         let wait = match self.wakeup.wait() {
             Some(wait) => wait,
             None => match self.wakeup.tried(self.claim.try_sleep().await?) {

@@ -7,15 +7,17 @@
 //! notifies at commit. A daemon that found nothing tries the lock exclusively. If it gets the lock, it claims one last time
 //! and sleeps: whatever was inserted before has been committed before that claim, whatever is inserted later notifies. If it
 //! does not get the lock, some transaction has inserted and not committed: the daemon claims again in a moment. When it finds
-//! rows it releases the lock. Without NOTIFY the daemon loses latency and nothing else: polling finds every row.
+//! rows it releases the lock. Without NOTIFY the daemon loses latency and nothing else: polling finds every row. While rows
+//! come briskly, the daemon does not try the lock: it claims again after a moment (`pace`).
 //!
 //! Every role that can connect may hold the lock for as long as it likes, and may notify as often as it likes. The first
 //! costs a try of the lock and a claim each quarter of a second. Of notifications the daemon hears one each 20 ms. It then
 //! claims above the cursor, and rescans as soon as the cursor allows: two statements, or three where the rescan takes a
 //! snapshot. Beside a peer that sleeps it also tries the lock after each.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::daemon::pace::{LINGER, Pace};
 use crate::outbox::Sleep;
 
 /// First pause while an inserting transaction is open; doubles each time.
@@ -39,6 +41,8 @@ pub(crate) enum Cause {
     Notified,
     /// The poll interval is over.
     Poll,
+    /// Rows come briskly: it has stayed awake for a moment.
+    Lingered,
     /// An event of the claiming loop came.
     Other,
 }
@@ -51,6 +55,7 @@ impl Cause {
             Cause::BackedOff => "dozing",
             Cause::Notified => "notified",
             Cause::Poll => "poll",
+            Cause::Lingered => "lingered",
             Cause::Other => "own",
         }
     }
@@ -149,12 +154,25 @@ pub(crate) struct Wakeup {
     back_off: Duration,
     /// Notifications since rows were found, or since the poll interval was last over.
     fruitless: u32,
+    pace: Pace,
 }
 
 impl Wakeup {
     /// Awake.
-    pub(crate) fn new(poll_interval: Duration) -> Wakeup {
-        Wakeup { state: State::Awake, poll_interval, back_off: BACK_OFF_MIN, fruitless: 0 }
+    pub(crate) fn new(poll_interval: Duration, now: Instant) -> Wakeup {
+        let pace = Pace::new(now);
+        Wakeup { state: State::Awake, poll_interval, back_off: BACK_OFF_MIN, fruitless: 0, pace }
+    }
+
+    /// A claim ended `now`, and found so many rows.
+    pub(crate) fn claimed(&mut self, rows: usize, now: Instant) {
+        self.pace.claimed(rows, now);
+    }
+
+    /// A claim found nothing more: how long to stay awake, without the sleep lock, before the next one. None: rows do not come
+    /// so briskly, or this daemon sleeps. No insert notifies meanwhile, so a claim must follow.
+    pub(crate) fn linger(&self) -> Option<Duration> {
+        (self.state == State::Awake && self.pace.is_brisk()).then_some(LINGER)
     }
 
     /// As [`State::found_rows`].
@@ -190,7 +208,7 @@ impl Wakeup {
         match cause {
             Cause::Notified => self.fruitless = self.fruitless.saturating_add(1),
             Cause::Poll => self.fruitless = 0,
-            Cause::LastLook | Cause::BackedOff | Cause::Other => {}
+            Cause::LastLook | Cause::BackedOff | Cause::Lingered | Cause::Other => {}
         }
     }
 
@@ -210,7 +228,7 @@ mod tests {
     const POLL: Duration = Duration::from_secs(1);
 
     fn awake() -> Wakeup {
-        Wakeup::new(POLL)
+        Wakeup::new(POLL, Instant::now())
     }
 
     #[test]
@@ -253,6 +271,18 @@ mod tests {
         assert!(matches!(wakeup.tried(Sleep::Peer), Next::Wait(_)), "it is not");
         wakeup.woken(Cause::Poll);
         assert!(!wakeup.found_rows(), "the lock is the peer's");
+    }
+
+    #[test]
+    fn while_rows_come_briskly_it_stays_awake_but_never_with_the_lock() {
+        let mut wakeup = awake();
+        assert_eq!(wakeup.linger(), None, "nothing came");
+        wakeup.claimed(100, Instant::now());
+        assert_eq!(wakeup.linger(), Some(LINGER));
+        wakeup.tried(Sleep::Taken);
+        assert_eq!(wakeup.linger(), None, "it has the lock: inserters notify it");
+        wakeup.found_rows();
+        assert_eq!(wakeup.linger(), Some(LINGER));
     }
 
     #[test]
