@@ -107,7 +107,7 @@ pub(crate) fn parse(text: &str, https_only: bool) -> Result<Target, String> {
 }
 
 /// The value of `Authorization` for a URL with user or password.
-fn authorization(url: &Url) -> Option<String> {
+pub(crate) fn authorization(url: &Url) -> Option<String> {
     if url.username().is_empty() && url.password().is_none() {
         return None;
     }

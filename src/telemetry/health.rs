@@ -11,6 +11,8 @@ pub(crate) enum Source {
     Stop,
     /// The sessions with Postgres: not there yet, or lost.
     Sessions,
+    /// The way out of this host to the endpoints.
+    WayOut,
     /// Nothing moves.
     Stall,
     /// The claiming loop.

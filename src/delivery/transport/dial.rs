@@ -1,6 +1,7 @@
 //! The innermost of our links in ureq's chain of connectors: makes the connection, to an address that may be called.
 //!
-//! The addresses of a name [`race`](crate::delivery::transport::race). The address that worked when one before it did not is
+//! The addresses of a name [`race`](crate::delivery::transport::race). With a proxy it is the proxy that connects to them, one
+//! after the other ([`tunnel`](crate::delivery::transport::tunnel)). The address that worked when one before it did not is
 //! tried first for a minute.
 
 use std::collections::HashMap;
@@ -14,10 +15,15 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, Transpo
 use crate::delivery::bulkhead::Permit;
 use crate::delivery::egress::Policy;
 use crate::delivery::fd_budget;
+use crate::delivery::proxy::Proxy;
+use crate::delivery::resolver::Resolver;
+use crate::delivery::sources::Source;
 use crate::delivery::transport::deadline::left;
-use crate::delivery::transport::exchange::{note, note_denial};
+use crate::delivery::transport::exchange::{Exchange, note, note_denial};
 use crate::delivery::transport::race::{Hurdle, Lost, race};
 use crate::delivery::transport::socket::{Attempt, Socket};
+use crate::delivery::transport::tunnel::{Closed, Tunnel, Tunnels};
+use crate::delivery::way_out::{Part, WayOut};
 
 /// How long an address is tried first because it worked when the one before it did not: most calls to a dead address are
 /// saved, and one that is back is used again soon.
@@ -31,6 +37,8 @@ const ORIGINS_MAX: usize = 4096;
 pub(crate) struct Dial {
     /// Decides on the very address that is dialled.
     pub policy: Arc<Policy>,
+    /// Where calls leave from, and through which proxy.
+    pub way_out: Arc<WayOut>,
     /// What worked lately.
     pub worked: Worked,
 }
@@ -86,28 +94,118 @@ impl Dial {
         }
     }
 
-    /// Begins a connection to an address, if it may be called.
-    fn begin(&self, address: SocketAddr, deadline: Instant, turn: Permit) -> Result<Attempt, Hurdle> {
+    /// Refuses an address that the egress policy refuses.
+    fn check(&self, address: SocketAddr, deadline: Instant) -> Result<(), Hurdle> {
         if let Some(denial) = self.policy.denial(address, deadline) {
             return Err(Hurdle::Refused(address, denial));
         }
-        self.may(address)?;
-        let lack = || Hurdle::Exhausted("all file descriptors for calls are in use".into());
-        let descriptor = fd_budget::take(1).ok_or_else(lack)?;
-        Attempt::begin(address, descriptor, turn).map_err(|error| Hurdle::of(error, address))
+        self.may(address)
+    }
+
+    /// Connects to one of the endpoint's addresses.
+    fn straight(&self, details: &ConnectionDetails, addresses: &[SocketAddr]) -> Result<Tunnel, Error> {
+        let deadline = Instant::now() + left(details);
+        let begin = |address, turn| {
+            self.check(address, deadline)?;
+            begin(&self.way_out, address, turn)
+        };
+        let attempt = race(addresses, deadline, begin).map_err(|lost| self.give_up(lost, details))?;
+        Ok(Tunnel { endpoint: attempt.address, round_trip: attempt.round_trip(), attempt })
+    }
+
+    /// Has the proxy connect to one of the endpoint's addresses.
+    fn through(
+        &self,
+        proxy: &Proxy,
+        details: &ConnectionDetails,
+        addresses: &[SocketAddr],
+    ) -> Result<Tunnel, Error> {
+        let deadline = Instant::now() + left(details);
+        let tunnels = Tunnels {
+            way_out: &self.way_out,
+            proxy,
+            names: &self.policy.names,
+            begin: |address, turn| begin(&self.way_out, address, turn),
+            deadline,
+        };
+        let check = |endpoint: SocketAddr, proxies: &[SocketAddr]| {
+            self.check(endpoint, deadline)?;
+            match self.policy.proxy(endpoint, proxies) {
+                Some(denial) => Err(Hurdle::Refused(endpoint, denial)),
+                None => Ok(()),
+            }
+        };
+        tunnels.open(addresses, check).map_err(|closed| match closed {
+            Closed::Late => self.give_up(Lost::Late, details),
+            Closed::Hurdle(hurdle) => self.give_up(Lost::Hurdle(hurdle), details),
+            Closed::Unreachable(what) => failed(|exchange| exchange.unreachable = Some(what)),
+            Closed::NoWayOut(why) => failed(|exchange| exchange.no_way_out = Some(why)),
+            Closed::Unclear => failed(|exchange| exchange.refusal_unclear = true),
+            Closed::ResolverBusy => failed(|exchange| exchange.resolver_busy = true),
+        })
+    }
+
+    /// Notes why there is no connection, when it is not for what the endpoint did.
+    fn give_up(&self, lost: Lost, details: &ConnectionDetails) -> Error {
+        match lost {
+            Lost::Late => Error::Timeout(details.timeout.reason),
+            Lost::Hurdle(Hurdle::Failed(error)) => Error::Io(error),
+            Lost::Hurdle(Hurdle::Refused(address, denial)) => {
+                note_denial(&denial, details.uri.host().unwrap_or_default(), address);
+                Error::ConnectionFailed
+            }
+            Lost::Hurdle(Hurdle::Exhausted(reason)) => failed(|exchange| exchange.exhausted = Some(reason)),
+            Lost::Hurdle(Hurdle::Nowhere(ip)) => {
+                let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+                failed(|exchange| exchange.unreachable = Some(format!("no call leaves over {family}")))
+            }
+            Lost::Hurdle(Hurdle::NoSource(source, error)) => {
+                let why = format!(
+                    "no call can leave from {source}, which --bind-address names ({error}); give the host this address \
+                     again, or restart the daemon with another one"
+                );
+                self.way_out.note_lack(Part::Source(source), why.clone());
+                failed(|exchange| exchange.no_way_out = Some(why))
+            }
+        }
     }
 }
 
-/// Notes why there is no connection, when it is not for what the endpoint did.
-fn give_up(lost: Lost, details: &ConnectionDetails) -> Error {
-    match lost {
-        Lost::Late => return Error::Timeout(details.timeout.reason),
-        Lost::Hurdle(Hurdle::Failed(error)) => return Error::Io(error),
-        Lost::Hurdle(Hurdle::Refused(address, denial)) => {
-            note_denial(&denial, details.uri.host().unwrap_or_default(), address)
-        }
-        Lost::Hurdle(Hurdle::Exhausted(reason)) => note(|exchange| exchange.exhausted = Some(reason)),
+/// Begins a connection, without asking whether the address may be called.
+fn begin(way_out: &WayOut, address: SocketAddr, turn: Permit) -> Result<Attempt, Hurdle> {
+    let source = match way_out.sources.towards(address.ip()) {
+        Source::Any => None,
+        Source::Own(source) => Some(source),
+        Source::Nowhere => return Err(Hurdle::Nowhere(address.ip())),
+    };
+    let lack = || Hurdle::Exhausted("all file descriptors for calls are in use".into());
+    let descriptor = fd_budget::take(1).ok_or_else(lack)?;
+    let begun = Attempt::begin(address, source, descriptor, turn)
+        .map_err(|unbegun| Hurdle::unbegun(unbegun, address))?;
+    if let Some(source) = source {
+        way_out.note_works(Part::Source(source));
     }
+    Ok(begun)
+}
+
+/// Connects to the proxy, and asks it for nothing. Blocks until `deadline` at most.
+///
+/// # Errors
+///
+/// What is wrong with it, in words.
+pub(crate) fn try_proxy(
+    way_out: &WayOut,
+    names: &Resolver,
+    proxy: &Proxy,
+    deadline: Instant,
+) -> Result<(), String> {
+    let begin = |address, turn| begin(way_out, address, turn);
+    Tunnels { way_out, proxy, names, begin, deadline }.try_proxy()
+}
+
+/// Notes why there is no connection.
+fn failed(change: impl FnOnce(&mut Exchange)) -> Error {
+    note(change);
     Error::ConnectionFailed
 }
 
@@ -125,13 +223,13 @@ impl<In: Transport> Connector<In> for Dial {
             addresses
                 .iter()
                 .try_for_each(|address| self.may(*address))
-                .map_err(|hurdle| give_up(Lost::Hurdle(hurdle), details))?;
+                .map_err(|hurdle| self.give_up(Lost::Hurdle(hurdle), details))?;
             self.worked.prefer(origin, &mut addresses, Instant::now());
         }
-        let deadline = Instant::now() + left(details);
-        let attempt = race(&addresses, deadline, |address, turn| self.begin(address, deadline, turn))
-            .map_err(|lost| give_up(lost, details))?;
-        let (address, round_trip) = (attempt.address, attempt.round_trip());
+        let Tunnel { attempt, endpoint: address, round_trip } = match &self.way_out.proxy {
+            None => self.straight(details, &addresses)?,
+            Some(proxy) => self.through(proxy, details, &addresses)?,
+        };
         note(|exchange| (exchange.remote, exchange.round_trip) = (Some(address), round_trip));
         if let Some(first) = first.filter(|_| several) {
             self.worked.note(origin, address, first, Instant::now());

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 
 use crate::delivery::bulkhead::{Bulkhead, Permit};
 use crate::delivery::egress::Denial;
-use crate::delivery::transport::socket::{Attempt, first_ended};
+use crate::delivery::transport::socket::{Attempt, Unbegun, first_ended};
 
 /// How long an address has before the next is tried beside it (RFC 8305, section 8), or its share of the time where that is
 /// less.
@@ -28,6 +28,10 @@ pub(super) enum Hurdle {
     Exhausted(String),
     /// The system says that there is no connection.
     Failed(io::Error),
+    /// This host does not have the address any more that calls leave from.
+    NoSource(IpAddr, io::Error),
+    /// No address of this family is named for calls to leave from.
+    Nowhere(IpAddr),
     /// The egress policy refuses the address.
     Refused(SocketAddr, Denial),
 }
@@ -41,6 +45,16 @@ pub(super) enum Lost {
 }
 
 impl Hurdle {
+    /// Why an attempt was not begun.
+    pub(super) fn unbegun(unbegun: Unbegun, address: SocketAddr) -> Hurdle {
+        match unbegun {
+            Unbegun::Source(source, Errno::EADDRNOTAVAIL) => {
+                Hurdle::NoSource(source, Errno::EADDRNOTAVAIL.into())
+            }
+            Unbegun::Source(_, error) | Unbegun::Connection(error) => Hurdle::of(error.into(), address),
+        }
+    }
+
     /// An error of the system's when connecting.
     pub(super) fn of(error: io::Error, address: SocketAddr) -> Hurdle {
         if is_exhaustion(&error, address) {
@@ -65,7 +79,7 @@ pub(super) fn race(
     let mut waiting: VecDeque<_> = addresses.iter().copied().collect();
     let attempts = Bulkhead::new(ATTEMPTS_MAX);
     let mut running: Vec<Attempt> = Vec::new();
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "there is no address");
+    let mut failure = Hurdle::Failed(io::Error::new(io::ErrorKind::NotFound, "there is no address"));
     let mut next = start;
     let begin = |address| {
         let turn = attempts.take(1).ok_or_else(|| Hurdle::Exhausted("too many attempts".into()))?;
@@ -95,7 +109,7 @@ pub(super) fn race(
                     hurdle = Some(failed);
                 }
             },
-            None if running.is_empty() => return Err(Lost::Hurdle(Hurdle::Failed(failure))),
+            None if running.is_empty() => return Err(Lost::Hurdle(failure)),
             more => {
                 let until = if more.is_some() { next.min(deadline) } else { deadline };
                 let ended = first_ended(&running, until - now);
@@ -111,7 +125,9 @@ pub(super) fn race(
         }
         match hurdle {
             None => {}
-            Some(Hurdle::Failed(error)) => failure = error,
+            // Another address may do. If none does, a lack of ours goes before what an endpoint did.
+            Some(Hurdle::Failed(_) | Hurdle::Nowhere(_)) if matches!(failure, Hurdle::NoSource(..)) => {}
+            Some(other @ (Hurdle::Failed(_) | Hurdle::Nowhere(_) | Hurdle::NoSource(..))) => failure = other,
             Some(hurdle) => return Err(Lost::Hurdle(hurdle)),
         }
     }
