@@ -40,3 +40,4 @@ mod support;
 mod takeover;
 mod terminal;
 mod unmet;
+mod way_out;
