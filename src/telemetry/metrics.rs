@@ -110,8 +110,10 @@ impl Default for Metrics {
         let waiting = gauge("calls_waiting", "Calls that wait for a slot");
         let threads = gauge("threads", "Threads for calls");
         let memory_bytes = gauge("memory_bytes", "Memory of rows in hand, of what --memory allows");
-        let shortages =
-            gauge("shortage_pauses", "Pauses for want of descriptors, threads or memory, since the start");
+        let shortages = gauge(
+            "shortage_pauses",
+            "Pauses for want of descriptors, threads, memory or a way out, since the start",
+        );
         let healthy = gauge("healthy", "1 while rows can be delivered, as /healthz has it; else 0");
         let busiest = Family::<Labels, Count>::default();
         let text = "Calls in flight to the 20 webhooks that have most";
