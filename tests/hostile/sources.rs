@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use promptpal_relay::inside::delivery::{Caller, Settings, Sources};
+use promptpal_relay::inside::delivery::{Caller, Proxy, Settings, Sources};
 use promptpal_relay::inside::model::{Outcome, Room};
 
 use crate::support::{
@@ -82,6 +82,22 @@ fn a_family_without_an_address_is_not_dialled() {
     let call = post(&caller_with(leaving_from(&["127.0.0.2", "::1"])), &format!("http://[::1]:{port}/"));
     assert_eq!(kind(&call), "success", "{}", message(&call));
     assert_eq!(seen.lock().unwrap().pop(), Some(Ipv6Addr::LOCALHOST.into()));
+}
+
+#[test]
+fn with_a_proxy_it_is_the_connection_to_the_proxy_that_leaves_from_the_address() {
+    let (receiver, _) = noting(TcpListener::bind("127.0.0.1:0").unwrap());
+    let proxy = test_support::proxy::Proxy::open();
+    let through =
+        |url: &str| Settings { proxy: Some(Proxy::parse(url).unwrap()), ..leaving_from(&["127.0.0.2"]) };
+    let call = post(&caller_with(through(&proxy.url())), &receiver.url());
+    assert_eq!(kind(&call), "success", "{}", message(&call));
+    assert_eq!(proxy.clients(), [IpAddr::from([127, 0, 0, 2])]);
+    // What the operator has set so is no failure of the endpoint's.
+    let caller = caller_with(through("http://[::1]:3128"));
+    let outcome = caller.call(&webhook(&receiver.url()), &event("{}"), &mut Room::without_end());
+    let Outcome::NoWayOut(why) = outcome else { panic!("{outcome:?}") };
+    assert!(why.contains("--bind-address has no address of its family"), "{why}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! looks no name up: a relay that tells it one gets no tunnel.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
@@ -50,6 +50,8 @@ pub struct Proxy {
 struct Shared {
     script: Box<Script>,
     asked: Mutex<Vec<Message>>,
+    /// The addresses that the requests came from.
+    clients: Mutex<Vec<IpAddr>>,
     /// The connections, with those to endpoints. Only the tunnel owns them: a reset needs all handles closed.
     streams: Mutex<Vec<Weak<TcpStream>>>,
     over: AtomicBool,
@@ -86,6 +88,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             script: Box::new(script),
             asked: Mutex::default(),
+            clients: Mutex::default(),
             streams: Mutex::default(),
             over: AtomicBool::new(false),
         });
@@ -117,6 +120,11 @@ impl Proxy {
     /// The requests that have come so far.
     pub fn asked(&self) -> Vec<Message> {
         self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The addresses that they came from.
+    pub fn clients(&self) -> Vec<IpAddr> {
+        self.shared.clients.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The addresses for which a tunnel was asked.
@@ -168,6 +176,7 @@ impl Shared {
         stream.set_nodelay(true)?;
         // By the byte: what comes behind the head is for the endpoint.
         let Some(request) = Message::request(&mut BufReader::with_capacity(1, stream)) else { return Ok(()) };
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).push(stream.peer_addr()?.ip());
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
         let said = match (self.script)(&request) {
             Reply::Tunnel => b"HTTP/1.1 200 Connection established\r\n\r\n".to_vec(),
