@@ -96,7 +96,7 @@ pub fn database(global: &Global) -> Result<postgres::Settings> {
     let settings = postgres::Settings::parse(url.as_deref(), &variable);
     match unreadable.take() {
         Some(name) => {
-            Err(Error::Config(format!("the variable {name} is not UTF-8; set it anew, or take it away")))
+            Err(Error::Config(format!("the variable {name} is not UTF-8; set it again, or unset it")))
         }
         None => settings,
     }
@@ -142,8 +142,8 @@ impl Config {
         }
         if run.retain_calls > RETAIN_CALLS_MAX {
             return Err(Error::Config(format!(
-                "--retain-calls is more than {} days; a query on the call log locks each daily partition, and with more of them \
-                 Postgres runs out of room for locks; keep older logs elsewhere",
+                "--retain-calls is more than {} days: a query on the call log locks each daily partition, and Postgres has no \
+                 room for more locks; keep older logs elsewhere",
                 RETAIN_CALLS_MAX.as_secs() / 86400
             )));
         }

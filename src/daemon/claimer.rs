@@ -31,7 +31,8 @@ const WAKE_PEERS: Duration = Duration::from_secs(1);
 /// time after which a peer looks at the others only once a second.
 pub(super) const STIR_PEERS: Duration = Duration::from_secs(5);
 /// What a call's log says with `--after-crash record`.
-const INTERRUPTED: &str = "the instance that had this call in hand died; it may or may not have been made";
+const INTERRUPTED: &str =
+    "the instance that had this call in hand died: the request may have been sent, or not";
 
 /// The claiming loop.
 pub(super) struct Claimer<'a> {

@@ -186,7 +186,7 @@ impl Daemon<'_> {
             // reason: do not turn that into a storm of connections.
             let refused = matches!(error, Error::Postgres { .. });
             if refused && tokio::time::timeout(RETRY_MAX, sessions.lost()).await.is_err() {
-                tracing::debug!("all sessions are there still");
+                tracing::debug!("all sessions are still open");
             }
             // The sessions that are left keep our epoch alive until our rows in hand are the new one's.
             let old = sessions.into_old(self.membership.epochs());
@@ -200,7 +200,7 @@ impl Daemon<'_> {
         tracing::info!("drained");
         if let Err(error) = sessions.instance.retire().await {
             // Nothing is in hand; a peer or the next start finds that out.
-            tracing::warn!(error = %one_line(&error), "left without signing off");
+            tracing::warn!(error = %one_line(&error), "the daemon ends without being marked dead in relay.instances; a peer or the next start does it");
         }
         Ok(())
     }

@@ -158,7 +158,9 @@ pub(super) fn advice(error: &Error, user: &str) -> Option<String> {
         Refusal::Memory => "the server has no memory: see its log".into(),
         Refusal::Cancelled => "something cancels the daemon's statements: see the server's log".into(),
         Refusal::Locked => {
-            format!("somebody has a table locked: end that, or ALTER ROLE {user} RESET lock_timeout")
+            format!(
+                "another session has a table locked: end that session, or ALTER ROLE {user} RESET lock_timeout"
+            )
         }
         Refusal::Other => "see the server's log; promptpal-relay check tells what is not in place".into(),
     })

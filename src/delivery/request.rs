@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-use crate::delivery::failure::Failure;
+use crate::delivery::failure::{Failure, NO_REQUEST};
 use crate::delivery::signature;
 use crate::delivery::target::Target;
 use crate::delivery::transport::agents::OUTPUT_BYTES;
@@ -91,7 +91,10 @@ pub(crate) fn build<'a>(
     if let Some(parent) = &message.traceparent {
         request = request.header("traceparent", parent.header(span_id));
     }
-    request.body(&*message.body).map_err(|error| Failure::of(ErrorKind::BadUrl, error.to_string()))
+    request.body(&*message.body).map_err(|error| {
+        tracing::debug!(%error, "a request could not be made");
+        Failure::of(ErrorKind::BadUrl, NO_REQUEST)
+    })
 }
 
 /// Sends a request. `start` is when the call began, and `timeout` its whole time, the agent's. Blocks for what is left of it.

@@ -87,12 +87,12 @@ impl Installation {
         let problem = match (self.site.as_deref(), site) {
             (known, named) if known == named => return Ok(()),
             (Some(known), None) => format!(
-                "database {database} is of site \"{known}\", and this daemon has no --site: start it with --site, or, if \
-                 this database is a copy, name its own with migrate --site NAME --accept-copy=skip (or =deliver)"
+                "database {database} is of site \"{known}\", and this daemon has no --site: start it with --site. If \
+                 this database is a copy, name its own site: promptpal-relay migrate --site NAME --accept-copy=skip (or =deliver)"
             ),
             (Some(known), Some(named)) => format!(
                 "database {database} is of site \"{known}\", and this daemon is of \"{named}\": start it with the \
-                 database's --site, or, if this database is a copy, run promptpal-relay migrate --site \"{named}\" \
+                 database's --site. If this database is a copy, run promptpal-relay migrate --site \"{named}\" \
                  --accept-copy=skip (or =deliver)"
             ),
             (None, named) => format!(

@@ -72,7 +72,7 @@ impl Store {
                 return Ok(lock);
             }
         }
-        Err(Error::Failed(format!("taking a liveness lock: {KEYS_MAX} random ones are held by somebody")))
+        Err(Error::Failed(format!("taking a liveness lock: other sessions hold {KEYS_MAX} random ones")))
     }
 
     /// Lists the instance whose sessions hold the locks of these keys, with its round trip to Postgres. Returns when

@@ -109,7 +109,13 @@ impl Settings {
             Place::Tcp { address: Some(address), .. } => vec![Some(*address)],
             Place::Tcp { name, address: None } => {
                 let found = self.in_time(host, async {
-                    lookup_host((name.as_str(), host.port)).await.map_err(Error::io(self.doing(host)))
+                    lookup_host((name.as_str(), host.port)).await.map_err(|error| {
+                        tracing::debug!(name, error = one_line(&error), "a name was not resolved");
+                        Error::Failed(format!(
+                            "{}: the name could not be resolved: it does not exist, or its name servers do not answer",
+                            self.doing(host)
+                        ))
+                    })
                 });
                 found.await?.map(|found| Some(found.ip())).collect()
             }
