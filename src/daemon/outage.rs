@@ -122,7 +122,8 @@ pub(super) fn advice(error: &Error, user: &str) -> Option<String> {
     Some(match refusal(error)? {
         Refusal::Login => format!(
             "the role {user} is gone, may not log in, or has another password: CREATE ROLE {user} LOGIN IN ROLE \
-             relay_daemon, ALTER ROLE {user} PASSWORD, or a rule in pg_hba.conf"
+             relay_daemon, ALTER ROLE {user} PASSWORD, or a rule in pg_hba.conf. A file with the new password is read at \
+             the next try; a variable needs a restart"
         ),
         Refusal::Settings => {
             "correct the connection settings and restart: promptpal-relay check tells more".into()

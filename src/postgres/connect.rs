@@ -81,6 +81,10 @@ impl Settings {
     /// # Errors
     /// Names user, host, port and database. Exit code 78 for what a restart does not change, 1 for what it may.
     pub async fn connect(&self, role: &str, setup: &str) -> Result<Session> {
+        self.current().connect_once(role, setup).await
+    }
+
+    async fn connect_once(&self, role: &str, setup: &str) -> Result<Session> {
         let tls = self.tls.connector()?;
         let mut failures = Vec::new();
         for host in &self.hosts {

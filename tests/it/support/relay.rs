@@ -72,6 +72,11 @@ impl Relay {
         Relay::spawn_with(program(RUN, database_url), arguments, |_| ())
     }
 
+    /// Starts it by this command.
+    pub fn spawn_by(command: Command) -> Relay {
+        Relay::spawn_with(command, &[], |_| ())
+    }
+
     /// Starts it with a clock of its own.
     pub fn start_by(clock: &Clock, database_url: &str, arguments: &[&str]) -> Relay {
         let mut command = program(RUN, database_url);
