@@ -2,7 +2,8 @@
 --
 -- Each function inserts an outbox row for one webhook, inside the caller's own transaction. It runs with the rights of
 -- its owner, so that the caller needs no right on the tables. A webhook that is gone or disabled is an error: the daemon
--- would mark the row done without a call, and tell nobody. relay.replay_failed leaves such calls out, and says so.
+-- would mark the row done without a call, and no message would say so. relay.replay_failed leaves such calls out, and says
+-- so.
 
 CREATE FUNCTION relay.replay(call_id bigint) RETURNS bigint
     LANGUAGE plpgsql
@@ -24,7 +25,7 @@ BEGIN
         RAISE EXCEPTION 'there is no call % in relay.webhook_calls', call_id
             USING ERRCODE = 'no_data_found', HINT = 'Calls are kept for --retain-calls (30 days unless set).';
     END IF;
-    -- Else the row would be done without a call, and nobody told.
+    -- Else the row would be done without a call, and no message would say so.
     SELECT w.enabled
       INTO webhook
       FROM relay.webhooks w
@@ -141,7 +142,7 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.open_failures_since(timestamptz, integer, bigint, timestamptz, text) IS
-    'Failed calls since then that no later call has repeated and no pending row is about to repeat, newest first, at most so many; of one webhook, started before a time, and of one error_kind, if given. See relay.open_failures.';
+    'Failed calls since then that no later call has repeated and no pending row is about to repeat, newest first, at most so many. Of one webhook, started before a time, and of one error_kind, if given. See relay.open_failures.';
 
 -- Whether a later call has repeated one. Planned with the time, as above.
 CREATE FUNCTION relay.is_repeated(event uuid, webhook bigint, call_id bigint, since timestamptz) RETURNS boolean
@@ -200,7 +201,7 @@ CREATE TABLE relay.replays (
 );
 
 COMMENT ON TABLE relay.replays IS
-    'Rows that relay.replay_failed() locks, so that two sessions do not repeat the same call. There are always 64, and nobody changes them.';
+    'Rows that relay.replay_failed() locks, so that two sessions do not repeat the same call. There are always 64, and no statement changes them.';
 COMMENT ON COLUMN relay.replays.slot IS 'The last six bits of a webhook''s id.';
 
 INSERT INTO relay.replays (slot)

@@ -1,7 +1,8 @@
 //! The claiming loop: claims what can start soon and hands it to the threads.
 //!
-//! Waits for capacity of the threads; when it found nothing more, for a notification, the poll interval, a rescan that is
-//! due, or word from the monitor that a peer is dead or has left. Owns the session that claims, the cursor and the sleep lock. Records nothing.
+//! Waits for capacity of the threads. When it found nothing more, it waits for a notification, the poll interval or a rescan
+//! that is due. It also wakes when the monitor finds that a peer is dead or has left. Owns the session that claims, the
+//! cursor and the sleep lock. Records nothing.
 
 use std::time::{Duration, Instant};
 

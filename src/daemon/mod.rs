@@ -1,10 +1,10 @@
 //! The daemon: claim, hand out, finish.
 //!
-//! Its loops run on one thread, each with a session of its own: the `claimer` claims rows and hands them to the worker
-//! threads, the `finisher` commits what comes back, the `monitor` watches the sessions and the other instances, the
-//! [`retention`] throws away what is old, the `queue_age` is measured, the `pauser` pauses webhooks that fail. When a
-//! session of the first three is lost, the `reconnect` loop makes theirs anew; the worker threads go on meanwhile, and their
-//! results wait.
+//! Its loops run on one thread, each with a session of its own. The `claimer` claims rows and hands them to the worker
+//! threads. The `finisher` commits what comes back, and the `monitor` watches the sessions and the other instances. The
+//! [`retention`] throws away what is old, `queue_age` measures the age of the queue, and the `pauser` pauses webhooks that
+//! fail. When a session of the first three is lost, the `reconnect` loop makes theirs anew; the worker threads go on
+//! meanwhile, and their results wait.
 //!
 //! What the loops share has one owner each: the rows `in_hand`, the `membership` among the instances, the `activity`.
 //! Their rules are pure: [`cursor`], [`low_water`], [`wakeup`], [`peers`], `stall`, `outage`, [`failing`].

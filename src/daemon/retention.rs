@@ -5,7 +5,7 @@
 //! the rest from being done, and is tried again at the next run.
 //!
 //! When it ran and what it dropped stands in the database (`relay.retention`), so that reconnections, restarts and other
-//! instances do not hasten it. What is old is so by Postgres' clock, and that may be wrong: nothing is thrown away until it
+//! instances do not hasten it. What is old is so by Postgres' clock, and that may be wrong. Nothing is thrown away until it
 //! has gone on for an hour without a jump, as our own clock and the runs before tell.
 
 use std::convert::Infallible;
@@ -128,7 +128,7 @@ impl Retention {
             tracing::warn!(
                 off_s = off_s.round(),
                 "Postgres' clock differs from what the last run of the retention expects: no daemon ran, or that clock has \
-                 jumped; nothing is thrown away until it has been steady for {} min",
+                 jumped. Nothing is thrown away until it has been steady for {} min",
                 STEADY.as_secs() / 60
             );
         }

@@ -19,7 +19,7 @@ pub(crate) fn reason(error: &ureq::Error) -> String {
 
 const UNKNOWN: &str = "the connection broke, and the reason is not known";
 
-/// The same of an error of the system, which may have an error of TLS inside.
+/// As [`reason`], for an error of the system, which may have an error of TLS inside.
 pub(crate) fn of_system(error: &io::Error) -> String {
     use io::ErrorKind as Kind;
     if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {

@@ -44,8 +44,8 @@ impl Sent {
         Sent { result, exchange: exchange::take(), known: Instant::now() }
     }
 
-    /// How long after the request began to go out its connection was known to have ended, when the request may have crossed
-    /// a close: the connection was used again, no byte of an answer came, and the time is within the
+    /// The time from the first byte of the request to the known end of its connection, when the request may have crossed a
+    /// close. That is so when the connection was used again, no byte of an answer came, and the time is within the
     /// connection's [`crossing_limit`].
     pub(crate) fn crossed_a_close(&self) -> Option<Duration> {
         let Sent { result, exchange, known } = self;

@@ -58,7 +58,7 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Our tables whose rows Postgres lets nobody update or delete because of a publication, each with its name. See
+    /// Our tables whose rows Postgres lets no role update or delete because of a publication, each with its name. See
     /// `publications.sql`.
     pub async fn publications(&self) -> Result<Vec<(String, String)>> {
         let sql = include_str!("../../sql/queries/check/publications.sql");

@@ -25,7 +25,7 @@ pub struct Installation {
     pub recorded: Option<Identity>,
     /// The site that a daemon must name to run here.
     pub site: Option<String>,
-    /// Whether the two differ, and nobody has accepted that.
+    /// Whether the two differ, and no operator has accepted that.
     pub is_copy: bool,
 }
 
@@ -62,7 +62,7 @@ impl Installation {
         })
     }
 
-    /// Succeeds when this database is no copy, or somebody has accepted it.
+    /// Succeeds when this database is no copy, or an operator has accepted it.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl Store {
         Ok(self.one("looking for relay.installation", sql, &[]).await?.get(0))
     }
 
-    /// The last time that somebody accepted this database as a copy: its number, and how many rows were marked done
+    /// The last time that an operator accepted this database as a copy: its number, and how many rows were marked done
     /// without calls.
     pub async fn last_accepted(&self) -> Result<Option<(i64, i64)>> {
         let sql = include_str!("../../sql/queries/installation/last_accepted.sql");

@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use crate::error::{Error, Result};
 use crate::outbox::Store;
 
-/// How often a session draws another key when somebody has the lock of the first. Chance never takes so many random
+/// How often a session draws another key when another session has the lock of the first. Chance never takes so many random
 /// keys in a row.
 const KEYS_MAX: u32 = 8;
 

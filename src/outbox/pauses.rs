@@ -51,7 +51,7 @@ pub struct Forgotten {
 }
 
 impl Store {
-    /// Pauses a webhook or a project, until a time or until somebody resumes.
+    /// Pauses a webhook or a project, until a time or until an operator resumes.
     ///
     /// # Errors
     ///

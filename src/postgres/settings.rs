@@ -45,8 +45,8 @@ pub(super) enum Access {
 
 /// Where and how to connect, checked once. `Debug` and messages never show the password.
 ///
-/// Files that hold secrets or certificates (`passfile`, `sslrootcert`, `sslcert`, `sslkey`, and the file of the URL where
-/// there is one) are read at every connect, so that a renewed one needs no restart.
+/// Files that hold secrets or certificates are read at every connect, so that a renewed one needs no restart. These are
+/// `passfile`, `sslrootcert`, `sslcert`, `sslkey`, and the file of the URL where there is one.
 #[derive(Clone)]
 pub struct Settings {
     /// Everything but the host: user, database, password, keepalives.

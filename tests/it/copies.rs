@@ -1,4 +1,4 @@
-//! A copy is not the original: what was cloned, restored or replicated makes no call until somebody has said that it may.
+//! A copy is not the original: what was cloned, restored or replicated makes no call until an operator has said that it may.
 
 use std::fs;
 use std::io::{self, Read, Write};

@@ -1,6 +1,6 @@
 -- Delete the done outbox rows of a window of ids. The window bounds the cost even when it is full of pending rows.
 --
--- Locks:      the rows, which nobody else wants: they are done.
+-- Locks:      the rows, which no other session wants: they are done.
 -- Index:      outbox_pkey, the window, and one probe behind it.
 -- Parameters: $1 bigint       ids from it
 --             $2 bigint       ids below it
