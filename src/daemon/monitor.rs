@@ -1,8 +1,8 @@
 //! The monitor: watches the sessions, the other instances, the threads, and tells systemd.
 //!
-//! Waits until it is time to check the other instances: 50 ms while something is in hand or goes on, 1 s while all is quiet,
-//! 100 ms while one is suspect. Also waits for the end of the quiet, for a lost session, and for the watchdog. Owns the
-//! session that listens, with its liveness lock, and the lease until which calls may start. Claims and records nothing.
+//! Waits until it is time to check the other instances: 50 ms while something goes on, 1 s while all is quiet, 100 ms while
+//! one is suspect. Also waits for the end of the quiet, for a lost session, and for the watchdog. Owns the session that
+//! listens, with its liveness lock, and the lease until which calls may start. Claims and records nothing.
 
 use std::time::{Duration, Instant};
 
