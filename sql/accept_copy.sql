@@ -7,7 +7,7 @@
 -- 5,000 ids in order of id. Rows that the application inserts meanwhile are not skipped.
 --
 -- The first step makes the database a copy of no other: table_oid is 0, which fits nowhere. After that no daemon begins, and
--- the block looks for daemons again. A daemon lists itself first and then reads the identity once more. So either the block
+-- the block checks for daemons again. A daemon lists itself first and then reads the identity once more. So either the block
 -- finds the daemon, or the daemon finds a copy and ends. The identity is written last. A run that is interrupted before that
 -- leaves a copy, also where there was an original, and the operator runs it again.
 

@@ -155,7 +155,7 @@ AS $$
 DECLARE
     foreign_code text;
 BEGIN
-    -- A view in its place runs functions with the rights of the role that reads it. What is locked stays as it is looked at.
+    -- A view in its place runs functions with the rights of the role that reads it. What is locked stays as it was checked.
     LOCK TABLE relay.webhooks IN ACCESS SHARE MODE;
     SELECT f INTO foreign_code FROM relay.foreign_code('relay.webhooks', false) AS f LIMIT 1;
     IF FOUND THEN

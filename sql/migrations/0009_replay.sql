@@ -193,7 +193,7 @@ COMMENT ON FUNCTION relay.callable_for(bigint) IS
 
 -- The locks of the sessions that repeat failures. A session locks one row for each webhook, and the row's number is the
 -- last six bits of the webhook's id. These are locks of rows and not advisory locks: to lock a row takes rights on its
--- table, and anybody who can connect may hold an advisory lock.
+-- table, and any role that can connect may hold an advisory lock.
 CREATE TABLE relay.replays (
     slot  bigint NOT NULL,
     CONSTRAINT replays_pkey PRIMARY KEY (slot),
@@ -209,7 +209,7 @@ SELECT n
   FROM generate_series(0, 63) AS n;
 
 -- Repeats failures that are still open, and says which rows it inserted. Two that run at once repeat each call once: the
--- function locks a row of relay.replays, and looks once more under the lock. It never waits for that lock. It must see what
+-- function locks a row of relay.replays, and checks once more under the lock. It never waits for that lock. It must see what
 -- another transaction has committed by then, so it wants read committed.
 CREATE FUNCTION relay.replay_failed(call_ids bigint[]) RETURNS SETOF bigint
     LANGUAGE plpgsql
@@ -232,7 +232,7 @@ BEGIN
         RAISE EXCEPTION 'relay.replay_failed repeats at most 1000 calls at once, these are %', cardinality(call_ids)
             USING ERRCODE = 'program_limit_exceeded', HINT = 'Take fewer (LIMIT 500), commit, and repeat the statement until it inserts none.';
     ELSIF (SELECT count(*) FROM relay.replays) <> 64 THEN
-        -- Without its row a webhook's calls would look busy for ever.
+        -- Without its row a webhook's calls would seem busy for ever.
         RAISE EXCEPTION 'relay.replays lacks some of the 64 rows that migrate inserted'
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'INSERT INTO relay.replays SELECT generate_series(0, 63) ON CONFLICT DO NOTHING.';

@@ -247,7 +247,7 @@ COMMENT ON FUNCTION relay.resume_project(bigint, boolean) IS
     'Calls the webhooks of a project again, except those that are paused themselves; see relay.resume_webhook().';
 
 -- For the daemon, with --pause-failing. Each instance knows only its own calls, so the log decides: a webhook that has
--- taken an event of anybody since then is not paused. The plan has the time as a constant, as above.
+-- taken an event of any project since then is not paused. The plan has the time as a constant, as above.
 CREATE FUNCTION relay.pause_failing_webhook(id bigint, since timestamptz, reason text) RETURNS boolean
     LANGUAGE plpgsql
     SECURITY DEFINER

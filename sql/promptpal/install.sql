@@ -7,7 +7,7 @@
 -- It can be run again; uninstall.sql takes it out. It does three things, in one transaction:
 --
 --   1. It makes relay.webhooks a view of PromptPal's webhooks, without signing secrets. The table that was there must be
---      empty, and stays as relay.webhooks_before_promptpal. While the view is there, Postgres lets nobody drop the columns
+--      empty, and stays as relay.webhooks_before_promptpal. While the view is there, Postgres lets no role drop the columns
 --      that it reads, or change their types: id, webhook_project, name, description, url, event, enabled, create_time,
 --      update_time. To change one, run uninstall.sql, change it, and run this again.
 --   2. It mirrors each call log into PromptPal's webhook_calls, in the transaction that records it, except those of
@@ -135,7 +135,7 @@ BEGIN
         EXECUTE format('GRANT SELECT ON relay.webhooks TO %I', name);
     END LOOP;
     EXECUTE format('ALTER VIEW relay.webhooks OWNER TO %I', relay_owner);
-    -- The claim looks webhooks up by project.
+    -- The claim finds webhooks by project.
     EXECUTE format('CREATE INDEX IF NOT EXISTS promptpal_relay_webhook_project ON %I.webhooks (webhook_project) WHERE enabled',
                    promptpal);
 
@@ -202,7 +202,7 @@ BEGIN
             foreign_code text;
         BEGIN
             BEGIN
-                -- Nothing of the tables changes from here on, so what is looked at stays so.
+                -- Nothing of the tables changes from here on, so what was checked stays so.
                 LOCK TABLE %1$I.webhooks IN ACCESS SHARE MODE;
                 LOCK TABLE %1$I.webhook_calls IN ROW EXCLUSIVE MODE;
                 SELECT f

@@ -45,14 +45,12 @@ pub(crate) fn of_system(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use nix::errno::Errno;
-
     use super::*;
 
     #[test]
     fn no_reason_has_a_number_of_the_system_or_a_text_of_a_library() {
         for number in 1..=133 {
-            let error = io::Error::from(Errno::from_raw(number));
+            let error = io::Error::from_raw_os_error(number);
             let told = of_system(&error);
             assert!(!told.contains("os error") && !told.contains(&error.to_string()), "{number}: {told}");
         }
@@ -74,16 +72,16 @@ mod tests {
     #[test]
     fn each_way_in_which_a_connection_ends_has_its_sentence() {
         for (number, said) in [
-            (Errno::ECONNREFUSED, "refused"),
-            (Errno::ECONNRESET, "reset"),
-            (Errno::EPIPE, "reset"),
-            (Errno::ETIMEDOUT, "stopped answering"),
-            (Errno::EHOSTUNREACH, "host cannot be reached"),
-            (Errno::ENETUNREACH, "network cannot be reached"),
-            (Errno::EADDRNOTAVAIL, "no address of its own"),
-            (Errno::EPERM, "forbids"),
+            (libc::ECONNREFUSED, "refused"),
+            (libc::ECONNRESET, "reset"),
+            (libc::EPIPE, "reset"),
+            (libc::ETIMEDOUT, "stopped answering"),
+            (libc::EHOSTUNREACH, "host cannot be reached"),
+            (libc::ENETUNREACH, "network cannot be reached"),
+            (libc::EADDRNOTAVAIL, "no address of its own"),
+            (libc::EPERM, "forbids"),
         ] {
-            let told = of_system(&number.into());
+            let told = of_system(&io::Error::from_raw_os_error(number));
             assert!(told.contains(said), "{number}: {told}");
         }
     }

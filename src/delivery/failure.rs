@@ -101,7 +101,7 @@ fn sorted(error: &ureq::Error, exchange: &Exchange, timeout: Duration) -> Failur
             Failure::of(ErrorKind::Protocol, reason)
         }
         E::Io(_) if exchange.asked => {
-            Failure::of(ErrorKind::Connect, format!("{} without an answer", broken::reason(error)))
+            Failure::of(ErrorKind::Connect, format!("no answer came: {}", broken::reason(error)))
         }
         E::Io(_) => Failure::of(ErrorKind::Connect, broken::reason(error)),
         E::Rustls(tls) => Failure::of(ErrorKind::Tls, handshake::message(tls)),

@@ -140,7 +140,7 @@ impl Store {
     /// Whether the schema has relay.installation yet.
     pub async fn has_installation(&self) -> Result<bool> {
         let sql = include_str!("../../sql/queries/installation/exists.sql");
-        Ok(self.one("looking for relay.installation", sql, &[]).await?.get(0))
+        Ok(self.one("finding relay.installation", sql, &[]).await?.get(0))
     }
 
     /// The last time that an operator accepted this database as a copy: its number, and how many rows were marked done

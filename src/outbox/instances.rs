@@ -106,7 +106,7 @@ impl Store {
     ///
     /// [`Error::Pooled`] when another backend than `backend`, which was this session's, runs the statement.
     pub async fn declare_dead(&self, epoch: i64, epochs: &[i64], backend: i32) -> Result<Vec<Peer>> {
-        let doing = "looking for dead instances";
+        let doing = "finding dead instances";
         let sql = include_str!("../../sql/queries/instances/declare_dead.sql");
         let rows = self.rows(doing, sql, &[&epoch, &epochs, &backend]).await?;
         if rows.iter().any(|row| row.get::<_, &str>("state") == "elsewhere") {

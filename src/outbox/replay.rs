@@ -48,7 +48,7 @@ impl Store {
     /// Whether an outbox row is done. A row that is gone was done.
     pub async fn is_done(&self, outbox_id: i64) -> Result<bool> {
         let rows = self
-            .rows("looking at the row", include_str!("../../sql/queries/replay/is_done.sql"), &[&outbox_id])
+            .rows("reading the row", include_str!("../../sql/queries/replay/is_done.sql"), &[&outbox_id])
             .await?;
         Ok(rows.first().is_none_or(|row| row.get(0)))
     }

@@ -31,9 +31,9 @@ fn a_connection_that_is_refused_or_ends_says_so_and_what_was_sent() {
     let refused = "the endpoint's host refused the connection: no server listens on this port";
     assert_eq!((kind(&call), message(&call)), ("connect", format!("{refused}{NOTHING}").as_str()));
 
-    let silent = format!("the endpoint closed the connection without an answer{REQUEST}");
+    let silent = format!("no answer came: the endpoint closed the connection{REQUEST}");
     assert_eq!(told(|_| {}), ("connect", silent));
-    let reset = format!("the endpoint reset the connection without an answer{REQUEST}");
+    let reset = format!("no answer came: the endpoint reset the connection{REQUEST}");
     assert_eq!(told(Peer::reset), ("connect", reset));
     let within = format!("the answer broke off within its head: the endpoint closed the connection{REQUEST}");
     assert_eq!(told(|peer| assert!(peer.send("HTTP/1.1 2"))), ("protocol", within));

@@ -6,7 +6,7 @@
 --             $2 bigint       ids below it
 --             $3 timestamptz  the oldest time that is kept
 --             $4 timestamptz  when the run began: the clock may have jumped since
--- Returns:    how many rows were deleted, and the next id to look at. That id is null when there is none. It is also null
+-- Returns:    how many rows were deleted, and the next id to read. That id is null when there is none. It is also null
 --             when the window has rows that are too young, because the rows after it are younger still. A row of the
 --             future says nothing, because the application or a wrong clock wrote it.
 WITH deleted AS (
