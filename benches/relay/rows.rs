@@ -203,7 +203,7 @@ impl Bench<'_> {
         BACKLOG as f64 / took.as_secs_f64()
     }
 
-    /// The same after deliveries whose dead rows cannot be cleaned away: somebody's report is running.
+    /// As above, after deliveries whose dead rows cannot be cleaned away: a report is running.
     async fn drain_with_held_horizon(&mut self, delivered: u64) -> f64 {
         let database = self.server.database().await;
         database.webhook(1, &self.drain_url(0)).await;

@@ -68,12 +68,12 @@ async fn accept(store: &Store, flags: &Migrate) -> Result<()> {
             accept_copy = decision.name(),
             skipped = last.1,
             site,
-            "daemons may run on this database; so many pending rows were marked done without calls"
+            "daemons may run on this database; the pending rows that `skipped` counts were marked done without calls"
         ),
         (Some(_), _) => {
             tracing::info!(
                 site,
-                "this database is no copy: nothing is to be accepted, and nothing was changed"
+                "this database is no copy: there is nothing to accept, and nothing was changed"
             );
         }
         (None, _) => {
@@ -98,7 +98,7 @@ async fn lock(store: &Store) -> Result<()> {
     while !store.try_migrate().await? {
         if start.elapsed() > LOCK_PATIENCE {
             return Err(Error::Failed(format!(
-                "another migrate has been running on this database for minutes; look in pg_locks who holds the advisory lock ({}, 0), then try again",
+                "another migrate has been running on this database for minutes; see in pg_locks which session holds the advisory lock ({}, 0), then try again",
                 lock_class::MIGRATE.class
             )));
         }
@@ -122,7 +122,7 @@ async fn told<T>(doing: &str, work: impl Future<Output = T>) -> T {
         match tokio::time::timeout(PROGRESS, &mut work).await {
             Ok(done) => return done,
             Err(_) => tracing::info!(
-                "{doing}: not done after {} s; pg_blocking_pids() tells whether somebody holds it up",
+                "{doing}: not done after {} s; pg_blocking_pids() tells which session holds it up",
                 start.elapsed().as_secs()
             ),
         }

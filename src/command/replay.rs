@@ -178,7 +178,7 @@ async fn rehearse(store: &Store, ids: &[i64]) -> Result<()> {
 fn confirmed(count: usize) -> Result<bool> {
     if !io::stdin().is_terminal() {
         return Err(Error::Usage(format!(
-            "{count} calls would be repeated; nobody can be asked here: add --yes, or --dry-run"
+            "{count} calls would be repeated; without a terminal the command cannot ask: add --yes, or --dry-run"
         )));
     }
     eprint!("Repeat {count} calls? [y/N] ");

@@ -12,8 +12,8 @@ use crate::model::call::{Call, ErrorKind};
 pub(crate) const CALLS_MIN: u64 = 20;
 /// Most failing webhooks that are counted. When one more fails, those that failed longest ago are forgotten.
 const WEBHOOKS_MAX: usize = 10_000;
-/// So many webhooks that fail at the same time, while no endpoint at all answers, are taken for a fault of this host's
-/// network.
+/// Number of webhooks whose failures count as a fault of this host's network: they fail at the same time, while no endpoint
+/// at all answers.
 const SUSPECT: usize = 3;
 /// The status of an endpoint that is gone for good (RFC 9110, 15.5.11).
 const GONE: u16 = 410;

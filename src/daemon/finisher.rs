@@ -218,9 +218,9 @@ struct Recorder<'a> {
 }
 
 impl Recorder<'_> {
-    /// Writes the records of some rows. A record that Postgres refuses is found by halving, and made shorter, and then
-    /// bare; what has nothing to do with the data is tried again until it works: the calls were made, and are never made
-    /// again for it.
+    /// Writes the records of some rows. A record that Postgres refuses is found by halving, and made shorter, and then bare.
+    /// What has nothing to do with the data is tried again until it works: the calls were made, and are never made again for
+    /// it.
     ///
     /// # Errors
     ///

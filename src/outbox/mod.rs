@@ -116,7 +116,7 @@ impl Store {
         if let Some(statement) = self.prepared.borrow().get(sql) {
             return Ok(statement.clone());
         }
-        let statement = self.answer(self.session.prepare(sql)).await.map_err(Error::prepared(doing))?;
+        let statement = self.answer(self.session.prepare(sql)).await.map_err(Error::postgres(doing))?;
         self.prepared.borrow_mut().insert(sql, statement.clone());
         Ok(statement)
     }
@@ -129,7 +129,7 @@ impl Store {
     ) -> Result<Vec<Row>> {
         let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
-        self.answer(self.session.query(&statement, parameters)).await.map_err(Error::prepared(doing))
+        self.answer(self.session.query(&statement, parameters)).await.map_err(Error::postgres(doing))
     }
 
     async fn one(
@@ -140,6 +140,6 @@ impl Store {
     ) -> Result<Row> {
         let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
-        self.answer(self.session.query_one(&statement, parameters)).await.map_err(Error::prepared(doing))
+        self.answer(self.session.query_one(&statement, parameters)).await.map_err(Error::postgres(doing))
     }
 }

@@ -209,7 +209,7 @@ async fn who_keeps_the_relay_awake_costs_it_little_and_is_named() {
     let receiver = Receiver::good();
     database.webhook(1, &receiver.url("/")).await;
     let (code, out, err) = outcome(database.command(&["check"]));
-    assert!(code == 0 && out.contains("nobody else holds them"), "{out}{err}");
+    assert!(code == 0 && out.contains("no other session holds them"), "{out}{err}");
     // One session holds the lock before the relay can sleep. The other has inserted, and its transaction stays open.
     let (holder, inserter) = (stranger.session().await, connect(&database.url).await);
     holder.batch_execute("SELECT pg_advisory_lock_shared(1886415987, 0)").await.unwrap();

@@ -9,6 +9,7 @@ mod chaos;
 mod claiming;
 mod commands;
 mod copies;
+mod credentials;
 mod dba_questions;
 mod delivery;
 mod drain;

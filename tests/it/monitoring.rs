@@ -147,7 +147,7 @@ async fn rows_that_cannot_be_claimed_are_no_health() {
 
 /// Waits until `/healthz` says these words, and until the journal says them in an error, which it does after some minutes:
 /// they are what the operator is to read.
-fn told(clock: &Clock, relay: &Relay, words: [&str; 2]) {
+pub fn told(clock: &Clock, relay: &Relay, words: [&str; 2]) {
     let says = |text: &str| words.iter().all(|word| text.contains(word));
     until_unhealthy(relay.port(), says);
     let is_error = |line: &Value| line["level"] == "ERROR" && line["message"].as_str().is_some_and(says);

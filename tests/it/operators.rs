@@ -654,6 +654,19 @@ async fn send_test_waits_for_the_result_and_tells_it() {
     assert!(code == 1 && err.contains("failed (http_status)"), "{err}");
     let (code, _, err) = send(&["--webhook", "77"]).await;
     assert!(code == 1 && err.contains("there is no webhook 77"), "{err}");
+    // A view in the place of the table may have events of its own.
+    let view = "ALTER TABLE relay.webhooks RENAME TO real_webhooks;
+                CREATE VIEW relay.webhooks AS SELECT id, project_id, name, description, url,
+                       CASE id WHEN 1 THEN 'onOther' ELSE event END AS event, enabled, signing_secret, created_at, updated_at
+                  FROM relay.real_webhooks;
+                ALTER VIEW relay.webhooks OWNER TO relay_owner; GRANT SELECT ON relay.webhooks TO relay_daemon, relay_reader, relay_app";
+    database.client.batch_execute(view).await.unwrap();
+    let (code, out, err) = send(&["--webhook", "1"]).await;
+    let said = "nothing was sent: webhook 1 is for an event that relay.outbox refuses, so no event meets it; set its event to \
+                onPromptFinished";
+    assert!(code == 1 && err.contains(said) && !err.contains("promptpal-relay test"), "{out}{err}");
+    let back = "DROP VIEW relay.webhooks; ALTER TABLE relay.real_webhooks RENAME TO webhooks";
+    database.client.batch_execute(back).await.unwrap();
     // A login that could not see the result sends nothing.
     let rows = database.number("SELECT count(*) FROM relay.outbox").await;
     let (code, _, err) = outcome(as_member(&database, "relay_app", &["send-test", "--webhook", "1"]).await);

@@ -1,4 +1,4 @@
-//! Nobody gains a right by the relay: each test attempts the attack, and delivers beside it.
+//! No role gains a right by the relay: each test attempts the attack, and delivers beside it.
 //!
 //! Roles belong to a whole server, so each test that makes some has a server of its own.
 

@@ -45,6 +45,23 @@ fn neither_core_dumps_nor_other_users_get_at_what_the_daemon_knows() {
     assert!(user.lines().any(|line| line.starts_with(&format!("u {name} "))), "{user}");
 }
 
+/// packaging/manual has the tests of the pages themselves.
+#[test]
+fn the_manual_is_installed_in_the_section_that_the_units_name() {
+    let section = "target/manual/*.8.gz\", \"usr/share/man/man8/\"";
+    assert!(repository_file("Cargo.toml").contains(section));
+    assert!(repository_file("scripts/package").contains("target/manual/*.8 "));
+    for name in [
+        "promptpal-relay.service",
+        "promptpal-relay@.service",
+        "promptpal-relay-replay.service",
+        "promptpal-relay-replay.timer",
+    ] {
+        let unit = repository_file(&format!("systemd/{name}"));
+        assert!(unit.contains("\nDocumentation=man:promptpal-relay(8)\n"), "{name}");
+    }
+}
+
 #[test]
 fn the_env_file_and_the_operators_page_name_each_setting_with_its_default() {
     let file = repository_file("systemd/promptpal-relay.env");
@@ -148,7 +165,7 @@ fn the_units_are_right_and_hardened() {
             .replace("/usr/bin/promptpal-relay", crate::support::BINARY)
             .replace("/bin/kill", "/bin/true");
         // The user is made by the package; the manual is installed by it.
-        let unit = unit.replace("Documentation=man:promptpal-relay(1)\n", "");
+        let unit = unit.replace("Documentation=man:promptpal-relay(8)\n", "");
         let path = folder.path().join(name.replace("@.", "@test."));
         std::fs::write(&path, unit).unwrap();
         for check in [&["verify", "--man=no"][..], &["security", "--offline=true", "--threshold=15"]] {

@@ -1,8 +1,8 @@
 -- Report how it goes: which instances run, what waits, who is paused, which webhooks fail. The cost is bounded: the
 -- statement reads the first 100,000 pending rows, the first 100,000 parked rows, and the newest 100,000 calls of the last
 -- five minutes. It reads all pauses; there are few.
--- Of the rows that are done without a call, it finds those among 100,000 rows: the newest 50,000, and the 50,000 before
--- them, or before the first pending row where that one is older.
+-- Of the rows that are done without a call, it finds those among 100,000 rows. These are the newest 50,000, and the 50,000
+-- before them, or before the first pending row where that one is older.
 --
 -- The locks that sessions hold tell which instances live, not what relay.instances says. A standby has none of these
 -- locks. There the statement returns the instances that were not found dead, and says that it is a standby.

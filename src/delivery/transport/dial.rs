@@ -27,7 +27,7 @@ const NEXT_AFTER: Duration = Duration::from_millis(250);
 /// Addresses of one name that are tried at once: each takes a file descriptor. Beyond it the oldest attempt gives way when it
 /// has had its share of the time. Four are two addresses of each family, which alternate.
 const ATTEMPTS_MAX: usize = 4;
-/// How long an address is tried first because it worked when the one before it did not: most calls to a dead address are
+/// How long an address is tried first because it worked when the one before it did not. So most calls to a dead address are
 /// saved, and one that is back is used again soon.
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// Origins that are remembered with such an address: some hundred kilobytes. Beyond it all are forgotten, which costs each of
