@@ -9,9 +9,10 @@ use promptpal_relay::inside::model::ErrorKind;
 use super::{Page, all, bare};
 use crate::support::{BINARY, Database, Receiver, Relay, gated, outcome, program, repository_file, scrape};
 
-/// Flags of other programs: `pg_restore`, and the benchmark.
+/// Flags of other programs: `pg_restore`, postgres_exporter, and the benchmark.
 const FOREIGN_FLAGS: &[&str] = &[
     "--clean",
+    "--extend",
     "--data-only",
     "--full",
     "--no-deps",
