@@ -121,7 +121,7 @@ impl Default for Metrics {
         let waiting = gauge("calls_waiting", "Calls that wait for a slot");
         let threads = gauge("threads", "Threads for calls");
         let memory_bytes = gauge("memory_bytes", "Memory of rows in hand, of what --memory allows");
-        let healthy = gauge("healthy", "1 while rows can be delivered, as /healthz has it; else 0");
+        let healthy = gauge("healthy", "1 while all is well, as /healthz has it; else 0");
         let busiest = Family::<Labels, Count>::default();
         let text = "Calls in flight to the 20 webhooks that have most";
         r.register("webhook_calls_running", text, busiest.clone());
