@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::model::call::{Call, ErrorKind};
+use crate::model::call::Call;
 
 /// A webhook with fewer calls is not paused: a few failures far from each other say little.
 pub(crate) const CALLS_MIN: u64 = 20;
@@ -37,7 +37,7 @@ impl Event {
     pub(crate) fn of(call: &Call) -> Option<Event> {
         match call.error_kind {
             None => Some(Event::Success),
-            Some(ErrorKind::Paused | ErrorKind::Interrupted | ErrorKind::Internal) => None,
+            Some(kind) if !kind.is_of_the_endpoint() => None,
             Some(_) if call.status_code == Some(GONE) => Some(Event::Gone),
             Some(_) => Some(Event::Failure { answered: call.status_code.is_some() }),
         }
@@ -137,6 +137,7 @@ impl Failing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::call::ErrorKind;
     use crate::model::event::Webhook;
 
     const AFTER: Duration = Duration::from_secs(3600);

@@ -319,7 +319,7 @@ impl Daemon<'_> {
     }
 
     fn watchdog(&self) -> Watchdog<'_> {
-        Watchdog { pool: &self.pool, timeout: self.config.endpoint.timeout }
+        Watchdog { pool: &self.pool, health: &self.health, timeout: self.config.endpoint.timeout }
     }
 
     fn drain(&self) -> Drain<'_> {

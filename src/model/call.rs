@@ -55,6 +55,11 @@ impl ErrorKind {
         ErrorKind::Internal,
     ];
 
+    /// Whether it says something about the endpoint: the call was made, and did not fail for a reason of ours.
+    pub fn is_of_the_endpoint(self) -> bool {
+        !matches!(self, ErrorKind::Paused | ErrorKind::Interrupted | ErrorKind::Internal)
+    }
+
     /// The word in the column and in the journal.
     pub fn as_str(self) -> &'static str {
         match self {

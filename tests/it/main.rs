@@ -26,6 +26,7 @@ mod pages;
 mod pauses;
 mod plans;
 mod pooler;
+mod prometheus;
 mod promptpal;
 mod recording;
 mod retention;

@@ -21,6 +21,9 @@ fn the_two_units_differ_in_nothing_but_their_names() {
     };
     assert_eq!(settings(&one), settings(&as_one));
     assert!(many.contains("\nLogsDirectory=promptpal-relay promptpal-relay/%i\n"));
+    // A relative folder for log files is the instance's own.
+    assert!(many.contains("\nWorkingDirectory=/var/log/promptpal-relay/%i\n"));
+    assert!(repository_file("systemd/promptpal-relay.env").contains("\n#PROMPTPAL_RELAY_LOG_DIR=.\n"));
 }
 
 /// Reads the files only; scripts/systemd-test asks a real systemd about it.
