@@ -155,13 +155,18 @@ pub enum Command {
     /// How it goes: who runs, what waits, which webhooks fail (the last five minutes)
     ///
     /// Exits with 1 when no instance runs. A standby (target_session_attrs=any) cannot tell, and says so.
-    Status {
-        /// One JSON object
+    Status(Status),
+    /// The call log, newest first
+    Calls(Calls),
+    /// Show one call whole: request, answer, timing, what it repeats and what repeated it
+    Call {
+        /// The call's id, the column CALL of `calls`
+        #[arg(value_name = "N")]
+        id: i64,
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// The call log, newest first
-    Calls(Calls),
     /// Repeats calls: inserts new outbox rows
     Replay(Replay),
     /// Stops calling a webhook, or all webhooks of a project; their calls are logged as paused
@@ -197,7 +202,7 @@ impl Command {
     pub fn roles(&self) -> Option<&'static str> {
         match self {
             Command::Run(_) | Command::Check(_) => Some("relay_daemon"),
-            Command::Status { .. } | Command::Calls(_) => Some("relay_reader"),
+            Command::Status(_) | Command::Calls(_) | Command::Call { .. } => Some("relay_reader"),
             Command::Replay(Replay { call: Some(_), .. }) | Command::Pause(_) | Command::Resume(_) => {
                 Some("relay_app")
             }
@@ -240,6 +245,28 @@ impl AcceptCopy {
     }
 }
 
+/// Flags of `status`.
+#[derive(Args, Debug)]
+pub struct Status {
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Print colours: on a terminal unless NO_COLOR is set, always (for watch -c), or never
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// `--color`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal that has them, unless `NO_COLOR` is set.
+    Auto,
+    /// Whatever standard output is.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
 /// Flags of `calls`.
 #[derive(Args, Debug)]
 pub struct Calls {
@@ -261,6 +288,9 @@ pub struct Calls {
     /// One JSON object a line, with all columns
     #[arg(long)]
     pub json: bool,
+    /// Print whole times, project, trace and URL too, however wide the terminal is
+    #[arg(long, conflicts_with = "json")]
+    pub wide: bool,
 }
 
 /// Flags of `replay`.

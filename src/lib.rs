@@ -57,7 +57,7 @@ mod tls;
 /// What `main.rs` stands on. Nobody else uses this library, so nothing else is public.
 pub mod program {
     pub use crate::cli::{Cli, Command, one_line as usage_line};
-    pub use crate::command::{calls, check, demo, migrate, pause, replay, run, send_test, status};
+    pub use crate::command::{call, calls, check, demo, migrate, pause, replay, run, send_test, status};
     pub use crate::error::{Error, Result, one_line};
     pub use crate::process::keep_private;
     pub use crate::telemetry::logging;

@@ -1,5 +1,6 @@
 //! The commands, one file each. Each returns what went wrong; `main` prints it and picks the exit code.
 
+pub mod call;
 pub mod calls;
 pub mod check;
 pub mod demo;
@@ -11,3 +12,4 @@ pub mod run;
 pub mod send_test;
 pub mod status;
 pub(crate) mod table;
+pub(crate) mod whole;
