@@ -167,6 +167,12 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show a live screen: rate, failures, what waits, the webhooks by load, the last failures
+    ///
+    /// Keys: arrows and Tab choose, Enter opens a call, left and right choose the column of the order, o reverses it, f shows
+    /// failed webhooks only, / filters by text, r repeats a call and p pauses a webhook after asking, q quits. Exits with 2
+    /// without a terminal.
+    Top,
     /// Repeats calls: inserts new outbox rows
     Replay(Replay),
     /// Stops calling a webhook, or all webhooks of a project; their calls are logged as paused
@@ -202,7 +208,9 @@ impl Command {
     pub fn roles(&self) -> Option<&'static str> {
         match self {
             Command::Run(_) | Command::Check(_) => Some("relay_daemon"),
-            Command::Status(_) | Command::Calls(_) | Command::Call { .. } => Some("relay_reader"),
+            Command::Status(_) | Command::Calls(_) | Command::Call { .. } | Command::Top => {
+                Some("relay_reader")
+            }
             Command::Replay(Replay { call: Some(_), .. }) | Command::Pause(_) | Command::Resume(_) => {
                 Some("relay_app")
             }

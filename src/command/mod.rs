@@ -12,4 +12,5 @@ pub mod run;
 pub mod send_test;
 pub mod status;
 pub(crate) mod table;
+pub mod top;
 pub(crate) mod whole;

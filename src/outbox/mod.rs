@@ -22,6 +22,7 @@ mod retention;
 mod role;
 mod sleep_lock;
 mod status;
+mod top;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

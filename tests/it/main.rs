@@ -39,4 +39,5 @@ mod standby;
 mod support;
 mod takeover;
 mod terminal;
+mod top;
 mod unmet;

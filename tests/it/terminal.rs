@@ -7,7 +7,7 @@ use crate::support::scrape::until_unhealthy;
 use crate::support::{Database, Receiver, Relay, Reply, outcome, program};
 
 /// Clears the screen, deletes, begins a control sequence of one byte, turns the direction of writing, ends lines, hides.
-const EVIL: &str = "a\u{1b}[2J\u{7f}\u{9b}31m\u{61c}\u{200e}\u{202e}b\u{2028}c\u{2029}d\u{2066}\u{feff}\u{e0041}\r\n<3>forged\te";
+pub const EVIL: &str = "a\u{1b}[2J\u{7f}\u{9b}31m\u{61c}\u{200e}\u{202e}b\u{2028}c\u{2029}d\u{2066}\u{feff}\u{e0041}\r\n<3>forged\te";
 
 /// Asserts that a text has no character that steers a terminal or deceives a reader, but for the ends of its lines.
 fn assert_harmless(what: &str, text: &str) {
