@@ -211,9 +211,9 @@ impl Command {
             Command::Status(_) | Command::Calls(_) | Command::Call { .. } | Command::Top => {
                 Some("relay_reader")
             }
-            Command::Replay(Replay { call: Some(_), .. }) | Command::Pause(_) | Command::Resume(_) => {
-                Some("relay_app")
-            }
+            Command::Replay(Replay { call: Some(_), wait: None, .. })
+            | Command::Pause(_)
+            | Command::Resume(_) => Some("relay_app"),
             Command::Replay(_) | Command::SendTest { .. } => Some("relay_reader and of relay_app"),
             Command::Migrate(_) | Command::Demo { .. } => None,
         }
@@ -326,6 +326,17 @@ pub struct Replay {
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
+    /// Wait for what comes of the calls, at most so long (1h), and tell how many succeeded. Exits with 1 when one failed
+    #[arg(
+        long,
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1h",
+        value_parser = duration,
+        conflicts_with = "dry_run"
+    )]
+    pub wait: Option<Duration>,
     /// Most rows inserted in a second
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rate: u32,

@@ -12,7 +12,9 @@ use nix::unistd::Pid;
 use promptpal_relay::inside::demo::Cluster;
 use serde_json::Value;
 
-use crate::support::{Clock, Database, Receiver, Relay, Reply, as_user, connect, memory_peak, outcome};
+use crate::support::{
+    Clock, Database, Receiver, Relay, Reply, Terminal, as_user, connect, memory_peak, outcome,
+};
 
 /// The program as a new login that is a member of these roles and no superuser.
 async fn as_member(database: &Database, roles: &str, arguments: &[&str]) -> Command {
@@ -486,6 +488,78 @@ async fn replay_repeats_the_failed_calls_of_a_webhook_once_it_is_told_to() {
         assert_eq!(replay(usage).await.0, 2, "{usage:?}");
     }
     drop_logins(&database).await;
+}
+
+#[tokio::test]
+async fn replay_waits_for_what_comes_of_it() {
+    let database = Database::new().await;
+    let mended = Arc::new(AtomicBool::new(false));
+    let works = mended.clone();
+    let receiver = Receiver::start(move |request| {
+        Reply::status(if request.path() == "/good" || works.load(Ordering::SeqCst) { 200 } else { 503 })
+    });
+    database.webhook(1, &receiver.url("/good")).await;
+    database.webhook(2, &receiver.url("/bad")).await;
+    let relay = Relay::start(&database, &[]);
+    database.events(1, 2).await;
+    database.events(2, 3).await;
+    database.all_done().await;
+    let replay = async |roles: &str, arguments: &[&str]| {
+        let arguments = [&["replay", "--yes"], arguments].concat();
+        outcome(as_member(&database, roles, &arguments).await)
+    };
+    let both = "relay_app, relay_reader";
+    let (code, out, err) = replay(both, &["--webhook", "1", "--since", "1h", "--wait"]).await;
+    assert_eq!((code, out.as_str()), (0, "2 calls are repeated\n2 of 2 calls succeeded\n"), "{err}");
+    let failed = ["--webhook", "2", "--since", "1h", "--failed", "--wait=1m"];
+    let (code, out, err) = replay(both, &failed).await;
+    let told = "3 calls are repeated\n0 of 3 calls succeeded; 3 failed (http_status 3)\n";
+    assert_eq!((code, out.as_str()), (1, told), "{err}");
+    assert!(err.contains("3 calls did not succeed"), "{err}");
+    mended.store(true, Ordering::SeqCst);
+    let (code, out, err) = replay(both, &failed).await;
+    assert_eq!((code, out.as_str()), (0, "3 calls are repeated\n3 of 3 calls succeeded\n"), "{err}");
+    let call = database.number("SELECT min(id) FROM relay.webhook_calls").await.to_string();
+    let (code, out, err) = replay(both, &["--call", &call, "--wait"]).await;
+    assert!(code == 0 && out.ends_with("1 of 1 calls succeeded\n"), "{out}{err}");
+    // A login that could not see what comes of it inserts nothing.
+    let rows = database.number("SELECT count(*) FROM relay.outbox").await;
+    let (code, _, err) = replay("relay_app", &["--call", &call, "--wait"]).await;
+    assert!(code == 78 && err.contains("a member of relay_reader and of relay_app"), "{err}");
+    assert_eq!(database.number("SELECT count(*) FROM relay.outbox").await, rows);
+    relay.kill();
+    let (code, out, err) = replay(both, &["--call", &call, "--wait=100ms"]).await;
+    assert!(code == 1 && out.contains("0 of 1 calls succeeded; 1 are not made yet"), "{out}{err}");
+    assert!(err.contains("1 rows are not done yet"), "{err}");
+    let (code, _, err) = replay(both, &["--webhook", "1", "--since", "1h", "--wait", "--dry-run"]).await;
+    assert!(code == 2 && err.contains("--dry-run"), "{err}");
+    drop_logins(&database).await;
+}
+
+#[tokio::test]
+async fn long_commands_have_a_bar_on_a_terminal_and_lines_in_a_log() {
+    let empty = Database::empty().await;
+    let mut terminal = Terminal::start(&empty.command(&["migrate"]), 120, 40);
+    assert!(terminal.ends().success());
+    let screen = terminal.until_shown("migrations=13");
+    assert!(!screen.contains(" of 13 migrations"), "the bar is gone\n{screen}");
+    assert!(String::from_utf8_lossy(&terminal.written()).contains(" of 13 migrations, "));
+    let (database, _receiver, _relay) = lively().await;
+    database.events(1, 59).await;
+    database.all_done().await;
+    let replay = ["replay", "--webhook", "1", "--since", "1h", "--yes", "--rate", "20"];
+    let mut terminal = Terminal::start(&database.command(&replay), 120, 24);
+    let screen = terminal.until_shown(" of 60 calls, ");
+    assert!(screen.contains("/s, ") && screen.contains(" left"), "{screen}");
+    assert!(terminal.ends().success());
+    let screen = terminal.until_shown("60 calls are repeated");
+    assert!(!screen.contains(" left"), "the bar is gone\n{screen}");
+    database.all_done().await;
+    // 120 calls at 20 a second take six seconds; a line comes after two.
+    let (code, out, err) = outcome(database.command(&replay));
+    assert_eq!((code, out.as_str()), (0, "120 calls are repeated\n"), "{err}");
+    assert!(err.contains(" of 120 calls, ") && err.contains("/s, ") && err.contains(" left\n"), "{err}");
+    assert!(!err.contains(['\r', '\x1b']), "{err:?}");
 }
 
 #[tokio::test]

@@ -96,6 +96,7 @@ const SMALL: &[&str] = &[
     "replay/callable_for",
     "replay/send_test",
     "replay/is_done",
+    "replay/outcomes",
     "status/status",
     // Every second, while somebody looks; a test of its own, too.
     "top/sample",
