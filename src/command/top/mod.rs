@@ -149,12 +149,11 @@ async fn show(
             key = keys.recv() => match key {
                 Some(Ok(Some(key))) => match state.key(key) {
                     Some(Ask::Quit) => return Ok(()),
-                    Some(ask) => {
-                        if asking.try_send(ask).is_err() {
-                            state.notice = Some("Postgres does not answer: nothing was done".into());
-                        }
+                    Some(ask) if asking.try_send(ask).is_err() => {
+                        state.notice = Some("Postgres does not answer: nothing was done".into());
                     }
-                    None => {}
+                    // It is under way, or there is nothing to do.
+                    Some(_) | None => {}
                 },
                 // Another size: the next drawing takes it.
                 Some(Ok(None)) => {}
