@@ -166,13 +166,24 @@ pub enum Command {
     /// Show the instances, the backlog, and the webhooks that failed in the last five minutes
     ///
     /// Exits with 1 when no instance runs. A standby (target_session_attrs=any) cannot tell, and says so.
-    Status {
+    Status(Status),
+    /// Show the call log, newest first
+    Calls(Calls),
+    /// Show one call whole: request, answer, timing, what it repeats and what repeated it
+    Call {
+        /// The call's id, the column CALL of `calls`
+        #[arg(value_name = "N")]
+        id: i64,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Show the call log, newest first
-    Calls(Calls),
+    /// Show a live screen: rate, failures, what waits, the webhooks by load, the last failures
+    ///
+    /// Up, down and Tab choose a line, and Enter opens a call. Left and right choose the column of the order, and o reverses it. The
+    /// key f shows failed webhooks only, and / filters by text. After asking, r repeats a call and p pauses a webhook; q quits.
+    /// Exits with 2 without a terminal.
+    Top,
     /// Repeat calls: insert new outbox rows
     Replay(Replay),
     /// Stop calling a webhook, or all webhooks of a project; log their calls as paused
@@ -208,10 +219,12 @@ impl Command {
     pub fn roles(&self) -> Option<&'static str> {
         match self {
             Command::Run(_) | Command::Check(_) => Some("relay_daemon"),
-            Command::Status { .. } | Command::Calls(_) => Some("relay_reader"),
-            Command::Replay(Replay { call: Some(_), .. }) | Command::Pause(_) | Command::Resume(_) => {
-                Some("relay_app")
+            Command::Status(_) | Command::Calls(_) | Command::Call { .. } | Command::Top => {
+                Some("relay_reader")
             }
+            Command::Replay(Replay { call: Some(_), wait: None, .. })
+            | Command::Pause(_)
+            | Command::Resume(_) => Some("relay_app"),
             Command::Replay(_) | Command::SendTest { .. } => Some("relay_reader and of relay_app"),
             Command::Migrate(_) | Command::Demo { .. } => None,
         }
@@ -253,6 +266,28 @@ impl AcceptCopy {
     }
 }
 
+/// Flags of `status`.
+#[derive(Args, Debug)]
+pub struct Status {
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Print colours: on a terminal unless NO_COLOR is set, always (for watch -c), or never
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// `--color`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal that has them, unless `NO_COLOR` is set.
+    Auto,
+    /// Whatever standard output is.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
 /// Flags of `calls`.
 #[derive(Args, Debug)]
 pub struct Calls {
@@ -276,6 +311,9 @@ pub struct Calls {
     /// Print one JSON object a line, with all columns
     #[arg(long)]
     pub json: bool,
+    /// Print whole times, project, trace and URL too, however wide the terminal is
+    #[arg(long, conflicts_with = "json")]
+    pub wide: bool,
 }
 
 /// Flags of `replay`.
@@ -305,6 +343,17 @@ pub struct Replay {
     /// Repeat several calls without asking
     #[arg(long)]
     pub yes: bool,
+    /// Wait for what comes of the calls, at most so long (1h), and tell how many succeeded. Exits with 1 when one failed
+    #[arg(
+        long,
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1h",
+        value_parser = duration,
+        conflicts_with = "dry_run"
+    )]
+    pub wait: Option<Duration>,
     /// Insert at most N rows a second
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rate: u32,

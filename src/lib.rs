@@ -56,7 +56,7 @@ mod tls;
 /// What `main.rs` stands on. No other program uses this library, so nothing else is public.
 pub mod program {
     pub use crate::cli::{Cli, Command, one_line as usage_line};
-    pub use crate::command::{calls, check, demo, migrate, pause, replay, run, send_test, status};
+    pub use crate::command::{call, calls, check, demo, migrate, pause, replay, run, send_test, status, top};
     pub use crate::error::{Error, Result, one_line};
     pub use crate::process::keep_private;
     pub use crate::telemetry::logging;
@@ -104,6 +104,9 @@ pub mod inside {
     pub mod outbox {
         pub use crate::outbox::migrations::MIGRATIONS;
         pub use crate::outbox::{Liveness, Peer, Role, Sleep, Store, Target};
+    }
+    pub mod top {
+        pub use crate::command::top::Screen;
     }
     pub mod postgres {
         pub use crate::postgres::{Session, Settings};

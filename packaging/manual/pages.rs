@@ -55,6 +55,8 @@ const EXAMPLES: &[(&str, &[Item])] = &[
             ("promptpal-relay calls --follow --json", "Print each new call as a line of JSON."),
         ],
     ),
+    ("call", &[("promptpal-relay call 42", "Show one call: its request, its answer, and what repeated it.")]),
+    ("top", &[("promptpal-relay top", "Show live whether calls are made, and which webhooks fail.")]),
     (
         "replay",
         &[

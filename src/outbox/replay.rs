@@ -1,5 +1,7 @@
 //! Events that an operator asks for: replays of calls, and tests of a webhook. Never decides which calls to repeat.
 
+use std::time::SystemTime;
+
 use tokio_postgres::error::SqlState;
 
 use crate::error::{Error, Result};
@@ -51,5 +53,19 @@ impl Store {
             .rows("reading the row", include_str!("../../sql/queries/replay/is_done.sql"), &[&outbox_id])
             .await?;
         Ok(rows.first().is_none_or(|row| row.get(0)))
+    }
+
+    /// What came of these outbox rows: the kinds of failures, none for success, each with how many calls. Their calls started at
+    /// `since` or later.
+    pub async fn outcomes(
+        &self,
+        outbox_ids: &[i64],
+        since: SystemTime,
+    ) -> Result<Vec<(Option<String>, u64)>> {
+        let sql = include_str!("../../sql/queries/replay/outcomes.sql");
+        let (lowest, highest) = (outbox_ids.iter().min(), outbox_ids.iter().max());
+        let rows =
+            self.rows("reading what came of it", sql, &[&outbox_ids, &lowest, &highest, &since]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).unsigned_abs())).collect())
     }
 }

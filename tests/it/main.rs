@@ -41,4 +41,5 @@ mod standby;
 mod support;
 mod takeover;
 mod terminal;
+mod top;
 mod unmet;
