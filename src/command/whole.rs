@@ -154,7 +154,7 @@ pub(crate) fn webhook(id: i64, name: Option<&str>) -> String {
     }
 }
 
-/// The call in lines. The texts are as the log has them: whoever shows them escapes them.
+/// The call in lines. The texts are as the log has them: the caller escapes them.
 pub(crate) fn lines(call: &Call, related: &Related, most: Most) -> Vec<Line> {
     let fact = |name, text: String| Line::Fact(None, name, text);
     let took = match (time(&call.start_time), time(&call.end_time)) {
