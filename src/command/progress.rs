@@ -41,7 +41,7 @@ impl Progress {
         progress
     }
 
-    /// Sets how many things are done by now.
+    /// Tells that `done` things are done by now.
     pub(crate) fn at(&mut self, done: usize) {
         self.done = done;
         if let Some(bar) = &self.bar {
@@ -52,7 +52,7 @@ impl Progress {
         }
     }
 
-    /// Adds this many things to those that are done.
+    /// Tells that `more` things are done besides.
     pub(crate) fn add(&mut self, more: usize) {
         self.at(self.done + more);
     }

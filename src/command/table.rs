@@ -48,8 +48,8 @@ impl Screen {
         }
     }
 
-    /// Prints a fact in a line of its own: a green or red mark when it is good or bad, its name, and a text. The text is wrapped at
-    /// the terminal's width.
+    /// Prints a fact in a line of its own: its mark, its name and its text. The mark is green when the fact is good, and red when
+    /// it is bad. The text is wrapped at the terminal's width.
     ///
     /// # Errors
     ///

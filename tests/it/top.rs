@@ -69,7 +69,7 @@ async fn scene() -> Scene {
 }
 
 impl Scene {
-    /// The command, as a login that may read and no more.
+    /// The command, by a login that may read and no more.
     fn top(&self) -> Command {
         let mut command = self.database.command(&["top"]);
         command.env("DATABASE_URL", &self.reader);

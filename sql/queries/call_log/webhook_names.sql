@@ -1,4 +1,4 @@
--- Read the names of webhooks. The function guards the reader, because relay.webhooks may be a view of another owner.
+-- Read the names of webhooks. The function guards the reader: relay.webhooks may be a view of another role.
 --
 -- Locks:      relay.webhooks ACCESS SHARE, and no wait for it.
 -- Index:      webhooks_pkey.

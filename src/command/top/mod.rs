@@ -248,7 +248,7 @@ impl Watch<'_> {
         Ok(Fresh { sample, names: names.collect() })
     }
 
-    /// Samples, and does what is asked; ends when the screen is gone.
+    /// Samples, and does what is asked; ends when the loop that shows has ended.
     async fn run(&mut self, mut asked: mpsc::Receiver<Ask>, telling: mpsc::Sender<Told>) {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -276,7 +276,7 @@ impl Watch<'_> {
         }
     }
 
-    /// Connects again, for as long as it takes; false when the screen is gone.
+    /// Connects again, for as long as it takes; false when the loop that shows has ended.
     async fn connect_again(&mut self, telling: &mpsc::Sender<Told>) -> bool {
         loop {
             tokio::time::sleep(LOOK).await;

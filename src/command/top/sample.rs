@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 pub(crate) struct Sample {
     /// The time of the day by the database's clock.
     pub(crate) now: String,
-    /// That time as Unix time.
+    /// This time as Unix time.
     pub(crate) now_s: f64,
     /// Whether this is a standby, where nothing tells which instances run.
     pub(crate) standby: bool,
