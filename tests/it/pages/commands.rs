@@ -19,6 +19,8 @@ const FOREIGN: &[&str] = &[
     "export",
     "journalctl",
     "mkdir",
+    "pg_dump",
+    "pg_restore",
     "printf",
     "sudo",
     "tee",
