@@ -32,13 +32,13 @@ use crate::postgres::Settings;
 use crate::telemetry::terminal;
 
 /// How often a sample is asked for.
-const LOOK: Duration = Duration::from_secs(1);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// A session that does not answer for so long is given up.
-const PATIENCE: Duration = Duration::from_secs(10);
+const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 /// How often names that are known are read again.
 const NAMES_KNOWN: Duration = Duration::from_secs(30);
-/// How often the thread that reads keys looks whether the screen is gone.
-const KEYS_LOOK: Duration = Duration::from_millis(100);
+/// How often the thread that reads keys checks whether the screen is gone.
+const KEYS_POLL: Duration = Duration::from_millis(100);
 /// Keys, things asked for and things told that wait: more than a person types in a second.
 const WAITING_MAX: usize = 64;
 /// What is told of a session that gives no answer.
@@ -141,7 +141,7 @@ async fn show(
     mut told: mpsc::Receiver<Told>,
 ) -> Result<()> {
     let mut keys = read_keys();
-    let mut seconds = tokio::time::interval(LOOK);
+    let mut seconds = tokio::time::interval(SAMPLE_INTERVAL);
     let mut sampled = Instant::now();
     loop {
         screen.0.draw(|frame| screen::draw(frame, &state)).map_err(Error::io("writing to the terminal"))?;
@@ -172,7 +172,7 @@ async fn show(
             },
             _ = seconds.tick() => {
                 state.stale_s = sampled.elapsed().as_secs();
-                if state.lost.is_none() && sampled.elapsed() > 3 * LOOK {
+                if state.lost.is_none() && sampled.elapsed() > 3 * SAMPLE_INTERVAL {
                     state.lost = Some(SILENT.into());
                 }
             }
@@ -185,7 +185,7 @@ fn read_keys() -> mpsc::Receiver<io::Result<Option<KeyEvent>>> {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     thread::spawn(move || {
         while !sender.is_closed() {
-            let key = match event::poll(KEYS_LOOK) {
+            let key = match event::poll(KEYS_POLL) {
                 Ok(false) => continue,
                 Ok(true) => event::read(),
                 Err(error) => Err(error),
@@ -250,16 +250,16 @@ impl Watch<'_> {
 
     /// Samples, and does what is asked; ends when the loop that shows has ended.
     async fn run(&mut self, mut asked: mpsc::Receiver<Ask>, telling: mpsc::Sender<Told>) {
-        let mut looks = tokio::time::interval(LOOK);
+        let mut looks = tokio::time::interval(SAMPLE_INTERVAL);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let told = tokio::select! {
                 ask = asked.recv() => match ask {
-                    Some(ask) => within_patience(self.answer(ask)).await,
+                    Some(ask) => within_silence_limit(self.answer(ask)).await,
                     None => return,
                 },
                 _ = looks.tick() => {
-                    within_patience(self.sample()).await.map(|sample| sample.map(|fresh| Told::Sample(Box::new(fresh))))
+                    within_silence_limit(self.sample()).await.map(|sample| sample.map(|fresh| Told::Sample(Box::new(fresh))))
                 }
             };
             let (told, is_lost) = match told {
@@ -279,8 +279,8 @@ impl Watch<'_> {
     /// Connects again, for as long as it takes; false when the loop that shows has ended.
     async fn connect_again(&mut self, telling: &mpsc::Sender<Told>) -> bool {
         loop {
-            tokio::time::sleep(LOOK).await;
-            let why = match within_patience(connect(self.settings)).await {
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
+            let why = match within_silence_limit(connect(self.settings)).await {
                 Some(Ok(store)) => {
                     self.store = store;
                     return true;
@@ -330,9 +330,9 @@ impl Watch<'_> {
     }
 }
 
-/// Waits for Postgres, [`PATIENCE`] at most; none when it did not answer.
-async fn within_patience<T>(work: impl Future<Output = Result<T>>) -> Option<Result<T>> {
-    tokio::time::timeout(PATIENCE, work).await.ok()
+/// Waits for Postgres, [`SILENCE_LIMIT`] at most; none when it did not answer.
+async fn within_silence_limit<T>(work: impl Future<Output = Result<T>>) -> Option<Result<T>> {
+    tokio::time::timeout(SILENCE_LIMIT, work).await.ok()
 }
 
 async fn connect(settings: &Settings) -> Result<Store> {
