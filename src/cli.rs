@@ -171,7 +171,7 @@ pub enum Command {
     Calls(Calls),
     /// Show one call whole: request, answer, timing, what it repeats and what repeated it
     Call {
-        /// The call's id, the column CALL of `calls`
+        /// Show the call with this id, the column CALL of `calls`
         #[arg(value_name = "N")]
         id: i64,
         /// Print one JSON object
@@ -269,7 +269,7 @@ impl AcceptCopy {
 /// Flags of `status`.
 #[derive(Args, Debug)]
 pub struct Status {
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
     /// Print colours: on a terminal unless NO_COLOR is set, always (for watch -c), or never
