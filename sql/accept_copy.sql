@@ -1,4 +1,4 @@
--- The acceptance: somebody says that daemons may run on this copy, or names the site of this database.
+-- The acceptance: an operator says that daemons may run on this copy, or names the site of this database.
 --
 -- migrate runs this file last, when it was asked to, and `migrate --print` prints it. Two settings of the session say what
 -- was asked: promptpal_relay.accept_copy is skip, deliver or empty, promptpal_relay.site is a name or empty.
@@ -6,10 +6,10 @@
 -- It is a block that commits, so it must be a statement of its own, outside a transaction. Each commit ends a batch of
 -- 5,000 ids in order of id. Rows that the application inserts meanwhile are not skipped.
 --
--- The first step makes the database a copy of nobody: table_oid is 0, which fits nowhere. After that no daemon begins, and
--- the block looks for daemons again. A daemon lists itself first and then reads the identity once more. So either the
--- block finds the daemon, or the daemon finds a copy and ends. The identity is written last. A run that is interrupted
--- before that leaves a copy, also where there was an original, and the operator runs it again.
+-- The first step makes the database a copy of no other: table_oid is 0, which fits nowhere. After that no daemon begins, and
+-- the block checks for daemons again. A daemon lists itself first and then reads the identity once more. So either the block
+-- finds the daemon, or the daemon finds a copy and ends. The identity is written last. A run that is interrupted before that
+-- leaves a copy, also where there was an original, and the operator runs it again.
 
 DO $promptpal_relay_accept$
 DECLARE
@@ -65,7 +65,7 @@ BEGIN
         RETURN;
     END IF;
 
-    -- A daemon of the site until now would make calls that nobody could record.
+    -- A daemon of the site until now would make calls that no daemon could record.
     EXECUTE daemon_runs INTO daemon_found;
     IF daemon_found THEN
         RAISE EXCEPTION 'a daemon runs on this database: stop it first; nothing was changed'
@@ -103,7 +103,7 @@ BEGIN
 
     last_id := (SELECT max(o.id) FROM relay.outbox o);
     LOOP
-        -- What is locked stays as it is looked at: nobody adds a trigger that would run with our rights.
+        -- What is locked stays as it was checked: no session adds a trigger that would run with our rights.
         LOCK TABLE relay.outbox IN ROW EXCLUSIVE MODE;
         SELECT f INTO problem FROM relay.foreign_code('relay.outbox', true) AS f LIMIT 1;
         IF FOUND THEN
@@ -129,8 +129,8 @@ BEGIN
                SET rows_skipped = skipped
              WHERE a.id = accepted;
         ELSE
-            -- No daemon runs here, so nobody has a row in hand. A claim of an instance that did not come with the copy would
-            -- stay for ever: peers declare only listed ones dead. 0 means: a dead one had the row.
+            -- No daemon runs here, so no instance has a row in hand. A claim of an instance that did not come with the copy
+            -- would stay for ever: peers declare only listed ones dead. 0 means: a dead one had the row.
             UPDATE relay.outbox o
                SET claimed_by = 0
              WHERE o.id = ANY (ids)

@@ -54,7 +54,7 @@ BEGIN
     IF strange IS NOT NULL THEN
         RAISE EXCEPTION 'relay.migrations is not as migrate made it: %', strange
             USING ERRCODE = 'insufficient_privilege',
-                  HINT = 'Look at who has changed it, and put it back.';
+                  HINT = 'Find out which role has changed it, and restore it.';
     END IF;
 END
 $$;

@@ -172,7 +172,7 @@ BEGIN
         GRANT EXECUTE ON FUNCTION relay.url_problem(text), relay.call_by_id(bigint), relay.webhook_health_since(timestamptz),
                                   relay.failures_since(timestamptz, integer),
                                   relay.open_failures_since(timestamptz, integer, bigint, timestamptz, text), relay.is_daemon(oid),
-                                  relay.daemon_locks(), relay.is_copy()
+                                  relay.daemon_locks(), relay.is_copy(), relay.webhook_names(bigint[])
             TO relay_reader;
     END IF;
 

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use ipnet::IpNet;
 
-/// Outbox relay for Postgres: delivers PromptPal's webhooks and records every call.
+/// Deliver PromptPal's webhooks from an outbox in Postgres, and record every call.
 #[derive(Debug, Parser)]
 #[command(name = "promptpal-relay", version, after_help = EXIT_CODES, max_term_width = 110)]
 pub struct Cli {
@@ -60,13 +60,19 @@ pub fn one_line(error: &clap::Error) -> String {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 finished, or drained after a signal; 1 failed, a restart may help; 2 usage; \
-                          78 configuration or schema, a restart will not help.";
+                          78 configuration, schema or rights, a restart will not help.";
 
-/// Flags that every command has.
+/// The heading of the flags that every command has, in help and manual.
+const GLOBAL_HEADING: &str = "Connection and logging";
+
+/// Flags that every command has. They stand after the command's own, under a heading.
 #[derive(Args, Debug)]
+#[command(next_help_heading = GLOBAL_HEADING, next_display_order = 1000)]
 pub struct Global {
-    /// Postgres, as a URL or as key=value pairs; also DATABASE_URL. Without it: the PG* variables, then the local
-    /// socket. Better in the environment than here, where other users see it in the process list
+    /// Connect to this Postgres: a URL, or key=value pairs
+    ///
+    /// DATABASE_URL is read, too. What neither says comes from the PG* variables, then from the local socket. Give a URL with
+    /// a password in the environment or in a file: other users see these arguments in the process list.
     #[arg(
         long,
         value_name = "URL",
@@ -78,17 +84,20 @@ pub struct Global {
     /// Whether `--database-url` was typed, and stands in the process list.
     #[arg(skip)]
     pub is_database_url_typed: bool,
-    /// A file with that URL in it, such as systemd's credentials are. Without any of these,
-    /// $CREDENTIALS_DIRECTORY/database-url is read if it is there
+    /// Read the URL of Postgres from this file, anew for each connection
+    ///
+    /// Without a URL and without this flag, the file $CREDENTIALS_DIRECTORY/database-url is read where it exists: a credential
+    /// of systemd.
     #[arg(
         long,
         value_name = "FILE",
+        value_hint = ValueHint::FilePath,
         env = "PROMPTPAL_RELAY_DATABASE_URL_FILE",
         conflicts_with = "database_url",
         global = true
     )]
     pub database_url_file: Option<PathBuf>,
-    /// How log lines look
+    /// Write log lines in this format
     #[arg(
         long,
         value_name = "FORMAT",
@@ -97,7 +106,7 @@ pub struct Global {
         global = true
     )]
     pub log_format: LogFormat,
-    /// Least important level that is logged
+    /// Log this level and the more important ones
     #[arg(
         long,
         value_name = "LEVEL",
@@ -106,7 +115,7 @@ pub struct Global {
         global = true
     )]
     pub log_level: LogLevel,
-    /// Daily files that are kept in --log-dir
+    /// Keep this number of daily files in --log-dir
     #[arg(
         long,
         value_name = "N",
@@ -116,15 +125,15 @@ pub struct Global {
         global = true
     )]
     pub log_days: u32,
-    /// Log into daily files in this folder instead of standard error; SIGHUP opens them anew
-    #[arg(long, value_name = "DIR", env = "PROMPTPAL_RELAY_LOG_DIR", global = true)]
+    /// Log into daily files in this folder, not to standard error; SIGHUP opens them anew
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, env = "PROMPTPAL_RELAY_LOG_DIR", global = true)]
     pub log_dir: Option<PathBuf>,
 }
 
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people and the journal.
+    /// Lines for people and the journal.
     Text,
     /// One object a line, for collectors.
     Json,
@@ -148,50 +157,63 @@ pub enum LogLevel {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// The daemon: claims rows, makes the calls, records them
+    /// Run the daemon: claim rows, make the calls, record them
     Run(Box<Run>),
-    /// Creates or upgrades the schema; accepts a copy, and names the site
+    /// Create or upgrade the schema; accept a copy; name the site
     ///
-    /// Exits with 78 on a copy of another database, and changes nothing there, until --accept-copy says what becomes of the
+    /// On a copy of another database the command changes nothing and exits with 78. Then --accept-copy says what becomes of the
     /// rows that were pending when the copy was made.
     Migrate(Migrate),
-    /// Tells whether everything is in place: configuration, connection, schema, privileges, webhooks
+    /// Check configuration, connection, schema, privileges and webhooks, one line for each
+    ///
+    /// Takes the flags of run, and checks them, too.
     Check(Box<Run>),
-    /// How it goes: who runs, what waits, which webhooks fail (the last five minutes)
+    /// Show the instances, the backlog, and the webhooks that failed in the last five minutes
     ///
     /// Exits with 1 when no instance runs. A standby (target_session_attrs=any) cannot tell, and says so.
-    Status {
-        /// One JSON object
+    Status(Status),
+    /// Show the call log, newest first
+    Calls(Calls),
+    /// Show one call whole: request, answer, timing, what it repeats and what repeated it
+    Call {
+        /// Show the call with this id, the column CALL of `calls`
+        #[arg(value_name = "N")]
+        id: i64,
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// The call log, newest first
-    Calls(Calls),
-    /// Repeats calls: inserts new outbox rows
-    Replay(Replay),
-    /// Stops calling a webhook, or all webhooks of a project; their calls are logged as paused
+    /// Show a live screen: rate, failures, what waits, the webhooks by load, the last failures
     ///
-    /// It holds for every row that is claimed from then on. A webhook that is paused already gets the new reason and end.
+    /// Up, down and Tab choose a line, and Enter opens a call. Left and right choose the column of the order, and o reverses it. The
+    /// key f shows failed webhooks only, and / filters by text. After asking, r repeats a call and p pauses a webhook; q quits.
+    /// Exits with 2 without a terminal.
+    Top,
+    /// Repeat calls: insert new outbox rows
+    Replay(Replay),
+    /// Stop calling a webhook, or all webhooks of a project; log their calls as paused
+    ///
+    /// A pause holds for every row that is claimed from then on. A webhook that is paused already gets the new reason and end.
     Pause(Pause),
-    /// Calls a webhook, or all webhooks of a project, again
+    /// Call a webhook, or all webhooks of a project, again
     Resume(Resume),
-    /// Sends one test event to one webhook, waits for the result and prints it
+    /// Send one test event to one webhook, wait for the result and print it
     ///
     /// Exits with 1 when the call failed, or was not made in time.
     SendTest {
-        /// The webhook's id; it must be enabled
+        /// Send to the webhook with this id; it must be enabled
         #[arg(long, value_name = "N")]
         webhook: i64,
-        /// How long to wait for the result
+        /// Wait this long for the result
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
         wait: Duration,
-        /// The call as one JSON object
+        /// Print the call as one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Shows everything on this machine with a private, throw-away Postgres
+    /// Show everything on this machine with a private, throw-away Postgres
     Demo {
-        /// Leave it running until Ctrl-C, and print how to connect
+        /// Keep it running until Ctrl-C, and print how to connect
         #[arg(long)]
         keep: bool,
     },
@@ -202,10 +224,12 @@ impl Command {
     pub fn roles(&self) -> Option<&'static str> {
         match self {
             Command::Run(_) | Command::Check(_) => Some("relay_daemon"),
-            Command::Status { .. } | Command::Calls(_) => Some("relay_reader"),
-            Command::Replay(Replay { call: Some(_), .. }) | Command::Pause(_) | Command::Resume(_) => {
-                Some("relay_app")
+            Command::Status(_) | Command::Calls(_) | Command::Call { .. } | Command::Top => {
+                Some("relay_reader")
             }
+            Command::Replay(Replay { call: Some(_), wait: None, .. })
+            | Command::Pause(_)
+            | Command::Resume(_) => Some("relay_app"),
             Command::Replay(_) | Command::SendTest { .. } => Some("relay_reader and of relay_app"),
             Command::Migrate(_) | Command::Demo { .. } => None,
         }
@@ -218,10 +242,12 @@ pub struct Migrate {
     /// Write the SQL to standard output, for a DBA to run, instead of running it
     #[arg(long)]
     pub print: bool,
-    /// Let daemons run on this copy of another database: mark the pending rows done without calls, or keep them
+    /// Accept this copy of another database, and let daemons run on it
     #[arg(long, value_name = "WHAT")]
     pub accept_copy: Option<AcceptCopy>,
-    /// Name the site of this database; only daemons with the same --site run here. A changed site needs --accept-copy
+    /// Name the site of this database; a changed one needs --accept-copy
+    ///
+    /// Only daemons with the same --site run on this database.
     #[arg(long, value_name = "NAME", value_parser = site)]
     pub site: Option<String>,
 }
@@ -229,9 +255,9 @@ pub struct Migrate {
 /// `--accept-copy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AcceptCopy {
-    /// The pending rows are marked done, and no call is made for them.
+    /// Mark the pending rows done, and make no call for them.
     Skip,
-    /// The pending rows are delivered.
+    /// Deliver the pending rows.
     Deliver,
 }
 
@@ -245,55 +271,95 @@ impl AcceptCopy {
     }
 }
 
+/// Flags of `status`.
+#[derive(Args, Debug)]
+pub struct Status {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Print colours: on a terminal unless NO_COLOR is set, always (for watch -c), or never
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// `--color`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal that has them, unless `NO_COLOR` is set.
+    Auto,
+    /// Whatever standard output is.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
 /// Flags of `calls`.
 #[derive(Args, Debug)]
 pub struct Calls {
-    /// Of this webhook only
+    /// Show the calls of this webhook only
     #[arg(long, value_name = "N")]
     pub webhook: Option<i64>,
-    /// Failed ones only
+    /// Show failed calls only
     #[arg(long)]
     pub failed: bool,
-    /// Started within this time, or since that time (2024-01-15, 2024-01-15T10:30:00Z), by the database's clock
+    /// Show calls that started within this time, or since that time (2024-01-15, 2024-01-15T10:30:00Z)
+    ///
+    /// The database's clock counts.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = past)]
     pub since: Past,
-    /// Most calls
+    /// Show at most N calls
     #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub limit: u32,
-    /// Go on with new ones as they are recorded, whenever they started, until Ctrl-C
+    /// Show new calls as they are recorded, whenever they started, until Ctrl-C
     #[arg(long)]
     pub follow: bool,
-    /// One JSON object a line, with all columns
+    /// Print one JSON object a line, with all columns
     #[arg(long)]
     pub json: bool,
+    /// Print whole times, project, trace and URL too, however wide the terminal is
+    #[arg(long, conflicts_with = "json")]
+    pub wide: bool,
 }
 
 /// Flags of `replay`.
 #[derive(Args, Debug)]
 #[command(group = clap::ArgGroup::new("which").required(true).args(["call", "webhook"]))]
 pub struct Replay {
-    /// This call
+    /// Repeat the call with this id
     #[arg(long, value_name = "N", conflicts_with_all = ["since", "until", "failed"])]
     pub call: Option<i64>,
-    /// The calls of this webhook
+    /// Repeat the calls of this webhook
     #[arg(long, value_name = "N", requires = "since")]
     pub webhook: Option<i64>,
-    /// Started within this time, or since that time (1d, 2024-01-15, 2024-01-15T10:30:00Z)
+    /// Repeat calls that started within this time, or since that time (1d, 2024-01-15, 2024-01-15T10:30:00Z)
     #[arg(long, value_name = "TIME", value_parser = past)]
     pub since: Option<Past>,
-    /// Started before that time, or longer ago than this
+    /// Repeat calls that started before that time, or longer ago than this
     #[arg(long, value_name = "TIME", value_parser = past)]
     pub until: Option<Past>,
-    /// Failed ones only that nothing has repeated since, and nothing is about to: it can be run again
+    /// Repeat open failures only, so that the command can be run again
+    ///
+    /// A failed call is open while no later call was made for its event and webhook, and no pending row repeats it.
     #[arg(long)]
     pub failed: bool,
-    /// Tell how many, and insert nothing
+    /// Tell how many calls would be repeated, and insert nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Do not ask
+    /// Repeat several calls without asking
     #[arg(long)]
     pub yes: bool,
-    /// Most rows inserted in a second
+    /// Wait for what comes of the calls, at most so long (1h), and tell how many succeeded. Exits with 1 when one failed
+    #[arg(
+        long,
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1h",
+        value_parser = duration,
+        conflicts_with = "dry_run"
+    )]
+    pub wait: Option<Duration>,
+    /// Insert at most N rows a second
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rate: u32,
 }
@@ -302,10 +368,10 @@ pub struct Replay {
 #[derive(Args, Debug)]
 #[command(group = clap::ArgGroup::new("target").required(true).args(["webhook", "project"]))]
 pub struct Which {
-    /// This webhook
+    /// Choose the webhook with this id
     #[arg(long, value_name = "N")]
     pub webhook: Option<i64>,
-    /// All webhooks of this project, those to come included
+    /// Choose all webhooks of this project, those to come included
     #[arg(long, value_name = "N")]
     pub project: Option<i64>,
 }
@@ -316,11 +382,12 @@ pub struct Pause {
     /// Whom to pause.
     #[command(flatten)]
     pub which: Which,
-    /// Why, for people: it stands in the log of each call that is not made
+    /// Say why, for people: the reason stands in the log of each call that is not made
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub reason: String,
-    /// When the pause ends by itself: in how long (1h, 30d), or a time to come (2030-01-15, 2030-01-15T10:30:00Z), by the
-    /// database's clock. Without it: when somebody resumes
+    /// End the pause by itself: after this time (1h, 30d), or at a time to come (2030-01-15, 2030-01-15T10:30:00Z)
+    ///
+    /// The database's clock counts. Without this flag the pause lasts until promptpal-relay resume ends it.
     #[arg(long, value_name = "TIME", value_parser = future)]
     pub until: Option<Future>,
 }
@@ -331,7 +398,9 @@ pub struct Resume {
     /// Whom to resume.
     #[command(flatten)]
     pub which: Which,
-    /// Repeat the calls that were held back: inserts new outbox rows. Can be run again, and repeats none twice
+    /// Repeat the calls that were held back: insert new outbox rows
+    ///
+    /// The command can be run again; it repeats no call twice.
     #[arg(long)]
     pub replay: bool,
 }
@@ -339,26 +408,27 @@ pub struct Resume {
 /// Flags of `run`; `check` takes them too, to check them.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// Most calls in flight, one thread each, started when needed
+    /// Make at most N calls at a time, one thread each, started when needed
     #[arg(long, value_name = "N", env = "PROMPTPAL_RELAY_WORKERS", default_value = "256", value_parser = count(4096))]
     pub workers: u32,
-    /// Most calls in flight to one webhook
+    /// Make at most N calls to one webhook at a time
     #[arg(long, value_name = "N", env = "PROMPTPAL_RELAY_PER_WEBHOOK", default_value = "32", value_parser = count(4096))]
     pub per_webhook: u32,
-    /// Wall time that a call may take, from the first byte of work to the last byte read
+    /// End a call after this wall time, from the lookup of the name to the last byte read
     #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub timeout: Duration,
-    /// How often to look for rows when nobody notifies us
+    /// Claim this often when no notification comes
     #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_POLL_INTERVAL", default_value = "1s", value_parser = duration)]
     pub poll_interval: Duration,
-    /// How much of an answer's body is read and kept
+    /// Read and keep at most this much of an answer's body
     #[arg(long, value_name = "SIZE", env = "PROMPTPAL_RELAY_MAX_RESPONSE_BODY", default_value = "64KiB", value_parser = size)]
     pub max_response_body: usize,
-    /// Memory for rows in hand, their payloads and answers. While it is taken, claiming waits
+    /// Use at most this memory for rows in hand, their payloads and answers; beyond it, claims wait
     #[arg(long, value_name = "SIZE", env = "PROMPTPAL_RELAY_MEMORY", default_value = "64MiB", value_parser = memory)]
     pub memory: usize,
-    /// Allow calls to this network although it is not globally reachable, or has addresses of this machine (repeatable;
-    /// in the variable separated by commas)
+    /// Allow calls to this network, although it is not globally reachable or has addresses of this machine
+    ///
+    /// The flag can be repeated. In the variable the networks are separated by commas.
     #[arg(long, value_name = "CIDR", env = "PROMPTPAL_RELAY_ALLOW_NET", value_delimiter = ',', value_parser = network)]
     pub allow_net: Vec<IpNet>,
     /// Refuse webhooks with http: URLs
@@ -376,30 +446,34 @@ pub struct Run {
     #[arg(skip)]
     pub is_proxy_typed: bool,
     /// Trust the certificates in this PEM file, besides those of the system
-    #[arg(long, value_name = "FILE", env = "PROMPTPAL_RELAY_CA_FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, env = "PROMPTPAL_RELAY_CA_FILE")]
     pub ca_file: Option<PathBuf>,
-    /// What happens to rows that an instance had in hand when it died: post them again, or record them as interrupted (then
-    /// no request that meets the end of a kept connection is sent again either)
+    /// Choose what becomes of rows that an instance had in hand when it died
+    ///
+    /// With record, a request that meets the end of a kept connection is not sent again either.
     #[arg(long, value_name = "WHAT", env = "PROMPTPAL_RELAY_AFTER_CRASH", default_value = "resend")]
     pub after_crash: AfterCrash,
-    /// How long call logs are kept (whole days, 400 at most)
+    /// Keep call logs for this time (whole days, 400 at most)
     #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_RETAIN_CALLS", default_value = "30d", value_parser = duration)]
     pub retain_calls: Duration,
-    /// How long done outbox rows are kept
+    /// Keep done outbox rows for this time
     #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_RETAIN_OUTBOX", default_value = "1d", value_parser = duration)]
     pub retain_outbox: Duration,
-    /// The site that the database must have (migrate --site); without it, the database must have none. Tells a physical copy
-    /// (snapshot, base backup) from its original
+    /// Run only where the database has this site (migrate --site)
+    ///
+    /// Without this flag the daemon runs only where the database has no site. The site tells a physical copy (snapshot, base
+    /// backup) from its original.
     #[arg(long, value_name = "NAME", env = "PROMPTPAL_RELAY_SITE", value_parser = site)]
     pub site: Option<String>,
-    /// Pause a webhook all of whose calls have failed for so long, at least 20 of them; one that answers 410 at once. Without
-    /// it the daemon pauses nothing
+    /// Pause a webhook when all its calls have failed for this time, at least 20 of them; one that answers 410, at once
+    ///
+    /// Without this flag the daemon pauses no webhook.
     #[arg(long, value_name = "TIME", env = "PROMPTPAL_RELAY_PAUSE_FAILING", value_parser = duration)]
     pub pause_failing: Option<Duration>,
     /// Serve /metrics (Prometheus) and /healthz here: an address and port, or a port of 127.0.0.1
     #[arg(long, value_name = "ADDR", env = "PROMPTPAL_RELAY_METRICS_LISTEN", value_parser = listen)]
     pub metrics_listen: Option<SocketAddr>,
-    /// The version in the header User-Agent: PromptPal-Webhook@VERSION
+    /// Send this version in the header User-Agent: PromptPal-Webhook@VERSION
     #[arg(long, value_name = "VERSION", env = "PROMPTPAL_RELAY_USER_AGENT_VERSION", default_value = env!("CARGO_PKG_VERSION"), value_parser = header_text)]
     pub user_agent_version: String,
 }
@@ -407,9 +481,9 @@ pub struct Run {
 /// `--after-crash`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AfterCrash {
-    /// At least once: post again.
+    /// Post them again: at least once.
     Resend,
-    /// At most once: record as interrupted.
+    /// Record them as interrupted: at most once.
     Record,
 }
 

@@ -14,7 +14,7 @@ use crate::delivery::client;
 use crate::delivery::proxy::Proxy;
 use crate::delivery::sources::Sources;
 use crate::dispatch::limits::Limits;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::postgres;
 
 /// Longest `--retain-calls`: thirteen months. A query of a person's without a span, or whose span is no constant (`now()`),
@@ -75,8 +75,7 @@ pub fn database(global: &Global) -> Result<postgres::Settings> {
             None
         }
     };
-    let file = |path: &Path| read_url(path).map(Some);
-    let url = match (&global.database_url, &global.database_url_file) {
+    let (url, path) = match (&global.database_url, &global.database_url_file) {
         (Some(url), _) if !url.is_empty() => {
             if global.is_database_url_typed && postgres::has_password(url) {
                 tracing::warn!(
@@ -84,48 +83,66 @@ pub fn database(global: &Global) -> Result<postgres::Settings> {
                      by --database-url-file or DATABASE_URL, or the password by PGPASSWORD or ~/.pgpass"
                 );
             }
-            Some(url.clone())
+            (Some(url.clone()), None)
         }
-        (_, Some(path)) => file(path)?,
+        (_, Some(path)) => (None, Some(path.clone())),
         _ => match (variable("DATABASE_URL"), variable("CREDENTIALS_DIRECTORY")) {
-            (Some(url), _) => Some(url),
-            (None, Some(folder)) if Path::new(&folder).join(CREDENTIAL).exists() => {
-                file(&Path::new(&folder).join(CREDENTIAL))?
+            (Some(url), _) => (Some(url), None),
+            (None, Some(folder)) => {
+                (None, Some(Path::new(&folder).join(CREDENTIAL)).filter(|path| path.exists()))
             }
-            _ => None,
+            (None, None) => (None, None),
         },
     };
-    let settings = postgres::Settings::parse(url.as_deref(), &variable);
+    let settings = match path {
+        None => postgres::Settings::parse(url.as_deref(), &variable),
+        Some(path) => {
+            let url = read_url(&path)?;
+            if url.is_open && postgres::has_password(&url.text) {
+                let path = path.display();
+                tracing::warn!(
+                    "{path} has a password, and every user of this machine may read it; chmod o-r it"
+                );
+            }
+            postgres::Settings::parse(Some(&url.text), &variable).map(|settings| {
+                settings.renewed_by(move || {
+                    postgres::Settings::parse(Some(&read_url(&path)?.text), &|name| std::env::var(name).ok())
+                })
+            })
+        }
+    };
     match unreadable.take() {
         Some(name) => {
-            Err(Error::Config(format!("the variable {name} is not UTF-8; set it anew, or take it away")))
+            Err(Error::Config(format!("the variable {name} is not UTF-8; set it again, or unset it")))
         }
         None => settings,
     }
 }
 
+/// A URL from a file.
+struct FileUrl {
+    text: String,
+    /// All users may read the file.
+    is_open: bool,
+}
+
 /// Reads a file's one line.
-fn read_url(path: &Path) -> Result<String> {
-    let refused = |why: &dyn std::fmt::Display| {
-        Error::Config(format!("cannot read the database URL from {}: {why}", path.display()))
-    };
+fn read_url(path: &Path) -> Result<FileUrl> {
+    let refused =
+        |why: &str| Error::Config(format!("cannot read the database URL from {}: {why}", path.display()));
     let mut text = String::new();
-    let file = File::open(path).map_err(|error| refused(&error))?;
-    let mode = file.metadata().map_err(|error| refused(&error))?.mode();
-    file.take(URL_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| refused(&error))?;
+    let file = File::open(path).map_err(|error| refused(&one_line(&error)))?;
+    let mode = file.metadata().map_err(|error| refused(&one_line(&error)))?.mode();
+    file.take(URL_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| refused(&one_line(&error)))?;
     // Not more than the end of the line: white space may belong to the URL.
     let url = text.trim_end_matches(['\r', '\n']);
     if url.trim().is_empty() {
-        return Err(refused(&"the file is empty"));
+        return Err(refused("the file is empty"));
     }
     if url.contains('\n') {
-        return Err(refused(&"it has more than one line"));
+        return Err(refused("it has more than one line"));
     }
-    if mode & OTHERS_READ != 0 && postgres::has_password(url) {
-        let path = path.display();
-        tracing::warn!("{path} has a password, and every user of this machine may read it; chmod o-r it");
-    }
-    Ok(url.to_owned())
+    Ok(FileUrl { text: url.to_owned(), is_open: mode & OTHERS_READ != 0 })
 }
 
 /// The proxy of `--proxy`; `is_typed` says that it stands in the process list.
@@ -158,8 +175,8 @@ impl Config {
         }
         if run.retain_calls > RETAIN_CALLS_MAX {
             return Err(Error::Config(format!(
-                "--retain-calls is more than {} days; a query on the call log locks each daily partition, and with more of them \
-                 Postgres runs out of room for locks; keep older logs elsewhere",
+                "--retain-calls is more than {} days: a query on the call log locks each daily partition, and Postgres has no \
+                 room for more locks; keep older logs elsewhere",
                 RETAIN_CALLS_MAX.as_secs() / 86400
             )));
         }

@@ -21,7 +21,7 @@ pub enum Error {
     Config(String),
     /// The schema is missing, older, newer or changed; a restart will not help. Exit code 78.
     Schema(String),
-    /// The database is a copy that nobody has accepted, of another site, or not the one that the daemon began with. Nothing
+    /// The database is a copy that no operator has accepted, of another site, or not the one that the daemon began with. Nothing
     /// is sent from it; a restart will not help. Exit code 78.
     Installation(String),
     /// The rights in the database are not as they must be: rows are hidden from the relay, or code of another role would run
@@ -59,20 +59,15 @@ const USAGE: u8 = 2;
 const CONFIG: u8 = 78;
 
 impl Error {
-    /// For `map_err`: wraps an error of tokio-postgres with what was being done.
+    /// For `map_err`: wraps an error of tokio-postgres with what was being done. When the server does not know a statement that
+    /// this session has prepared, or has it from another session, a pooler has given the session another backend.
     pub fn postgres(doing: impl Into<Cow<'static, str>>) -> impl FnOnce(tokio_postgres::Error) -> Error {
         let doing = doing.into();
-        move |source| Error::Postgres { doing, source }
-    }
-
-    /// For `map_err`: wraps an error of a statement that this session has prepared. When the server does not know the
-    /// statement, or has it from another session, a pooler has given the session another backend.
-    pub fn prepared(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
         move |source| match source.code() {
             Some(&SqlState::INVALID_SQL_STATEMENT_NAME | &SqlState::DUPLICATE_PSTATEMENT) => {
                 Error::Pooled { doing: doing.into() }
             }
-            _ => Error::Postgres { doing: doing.into(), source },
+            _ => Error::Postgres { doing, source },
         }
     }
 
@@ -188,9 +183,8 @@ impl fmt::Display for Error {
             | Error::Failed(text) => f.write_str(text),
             Error::Pooled { doing } => write!(
                 f,
-                "{doing}: a pooler gives the session to others between two transactions (pool_mode = transaction or \
-                 statement), and LISTEN, advisory locks and settings would be theirs; connect to Postgres itself, or to a \
-                 pool in session mode"
+                "{doing}: a pooler gives the session to other clients between two transactions (pool_mode = transaction or \
+                 statement); connect to Postgres itself, or to a pool in session mode"
             ),
             Error::Postgres { doing, .. } => f.write_str(doing),
             Error::Io { doing, .. } => f.write_str(doing),
@@ -219,12 +213,12 @@ pub fn one_line(error: &(dyn StdError + 'static)) -> String {
     let mut next = Some(error);
     while let Some(error) = next {
         let text = match error.downcast_ref::<tokio_postgres::error::DbError>() {
-            Some(db) => [Some(db.message()), db.detail(), db.hint()]
+            Some(db) => [Some(db.message()), db.detail().filter(|_| !shows_a_row(db)), db.hint()]
                 .into_iter()
                 .flatten()
                 .collect::<Vec<_>>()
                 .join("; "),
-            None => error.to_string(),
+            None => without_number(error.to_string()),
         };
         // tokio-postgres says "db error" and then has the story as its source; some errors repeat their source.
         if text != "db error" && !line.ends_with(&text) {
@@ -236,6 +230,19 @@ pub fn one_line(error: &(dyn StdError + 'static)) -> String {
         next = error.source();
     }
     line.replace(['\r', '\n'], " ")
+}
+
+/// Whether the detail of an error is a whole row: a CHECK constraint or a null that may not be.
+fn shows_a_row(error: &tokio_postgres::error::DbError) -> bool {
+    [SqlState::CHECK_VIOLATION, SqlState::NOT_NULL_VIOLATION].contains(error.code())
+}
+
+/// An error of the system without its number, which the standard library puts behind it: `Connection refused (os error 111)`.
+fn without_number(mut text: String) -> String {
+    if let Some(at) = text.rfind(" (os error ").filter(|_| text.ends_with(')')) {
+        text.truncate(at);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -256,5 +263,7 @@ mod tests {
     fn causes_are_told_on_one_line() {
         let cause = std::io::Error::other("no\nspace");
         assert_eq!(one_line(&Error::io("writing the log")(cause)), "writing the log: no space");
+        let refused = std::io::Error::from_raw_os_error(111);
+        assert_eq!(one_line(&refused), "Connection refused");
     }
 }

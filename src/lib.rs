@@ -1,6 +1,5 @@
-//! An outbox relay for Postgres: takes rows that an application inserted in its own transactions, makes one HTTP
-//! POST for each enabled webhook of the row's project, and records each call in the transaction that marks the row
-//! done.
+//! An outbox relay for Postgres. It takes rows that an application inserted in its own transactions, and makes one HTTP POST
+//! for each enabled webhook of the row's project. It records each call in the transaction that marks the row done.
 //!
 //! # How a row travels
 //!
@@ -54,10 +53,10 @@ mod process;
 mod telemetry;
 mod tls;
 
-/// What `main.rs` stands on. Nobody else uses this library, so nothing else is public.
+/// What `main.rs` stands on. No other program uses this library, so nothing else is public.
 pub mod program {
     pub use crate::cli::{Cli, Command, one_line as usage_line};
-    pub use crate::command::{calls, check, demo, migrate, pause, replay, run, send_test, status};
+    pub use crate::command::{call, calls, check, demo, migrate, pause, replay, run, send_test, status, top};
     pub use crate::error::{Error, Result, one_line};
     pub use crate::process::keep_private;
     pub use crate::telemetry::logging;
@@ -107,6 +106,9 @@ pub mod inside {
     pub mod outbox {
         pub use crate::outbox::migrations::MIGRATIONS;
         pub use crate::outbox::{Liveness, Peer, Role, Sleep, Store, Target};
+    }
+    pub mod top {
+        pub use crate::command::top::Screen;
     }
     pub mod postgres {
         pub use crate::postgres::{Session, Settings};

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use promptpal_relay::program::{
-    Cli, Command, Error, Result, calls, check, demo, escaped, keep_private, logging, migrate, one_line,
-    pause, replay, run, send_test, status, usage_line,
+    Cli, Command, Error, Result, call, calls, check, demo, escaped, keep_private, logging, migrate, one_line,
+    pause, replay, run, send_test, status, top, usage_line,
 };
 
 fn main() -> ExitCode {
@@ -68,8 +68,10 @@ fn dispatch(cli: &Cli) -> Result<()> {
             Command::Migrate(flags) if flags.print => migrate::print(flags),
             Command::Migrate(flags) => migrate::run(&cli.global, flags).await,
             Command::Check(flags) => check::run(&cli.global, flags).await,
-            Command::Status { json } => status::run(&cli.global, *json).await,
+            Command::Status(flags) => status::run(&cli.global, flags).await,
             Command::Calls(flags) => calls::run(&cli.global, flags).await,
+            Command::Call { id, json } => call::run(&cli.global, *id, *json).await,
+            Command::Top => top::run(&cli.global).await,
             Command::Replay(flags) => replay::run(&cli.global, flags).await,
             Command::Pause(flags) => pause::pause(&cli.global, flags).await,
             Command::Resume(flags) => pause::resume(&cli.global, flags).await,

@@ -4,12 +4,16 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use nix::sys::signal::Signal;
+use promptpal_relay::inside::cli::Cli;
+use promptpal_relay::inside::config;
+use promptpal_relay::inside::outbox::{Role, Store};
 
 use crate::measure::{Table, Target, percentile};
 use crate::nginx::Nginx;
 use crate::receiver::Receiver;
-use crate::world::{Database, INSERT, Relay, Server, connect, server_program};
+use crate::world::{BINARY, Database, INSERT, Relay, Server, connect, server_program};
 
 /// Rows of a backlog that is drained.
 const BACKLOG: u64 = 100_000;
@@ -53,6 +57,9 @@ pub async fn all(full: bool, words: &[&str], table: &mut Table) {
     }
     if wants("idle") {
         bench.idle().await;
+    }
+    if wants("top") {
+        bench.top().await;
     }
 }
 
@@ -203,7 +210,7 @@ impl Bench<'_> {
         BACKLOG as f64 / took.as_secs_f64()
     }
 
-    /// The same after deliveries whose dead rows cannot be cleaned away: somebody's report is running.
+    /// As above, after deliveries whose dead rows cannot be cleaned away: a report is running.
     async fn drain_with_held_horizon(&mut self, delivered: u64) -> f64 {
         let database = self.server.database().await;
         database.webhook(1, &self.drain_url(0)).await;
@@ -741,6 +748,93 @@ impl Bench<'_> {
         relay.stop();
         database.drop().await;
     }
+
+    /// What those who look cost Postgres, with many calls on record and a busy quarter of an hour behind them.
+    async fn top(&mut self) {
+        let calls: u64 = if self.full { 10_000_000 } else { 300_000 };
+        eprintln!("top, with {calls} calls");
+        let database = self.server.database().await;
+        seed_log(&database, calls).await;
+        database.run(&format!("{INSERT} SELECT n % 500, 0, 'user-123', 0, 1250, 150, 300 FROM generate_series(1, 10000) AS n")).await;
+        database.run("VACUUM ANALYZE relay.outbox").await;
+        database
+            .run("DROP ROLE IF EXISTS bench_reads; CREATE ROLE bench_reads LOGIN IN ROLE relay_reader")
+            .await;
+        let url = database.url.replacen("postgres://postgres@", "postgres://bench_reads@", 1);
+        assert_ne!(url, database.url, "it is not a URL of postgres'");
+        let runs = 5;
+        let mut samples = Vec::new();
+        for _ in 0..runs {
+            let cli = Cli::try_parse_from(["promptpal-relay", "--database-url", &url, "top"]).unwrap();
+            let settings = config::database(&cli.global).unwrap();
+            let store = Store::connect(&settings, Role::Top).await.unwrap();
+            let (now, last) = store.clock().await.unwrap();
+            // The first one reads the catalogs and prepares.
+            store.sample(now, last).await.unwrap();
+            let start = Instant::now();
+            for _ in 0..10 {
+                let (now, last) = store.clock().await.unwrap();
+                store.sample(now, last).await.unwrap();
+            }
+            samples.push(start.elapsed().as_secs_f64() * 1000.0 / 10.0);
+        }
+        let name = format!("a refresh of top, {calls} calls on record");
+        self.table.add(name, "ms", Target::AtMost(100.0), samples);
+        for arguments in [&["status"][..], &["calls", "--failed"]] {
+            let mut samples = Vec::new();
+            for _ in 0..runs {
+                let before = active_ms(&database).await;
+                let mut command = Command::new(BINARY);
+                let output = command.args(arguments).env("DATABASE_URL", &url).output().unwrap();
+                // No instance runs here, which status tells by 1.
+                assert!(!output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+                samples.push(active_ms(&database).await - before);
+            }
+            let name = format!("Postgres' time of {}, {calls} calls on record", arguments.join(" "));
+            self.table.add(name, "ms", Target::AtMost(100.0), samples);
+        }
+        database.run("DROP OWNED BY bench_reads; DROP ROLE bench_reads").await;
+        database.drop().await;
+    }
+}
+
+/// Records calls of ten days, and 100,000 more of the last quarter of an hour; one of twenty failed.
+async fn seed_log(database: &Database, calls: u64) {
+    database.run("SET ROLE relay_owner").await;
+    for day in 1..11 {
+        database
+            .run(&format!(
+                "DO $$ DECLARE day date := (now() AT TIME ZONE 'UTC')::date - {day}; BEGIN
+                     EXECUTE format('CREATE TABLE IF NOT EXISTS relay.webhook_calls_%s PARTITION OF relay.webhook_calls
+                                         FOR VALUES FROM (%L) TO (%L)',
+                                    to_char(day, 'YYYYMMDD'), day || ' 00:00+00', day + 1 || ' 00:00+00'); END $$"
+            ))
+            .await;
+    }
+    database.run("RESET ROLE").await;
+    for (count, span) in [(calls, "10 days"), (100_000, "15 minutes")] {
+        database
+            .run(&format!(
+                "INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
+                     status_code, response_body, response_bytes, response_truncated, start_time, end_time, is_timeout, error_kind,
+                     error_message, succeeded, repeated, user_agent, ip, event_id)
+                 SELECT n, n % 500, n % 500, md5(n::text), 'https://hooks.example.com/' || n % 500, '{{}}', repeat('x', 300),
+                        CASE WHEN n % 20 = 0 THEN 503 ELSE 200 END, 'received', 8, false, t, t + interval '20 ms', false,
+                        CASE WHEN n % 20 = 0 THEN 'http_status' END, CASE WHEN n % 20 = 0 THEN 'status 503' END, n % 20 <> 0,
+                        false, '', '', gen_random_uuid()
+                   FROM generate_series(1, {count}) AS n,
+                        LATERAL (SELECT now() - ({count} - n) * (interval '{span}' / {count}) AS t) AS t"
+            ))
+            .await;
+    }
+    database.run("VACUUM ANALYZE relay.webhook_calls").await;
+}
+
+/// How long the sessions of a database have run statements so far. A session tells it at its end.
+async fn active_ms(database: &Database) -> f64 {
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // The statistics of a transaction are kept until its end.
+    database.number("SELECT active_time FROM pg_stat_database WHERE datname = current_database()").await
 }
 
 /// Transactions of a database so far. Backends report what they did when they become idle, at most once a second.

@@ -18,7 +18,7 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_promptpal-relay");
 /// How long anything here may take.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// What a server has that somebody uses in earnest; the rest is Postgres' default.
+/// What a server in production has; the rest is Postgres' default.
 const SETTINGS: &[&str] = &[
     "fsync=on",
     "shared_buffers=512MB",

@@ -97,10 +97,10 @@ COMMENT ON COLUMN relay.outbox.without_call IS 'The row is done, and no call was
 -- that no search_path changes what they mean.
 --
 -- GENERATED ALWAYS refuses an id of the application's own, unless the insert says OVERRIDING SYSTEM VALUE. So the function keeps
--- out the ids that do harm: the claim looks for ids above 0, and beyond 2^53 - 1 programs that read JSON round a number.
+-- out the ids that do harm: the claim finds only ids above 0, and beyond 2^53 - 1 programs that read JSON round a number.
 -- The payload's timestamp (YYYY-MM-DDThh:mm:ssZ) says years of four digits. Ages are computed from created_at, and of
--- infinity there is none. A zero event_id is a field that a program has not set: all of its events would have one webhook-id,
--- and receivers would drop them as duplicates.
+-- infinity there is none. A zero event_id is a field that a program has not set: all of its events would have one
+-- webhook-id, and receivers would drop them as duplicates.
 CREATE FUNCTION relay.refuse_invalid_event() RETURNS trigger
     LANGUAGE plpgsql
 AS $$

@@ -21,7 +21,7 @@ CREATE TABLE relay.webhooks (
     CONSTRAINT webhooks_pkey PRIMARY KEY (id),
     -- relay.outbox.webhook_id is positive: no row could name a webhook with another id.
     CONSTRAINT webhooks_id_positive CHECK (id > 0),
-    -- The events that relay.outbox takes. A webhook for another one would never be called, and nobody told.
+    -- The events that relay.outbox takes. A webhook for another one would never be called, and no message would say so.
     CONSTRAINT webhooks_event_known CHECK (event = 'onPromptFinished'),
     -- Keys of 24 to 64 bytes in base64 (32 to 88 characters), separated by white space.
     CONSTRAINT webhooks_signing_secret_can_sign CHECK (
@@ -45,7 +45,7 @@ COMMENT ON COLUMN relay.webhooks.event IS 'Only events of this name go there; on
 COMMENT ON COLUMN relay.webhooks.enabled IS 'Read when a row is claimed: only enabled webhooks are called.';
 COMMENT ON COLUMN relay.webhooks.signing_secret IS 'Standard Webhooks secret (whsec_ and 24 to 64 bytes in base64), or several separated by spaces while they are exchanged; when set, calls are signed. Not readable by relay_reader.';
 COMMENT ON COLUMN relay.webhooks.created_at IS 'For people.';
-COMMENT ON COLUMN relay.webhooks.updated_at IS 'For people; kept by whoever updates the row.';
+COMMENT ON COLUMN relay.webhooks.updated_at IS 'For people; the statement that updates the row keeps it.';
 
 -- The application asks this function when it saves a webhook. It applies the daemon's rule and answers in the daemon's
 -- words.

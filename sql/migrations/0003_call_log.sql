@@ -82,7 +82,7 @@ COMMENT ON COLUMN relay.webhook_calls.user_agent IS 'From the outbox row: of the
 COMMENT ON COLUMN relay.webhook_calls.ip IS 'From the outbox row: of the client that ran the prompt.';
 COMMENT ON COLUMN relay.webhook_calls.provider_id IS 'From the outbox row.';
 COMMENT ON COLUMN relay.webhook_calls.event_id IS 'From the outbox row: the same in every call for the same event, replays included.';
-COMMENT ON COLUMN relay.webhook_calls.replay_of IS 'The call that this one repeats; null unless somebody replayed one.';
+COMMENT ON COLUMN relay.webhook_calls.replay_of IS 'The call that this one repeats; null unless it is a replay.';
 
 -- A call by its id. The id does not say which day the call is of. A plain query would lock all partitions and their indexes
 -- until the transaction ends. That is five locks for each partition, and a few thousand partitions need more locks than
@@ -141,7 +141,7 @@ BEGIN
             EXCEPTION
                 -- In vain; or it was dropped meanwhile.
                 WHEN SQLSTATE 'PPR01' OR undefined_table THEN NULL;
-                -- Somebody else's, which may be read by way of the table that it is a part of.
+                -- A partition of another owner, which may be read by way of the table that it is a part of.
                 WHEN insufficient_privilege THEN denied := true;
             END;
         END LOOP;

@@ -40,7 +40,7 @@ COMMENT ON COLUMN relay.instances.cleared_at IS 'No row is claimed by this epoch
 
 -- Unlogged, so that a crash of the server, or a failover, empties it. Claims are not flushed, so a crash may lose the last
 -- ones of an instance. An instance that relay.instances lists and this table does not may come back and adopt its rows.
--- Until then nobody claims.
+-- Until then no instance claims.
 CREATE UNLOGGED TABLE relay.instances_since_crash (
     epoch       bigint      NOT NULL,
     CONSTRAINT instances_since_crash_pkey PRIMARY KEY (epoch)

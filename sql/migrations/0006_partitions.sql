@@ -32,7 +32,7 @@ BEGIN
     name := 'webhook_calls_' || to_char(day, 'YYYYMMDD');
     first := day::timestamp AT TIME ZONE 'UTC';
     beyond := (day + 1)::timestamp AT TIME ZONE 'UTC';
-    -- Somebody took the default partition away: without it a call of a day without a partition has nowhere to go.
+    -- A DBA took the default partition away: without it a call of a day without a partition has nowhere to go.
     IF to_regclass('relay.webhook_calls_default') IS NULL THEN
         CREATE TABLE relay.webhook_calls_default (LIKE relay.webhook_calls INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
         ALTER TABLE relay.webhook_calls_default REPLICA IDENTITY FULL;

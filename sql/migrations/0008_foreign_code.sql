@@ -70,7 +70,7 @@ AS $$
            AND NOT t.tgisinternal
          WHERE written
         UNION ALL
-        -- The rest is the owner's, and is looked at where that is somebody else.
+        -- The rest is the owner's, and is checked where that is another role.
         SELECT k.oid, k.trusted, 'pg_class'::regclass, k.oid
           FROM known k
          WHERE written AND NOT k.is_trusted
@@ -144,7 +144,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION relay.foreign_code(regclass, boolean) IS
-    'Whose code would run when somebody reads this relation, or writes it too: what does not belong to a superuser, to the owner of the schema relay or to a member of that role. No row: nobody''s.';
+    'Whose code would run when a role reads this relation, or writes it too. Code of a superuser, of the owner of the schema relay or of a member of that role is left out. No row: only such code.';
 
 -- The functions for people call this before they read relay.webhooks.
 CREATE FUNCTION relay.require_own_webhooks() RETURNS void
@@ -155,7 +155,7 @@ AS $$
 DECLARE
     foreign_code text;
 BEGIN
-    -- A view in its place runs functions with the rights of whoever reads it. What is locked stays as it is looked at.
+    -- A view in its place runs functions with the rights of the role that reads it. What is locked stays as it was checked.
     LOCK TABLE relay.webhooks IN ACCESS SHARE MODE;
     SELECT f INTO foreign_code FROM relay.foreign_code('relay.webhooks', false) AS f LIMIT 1;
     IF FOUND THEN
@@ -166,7 +166,7 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.require_own_webhooks() IS
-    'Fails when to read relay.webhooks would run code of others with the caller''s rights; else nobody changes that until the transaction ends.';
+    'Fails when to read relay.webhooks would run code of others with the caller''s rights; else no session changes that until the transaction ends.';
 
 REVOKE ALL ON FUNCTION relay.foreign_code(regclass, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.require_own_webhooks() FROM PUBLIC;

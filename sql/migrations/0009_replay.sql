@@ -2,7 +2,8 @@
 --
 -- Each function inserts an outbox row for one webhook, inside the caller's own transaction. It runs with the rights of
 -- its owner, so that the caller needs no right on the tables. A webhook that is gone or disabled is an error: the daemon
--- would mark the row done without a call, and tell nobody. relay.replay_failed leaves such calls out, and says so.
+-- would mark the row done without a call, and no message would say so. relay.replay_failed leaves such calls out, and says
+-- so.
 
 CREATE FUNCTION relay.replay(call_id bigint) RETURNS bigint
     LANGUAGE plpgsql
@@ -24,7 +25,7 @@ BEGIN
         RAISE EXCEPTION 'there is no call % in relay.webhook_calls', call_id
             USING ERRCODE = 'no_data_found', HINT = 'Calls are kept for --retain-calls (30 days unless set).';
     END IF;
-    -- Else the row would be done without a call, and nobody told.
+    -- Else the row would be done without a call, and no message would say so.
     SELECT w.enabled
       INTO webhook
       FROM relay.webhooks w
@@ -141,7 +142,7 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.open_failures_since(timestamptz, integer, bigint, timestamptz, text) IS
-    'Failed calls since then that no later call has repeated and no pending row is about to repeat, newest first, at most so many; of one webhook, started before a time, and of one error_kind, if given. See relay.open_failures.';
+    'Failed calls since then that no later call has repeated and no pending row is about to repeat, newest first, at most so many. Of one webhook, started before a time, and of one error_kind, if given. See relay.open_failures.';
 
 -- Whether a later call has repeated one. Planned with the time, as above.
 CREATE FUNCTION relay.is_repeated(event uuid, webhook bigint, call_id bigint, since timestamptz) RETURNS boolean
@@ -192,7 +193,7 @@ COMMENT ON FUNCTION relay.callable_for(bigint) IS
 
 -- The locks of the sessions that repeat failures. A session locks one row for each webhook, and the row's number is the
 -- last six bits of the webhook's id. These are locks of rows and not advisory locks: to lock a row takes rights on its
--- table, and anybody who can connect may hold an advisory lock.
+-- table, and any role that can connect may hold an advisory lock.
 CREATE TABLE relay.replays (
     slot  bigint NOT NULL,
     CONSTRAINT replays_pkey PRIMARY KEY (slot),
@@ -200,7 +201,7 @@ CREATE TABLE relay.replays (
 );
 
 COMMENT ON TABLE relay.replays IS
-    'Rows that relay.replay_failed() locks, so that two sessions do not repeat the same call. There are always 64, and nobody changes them.';
+    'Rows that relay.replay_failed() locks, so that two sessions do not repeat the same call. There are always 64, and no statement changes them.';
 COMMENT ON COLUMN relay.replays.slot IS 'The last six bits of a webhook''s id.';
 
 INSERT INTO relay.replays (slot)
@@ -208,7 +209,7 @@ SELECT n
   FROM generate_series(0, 63) AS n;
 
 -- Repeats failures that are still open, and says which rows it inserted. Two that run at once repeat each call once: the
--- function locks a row of relay.replays, and looks once more under the lock. It never waits for that lock. It must see what
+-- function locks a row of relay.replays, and checks once more under the lock. It never waits for that lock. It must see what
 -- another transaction has committed by then, so it wants read committed.
 CREATE FUNCTION relay.replay_failed(call_ids bigint[]) RETURNS SETOF bigint
     LANGUAGE plpgsql
@@ -231,7 +232,7 @@ BEGIN
         RAISE EXCEPTION 'relay.replay_failed repeats at most 1000 calls at once, these are %', cardinality(call_ids)
             USING ERRCODE = 'program_limit_exceeded', HINT = 'Take fewer (LIMIT 500), commit, and repeat the statement until it inserts none.';
     ELSIF (SELECT count(*) FROM relay.replays) <> 64 THEN
-        -- Without its row a webhook's calls would look busy for ever.
+        -- Without its row a webhook's calls would seem busy for ever.
         RAISE EXCEPTION 'relay.replays lacks some of the 64 rows that migrate inserted'
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'INSERT INTO relay.replays SELECT generate_series(0, 63) ON CONFLICT DO NOTHING.';

@@ -147,7 +147,7 @@ BEGIN
     END IF;
 
     -- Path and query go out encoded, each byte of what no URL has as three. (A host in other scripts does so in its own
-    -- way, which is not looked at.)
+    -- way, which is not checked.)
     port := ltrim(port, ':0');
     IF (length(scheme) + length('://') + octet_length(host)
         + CASE WHEN port IN ('', CASE scheme WHEN 'https' THEN '443' ELSE '80' END) THEN 0 ELSE length(port) + 1 END

@@ -174,5 +174,33 @@ COMMENT ON COLUMN relay.open_failures.error_kind IS 'As in relay.webhook_calls.'
 COMMENT ON COLUMN relay.open_failures.status_code IS 'Of the answer; null when none was read.';
 COMMENT ON COLUMN relay.open_failures.error_message IS 'What happened, for people.';
 
+-- The names of webhooks, for people who read the log. A site may put a view in the place of relay.webhooks, and a view runs
+-- functions with the rights of the session that reads it. So people read the names by this function, and not from the table.
+-- The log must be readable in any case. So the function returns no row where code of others would run, where another session
+-- has locked the table, and where the owner of the schema may not read it.
+CREATE FUNCTION relay.webhook_names(ids bigint[])
+    RETURNS TABLE (webhook_id bigint, project_id bigint, name text, url text, enabled boolean)
+    LANGUAGE plpgsql
+    SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+AS $$
+BEGIN
+    LOCK TABLE relay.webhooks IN ACCESS SHARE MODE NOWAIT;
+    IF NOT EXISTS (SELECT FROM relay.foreign_code('relay.webhooks', false)) THEN
+        RETURN QUERY
+        SELECT w.id::bigint, w.project_id::bigint, left(w.name::text, 200), left(w.url::text, 2000), w.enabled::boolean
+          FROM relay.webhooks w
+         WHERE w.id = ANY (webhook_names.ids);
+    END IF;
+EXCEPTION
+    WHEN insufficient_privilege OR lock_not_available THEN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION relay.webhook_names(bigint[]) IS
+    'Project, name, URL and whether it is enabled, of those of these webhooks that are there. No row where relay.webhooks would run code of others, is locked, or may not be read.';
+
+REVOKE ALL ON FUNCTION relay.webhook_names(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.webhook_health_since(timestamptz) FROM PUBLIC;
 REVOKE ALL ON FUNCTION relay.failures_since(timestamptz, integer) FROM PUBLIC;

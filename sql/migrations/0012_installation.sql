@@ -55,7 +55,7 @@ CREATE TABLE relay.accepted_copies (
 );
 
 COMMENT ON TABLE relay.accepted_copies IS
-    'Each time that somebody said that daemons may run on this copy, and what became of the rows that were pending.';
+    'Each time that an operator said that daemons may run on this copy, and what became of the rows that were pending.';
 COMMENT ON COLUMN relay.accepted_copies.id IS 'In the order of the decisions. Rows from before the copy was made came with it.';
 COMMENT ON COLUMN relay.accepted_copies.decision IS 'skip: pending rows were marked done without calls; deliver: they were kept.';
 COMMENT ON COLUMN relay.accepted_copies.rows_skipped IS 'Rows of relay.outbox that were marked done without calls: done_at is set, and claimed_by is null.';
@@ -88,6 +88,6 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.is_copy() IS
-    'Whether this database is a copy that nobody has accepted: no daemon runs here. It cannot tell a physical copy, which has --site for that.';
+    'Whether this database is a copy that no operator has accepted: no daemon runs here. It cannot tell a physical copy, which has --site for that.';
 
 REVOKE ALL ON FUNCTION relay.is_copy() FROM PUBLIC;

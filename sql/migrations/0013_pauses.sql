@@ -32,8 +32,8 @@ COMMENT ON COLUMN relay.pauses.webhook_id IS 'The webhook that is not called; nu
 COMMENT ON COLUMN relay.pauses.project_id IS 'The project whose webhooks are not called; null: one webhook.';
 COMMENT ON COLUMN relay.pauses.reason IS 'Why, for people; at most 1,000 characters. The log of each call that is not made has it.';
 COMMENT ON COLUMN relay.pauses.created_at IS 'Since when. A pause that is changed before its end keeps this time.';
-COMMENT ON COLUMN relay.pauses.created_by IS 'The login of whoever paused; of a daemon (--pause-failing) promptpal-relay, and its login.';
-COMMENT ON COLUMN relay.pauses.until IS 'When the pause ends by itself; null: when somebody resumes.';
+COMMENT ON COLUMN relay.pauses.created_by IS 'The login that paused; of a daemon (--pause-failing) promptpal-relay, and its login.';
+COMMENT ON COLUMN relay.pauses.until IS 'When the pause ends by itself; null: when an operator resumes.';
 
 -- The pause in force of a webhook, for the claim: whose it is ('webhook: ' or 'project: ') and its reason; null: the webhook
 -- may be called. The webhook's own pause comes first.
@@ -67,7 +67,7 @@ DECLARE
 BEGIN
     IF finite_end <= clock_timestamp() THEN
         RAISE EXCEPTION 'a pause until % would be over already', finite_end
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give a time to come, or null: until somebody resumes.';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give a time to come, or null: until an operator resumes.';
     ELSIF char_length(why) > 1000 THEN
         RAISE EXCEPTION 'the reason has % characters; a pause keeps at most 1000', char_length(why)
             USING ERRCODE = 'string_data_right_truncation';
@@ -181,7 +181,7 @@ END
 $$;
 
 COMMENT ON FUNCTION relay.held_back_calls(bigint, bigint, timestamptz, integer) IS
-    'Calls since then that were not made for a pause and are open (relay.open_failures), the oldest first, at most so many: of a webhook, or (null) of those webhooks of a project that are not paused themselves. What relay.replay_failed() takes.';
+    'Calls since then that were not made for a pause and are open (relay.open_failures), the oldest first, at most so many. Of a webhook, or (null) of those webhooks of a project that are not paused themselves. What relay.replay_failed() takes.';
 
 CREATE FUNCTION relay.resume_webhook(id bigint, replay boolean DEFAULT false) RETURNS bigint
     LANGUAGE plpgsql
@@ -247,7 +247,7 @@ COMMENT ON FUNCTION relay.resume_project(bigint, boolean) IS
     'Calls the webhooks of a project again, except those that are paused themselves; see relay.resume_webhook().';
 
 -- For the daemon, with --pause-failing. Each instance knows only its own calls, so the log decides: a webhook that has
--- taken an event of anybody since then is not paused. The plan has the time as a constant, as above.
+-- taken an event of any project since then is not paused. The plan has the time as a constant, as above.
 CREATE FUNCTION relay.pause_failing_webhook(id bigint, since timestamptz, reason text) RETURNS boolean
     LANGUAGE plpgsql
     SECURITY DEFINER

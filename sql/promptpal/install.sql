@@ -7,7 +7,7 @@
 -- It can be run again; uninstall.sql takes it out. It does three things, in one transaction:
 --
 --   1. It makes relay.webhooks a view of PromptPal's webhooks, without signing secrets. The table that was there must be
---      empty, and stays as relay.webhooks_before_promptpal. While the view is there, Postgres lets nobody drop the columns
+--      empty, and stays as relay.webhooks_before_promptpal. While the view is there, Postgres lets no role drop the columns
 --      that it reads, or change their types: id, webhook_project, name, description, url, event, enabled, create_time,
 --      update_time. To change one, run uninstall.sql, change it, and run this again.
 --   2. It mirrors each call log into PromptPal's webhook_calls, in the transaction that records it, except those of
@@ -103,8 +103,8 @@ BEGIN
         END IF;
         ALTER TABLE relay.webhooks RENAME TO webhooks_before_promptpal;
     END IF;
-    -- Nobody can write through a view with a WITH. This view has one, because it reads with its owner's rights. It names
-    -- its columns: with a star PromptPal could change none of its own.
+    -- No statement can write through a view with a WITH. This view has one, because it reads with its owner's rights. It
+    -- names its columns: with a star PromptPal could change none of its own.
     EXECUTE format(
         'CREATE OR REPLACE VIEW relay.webhooks AS
          WITH promptpal AS (
@@ -135,7 +135,7 @@ BEGIN
         EXECUTE format('GRANT SELECT ON relay.webhooks TO %I', name);
     END LOOP;
     EXECUTE format('ALTER VIEW relay.webhooks OWNER TO %I', relay_owner);
-    -- The claim looks webhooks up by project.
+    -- The claim finds webhooks by project.
     EXECUTE format('CREATE INDEX IF NOT EXISTS promptpal_relay_webhook_project ON %I.webhooks (webhook_project) WHERE enabled',
                    promptpal);
 
@@ -202,7 +202,7 @@ BEGIN
             foreign_code text;
         BEGIN
             BEGIN
-                -- Nothing of the tables changes from here on, so what is looked at stays so.
+                -- Nothing of the tables changes from here on, so what was checked stays so.
                 LOCK TABLE %1$I.webhooks IN ACCESS SHARE MODE;
                 LOCK TABLE %1$I.webhook_calls IN ROW EXCLUSIVE MODE;
                 SELECT f
@@ -216,12 +216,12 @@ BEGIN
                         foreign_code;
                     RETURN NULL;
                 END IF;
-                -- Webhooks that are there, kept there until we commit. Whoever deletes one is waited for, a second.
+                -- Webhooks that are there, kept there until we commit. A session that deletes one is waited for, a second.
                 BEGIN
                     present := ARRAY(SELECT w.id FROM %1$I.webhooks w
                                       WHERE w.id = ANY (ARRAY(SELECT DISTINCT n.webhook_id FROM new_calls n)) FOR KEY SHARE);
                 EXCEPTION WHEN lock_not_available THEN
-                    RAISE WARNING 'promptpal-relay: call logs of webhooks that somebody has locked are not mirrored';
+                    RAISE WARNING 'promptpal-relay: call logs of webhooks that another session has locked are not mirrored';
                     present := ARRAY(SELECT w.id FROM %1$I.webhooks w
                                       WHERE w.id = ANY (ARRAY(SELECT DISTINCT n.webhook_id FROM new_calls n))
                                         FOR KEY SHARE SKIP LOCKED);
@@ -247,7 +247,7 @@ BEGIN
             EXCEPTION
                 -- What the server lacks, and the commit may lack, too. It passes, and the relay tries again.
                 WHEN disk_full OR out_of_memory THEN RAISE;
-                -- Somebody has a table locked, or PromptPal has moved on: deliveries do not wait for that.
+                -- Another session has a table locked, or PromptPal has moved on: deliveries do not wait for that.
                 WHEN OTHERS THEN
                     RAISE WARNING 'promptpal-relay: call logs %% to %% are not mirrored: %%',
                         (SELECT min(n.id) FROM new_calls n), (SELECT max(n.id) FROM new_calls n), SQLERRM;
@@ -338,7 +338,7 @@ BEGIN
                 'GRANT INSERT (project_id, prompt_id, user_id, result, finished_at, duration_ms, prompt_tokens,
                                completion_tokens, total_tokens, cached, ip, user_agent, provider_id, provider_default_model)
                      ON relay.outbox TO %I', table_owner);
-            -- Postgres hands a function only to a role that could make it. Nobody sees that this one can.
+            -- Postgres hands a function only to a role that could make it. No other session sees that this one can.
             EXECUTE format('GRANT CREATE ON SCHEMA relay TO %I', table_owner);
             EXECUTE format('ALTER FUNCTION relay.feed_outbox() OWNER TO %I', table_owner);
             IF table_owner <> relay_owner THEN

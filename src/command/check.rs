@@ -28,7 +28,8 @@ const COLUMNS: [Column; 3] = [Column::Left(8), Column::Left(14), Column::Last];
 /// The first thing that keeps the daemon from running. A line has told it already.
 pub async fn run(global: &Global, run: &Run) -> Result<()> {
     let report = Report(Screen::of_stdout());
-    let config = report.outcome("configuration", Config::new(global, run), |_| "can be meant".into())?;
+    let config = report
+        .outcome("configuration", Config::new(global, run), |_| "flags and environment are valid".into())?;
     let caller = report.outcome("endpoints", Caller::new(config.endpoint.clone()), |_| {
         format!("timeout {}, {} threads", humantime::format_duration(run.timeout), run.workers)
     })?;
@@ -103,8 +104,8 @@ async fn unlisted(report: &Report, store: &Store) -> Result<()> {
         return Ok(());
     }
     let text = format!(
-        "pending rows that an instance has in hand which relay.instances does not list: {rows}; no daemon delivers them \
-         until the owner of the schema runs UPDATE relay.outbox o SET claimed_by = 0 WHERE o.done_at IS NULL AND \
+        "pending rows of an instance that relay.instances does not list: {rows}. No daemon delivers them. As the owner of \
+         the schema, run: UPDATE relay.outbox o SET claimed_by = 0 WHERE o.done_at IS NULL AND \
          o.claimed_by <> 0 AND NOT EXISTS (SELECT FROM relay.instances i WHERE i.epoch = o.claimed_by)"
     );
     report.line("warning", "claims", &text)
@@ -115,8 +116,8 @@ async fn publications(report: &Report, store: &Store) -> Result<()> {
     let broken = report.unless_failed("publications", store.publications().await)?;
     for (table, publication) in broken.iter().take(NAMED_MAX) {
         let text = format!(
-            "{table} is in {publication} and has no replica identity that this allows: Postgres refuses UPDATE and \
-             DELETE there (ALTER TABLE {table} REPLICA IDENTITY FULL, and no list of columns)"
+            "{table} is in {publication} without a replica identity that fits: Postgres refuses UPDATE and DELETE there. \
+             Run ALTER TABLE {table} REPLICA IDENTITY FULL, and publish all columns"
         );
         report.line("warning", "publication", &text)?;
     }
@@ -126,7 +127,7 @@ async fn publications(report: &Report, store: &Store) -> Result<()> {
     }
 }
 
-/// Pauses without an end that somebody may have forgotten.
+/// Pauses without an end that an operator may have forgotten.
 async fn pauses(report: &Report, store: &Store) -> Result<()> {
     let most = i64::try_from(NAMED_MAX).expect("it is small");
     let forgotten = report.unless_failed("pauses", store.forgotten_pauses(PAUSE_DAYS, most).await)?;
@@ -135,7 +136,7 @@ async fn pauses(report: &Report, store: &Store) -> Result<()> {
         let since = humantime::format_rfc3339_seconds(paused.since);
         let (by, reason) = (printable(&paused.by), printable(&paused.reason));
         let text = format!(
-            "{name} is paused since {since} by {by}, without an end ({reason}): if that is forgotten, promptpal-relay resume {flag}"
+            "{name} is paused since {since} by {by}, without an end ({reason}): to end the pause, run promptpal-relay resume {flag}"
         );
         report.line("warning", "pauses", &text)?;
     }
@@ -150,7 +151,7 @@ async fn triggers(report: &Report, store: &Store) -> Result<()> {
     let missing = report.unless_failed("wake-up", store.missing_triggers().await)?;
     for (what, name, without) in [
         ("wake-up", "outbox_wake", "rows wait for the poll interval"),
-        ("outbox", "outbox_valid", "rows that cannot be meant are taken and delivered"),
+        ("outbox", "outbox_valid", "invalid rows are accepted and delivered"),
     ] {
         if missing.iter().any(|missing| missing == name) {
             let text = format!("trigger {name} is missing or disabled: {without}");
@@ -169,7 +170,7 @@ async fn locks(report: &Report, store: &Store) -> Result<()> {
         report.line("warning", "locks", &locks::line(holder))?;
     }
     match holders.len() {
-        0 => report.line("ok", "locks", "nobody else holds them"),
+        0 => report.line("ok", "locks", "no other session holds them"),
         _ => Ok(()),
     }
 }

@@ -37,11 +37,13 @@ pub(crate) fn line(holder: &Holder) -> String {
     let state = holder.state.as_ref().map(|state| format!(" ({state})")).unwrap_or_default();
     match holder.lock.as_str() {
         lock if lock == lock_class::SLEEP.name => format!(
-            "{who}{state} holds the sleep lock for more than {} s: until it ends its transaction or its session, daemons are \
-             not notified of rows and look four times a second",
+            "{who}{state} holds the sleep lock for more than {} s: until it ends its transaction or its session, Postgres \
+             notifies no daemon of rows, and daemons poll four times a second",
             LONG.as_secs()
         ),
-        lock => format!("{who}{state} holds the {lock} lock, which is the daemons'; that has no effect"),
+        lock => {
+            format!("{who}{state} holds the {lock} lock, which belongs to the daemons; this has no effect")
+        }
     }
 }
 

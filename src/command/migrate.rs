@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use crate::cli::{Global, Migrate};
+use crate::command::progress::Progress;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::outbox::lock_class;
@@ -38,13 +39,22 @@ pub async fn run(global: &Global, flags: &Migrate) -> Result<()> {
         installation.require_original()?;
         installation.require_same_site(flags.site.as_deref())?;
     }
-    let applied = told("reading relay.migrations", store.migrations()).await?;
+    let applied = told("reading relay.migrations", store.migrations(), None).await?;
     match migrations::compare(&applied) {
         State::Current => tracing::info!("the schema is current"),
         State::Behind(missing) => {
+            let mut progress = Progress::beside_lines(missing.len(), "migrations");
             for migration in MIGRATIONS.iter().filter(|m| missing.contains(&m.version)) {
-                apply_one(&store, migration).await?;
-                tracing::info!(version = migration.version, name = migration.name, "migrated");
+                apply_one(&store, migration, &progress).await?;
+                progress.add(1);
+                if !progress.says("migrations") {
+                    tracing::info!(version = migration.version, name = migration.name, "migrated");
+                }
+            }
+            let had_bar = progress.says("migrations");
+            drop(progress);
+            if had_bar {
+                tracing::info!(migrations = missing.len(), "migrated");
             }
         }
         other => return other.problem().map_or(Ok(()), Err),
@@ -68,12 +78,12 @@ async fn accept(store: &Store, flags: &Migrate) -> Result<()> {
             accept_copy = decision.name(),
             skipped = last.1,
             site,
-            "daemons may run on this database; so many pending rows were marked done without calls"
+            "daemons may run on this database; the pending rows that `skipped` counts were marked done without calls"
         ),
         (Some(_), _) => {
             tracing::info!(
                 site,
-                "this database is no copy: nothing is to be accepted, and nothing was changed"
+                "this database is no copy: there is nothing to accept, and nothing was changed"
             );
         }
         (None, _) => {
@@ -98,7 +108,7 @@ async fn lock(store: &Store) -> Result<()> {
     while !store.try_migrate().await? {
         if start.elapsed() > LOCK_PATIENCE {
             return Err(Error::Failed(format!(
-                "another migrate has been running on this database for minutes; look in pg_locks who holds the advisory lock ({}, 0), then try again",
+                "another migrate has been running on this database for minutes; see in pg_locks which session holds the advisory lock ({}, 0), then try again",
                 lock_class::MIGRATE.class
             )));
         }
@@ -111,32 +121,42 @@ async fn lock(store: &Store) -> Result<()> {
 }
 
 async fn apply(store: &Store, sql: &str, doing: &str) -> Result<()> {
-    told(doing, store.batch_execute(sql)).await.map_err(Error::postgres(doing.to_owned()))
+    told(doing, store.batch_execute(sql), None).await.map_err(Error::postgres(doing.to_owned()))
 }
 
 /// Waits for a statement, and says so now and then: the statement may wait for a lock of another session.
-async fn told<T>(doing: &str, work: impl Future<Output = T>) -> T {
+async fn told<T>(doing: &str, work: impl Future<Output = T>, progress: Option<&Progress>) -> T {
     let mut work = pin!(work);
     let start = Instant::now();
     loop {
         match tokio::time::timeout(PROGRESS, &mut work).await {
             Ok(done) => return done,
-            Err(_) => tracing::info!(
-                "{doing}: not done after {} s; pg_blocking_pids() tells whether somebody holds it up",
-                start.elapsed().as_secs()
-            ),
+            Err(_) => {
+                let text = format!(
+                    "{doing}: not done after {} s; pg_blocking_pids() tells which session holds it up",
+                    start.elapsed().as_secs()
+                );
+                if !progress.is_some_and(|progress| progress.says(text.as_str())) {
+                    tracing::info!("{text}");
+                }
+            }
         }
     }
 }
 
 /// The migration and its record in one transaction: a failure takes back both.
-async fn apply_one(store: &Store, migration: &Migration) -> Result<()> {
+async fn apply_one(store: &Store, migration: &Migration, progress: &Progress) -> Result<()> {
     let doing = format!("applying migration {} ({})", migration.version, migration.name);
-    apply(store, "BEGIN", &doing).await?;
-    apply(store, migration.sql, &doing).await?;
+    let apply = async |sql| {
+        let done = told(&doing, store.batch_execute(sql), Some(progress)).await;
+        done.map_err(Error::postgres(doing.clone()))
+    };
+    apply("BEGIN").await?;
+    apply(migration.sql).await?;
     let checksum = migration.checksum();
-    told(&doing, store.record_migration(migration.version, migration.name, &checksum)).await?;
-    apply(store, "COMMIT", &doing).await
+    let record = store.record_migration(migration.version, migration.name, &checksum);
+    told(&doing, record, Some(progress)).await?;
+    apply("COMMIT").await
 }
 
 /// Writes SQL to standard output that does what [`run`] does, when psql or any other client runs it. Needs no

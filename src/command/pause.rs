@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::cli::{Global, Pause, Resume, Which};
+use crate::command::progress::Progress;
 use crate::command::table::Screen;
 use crate::config;
 use crate::error::{Error, Result};
@@ -14,8 +15,6 @@ use crate::outbox::{Role, Store, Target};
 const BATCH: usize = 100;
 /// Most calls that one command repeats.
 const CALLS_MAX: i32 = 1_000_000;
-/// How often progress is told, when there is much to repeat.
-const PROGRESS: Duration = Duration::from_secs(2);
 /// How often to look whether the rows in hand are done.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long the rows in hand are waited for: a call with the default of --timeout has ended by then.
@@ -126,13 +125,11 @@ async fn wait(store: &Store, rows: &[i64]) -> Result<i64> {
 /// Repeats what was held back, some at a time; how many calls.
 async fn replay(store: &Store, target: Target, since: Option<SystemTime>) -> Result<usize> {
     let calls = store.held_back(target, since, CALLS_MAX).await?;
-    let (mut rows, mut told) = (0, Instant::now());
-    for (part, batch) in calls.chunks(BATCH).enumerate() {
+    let mut rows = 0;
+    let mut progress = Progress::of(calls.len(), "calls");
+    for batch in calls.chunks(BATCH) {
         rows += store.replay_failed(batch).await?.len();
-        if told.elapsed() > PROGRESS {
-            told = Instant::now();
-            eprintln!("{} of {} calls", part * BATCH + batch.len(), calls.len());
-        }
+        progress.add(batch.len());
     }
     Ok(rows)
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::time::MissedTickBehavior;
 
 use crate::cli::{Global, Replay};
+use crate::command::outcomes::Outcomes;
+use crate::command::progress::Progress;
 use crate::command::table::Screen;
 use crate::config;
 use crate::error::{Error, Result};
@@ -17,8 +19,8 @@ use crate::outbox::{Role, Store, Wanted};
 const CALLS_MAX: i32 = 1_000_000;
 /// How often rows are inserted: as many at once as the rate allows.
 const TICK: Duration = Duration::from_millis(200);
-/// How often progress is told, when the replay takes longer than this.
-const PROGRESS: Duration = Duration::from_secs(2);
+/// How far the database's clock and that of the daemon's machine may differ, for `--wait`.
+const CLOCKS: Duration = Duration::from_secs(3600);
 /// Most calls that `relay.replay_failed` takes at once.
 const FAILED_MAX: usize = 1000;
 /// How long the command tries again to repeat calls that another session is repeating. Another command holds them for the
@@ -81,11 +83,17 @@ impl Open {
 ///
 /// [`Error::Usage`] when standard input is no terminal to ask at and `--yes` is missing. [`Error::Postgres`] when the call is
 /// gone, or its webhook is gone or disabled. With `--failed` [`Error::Failed`] when the webhook is gone or disabled, or when
-/// another session holds calls for long. Rows that were inserted before an error stay.
+/// another session holds calls for long. With `--wait` [`Error::Failed`] when a call fails or is not made in time, and
+/// [`Error::Installation`] on a copy. Rows that were inserted before an error stay.
 pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
     migrations::require_current(&store).await?;
     let screen = Screen::of_stdout();
+    if replay.wait.is_some() {
+        // No daemon would deliver the rows, and a login that may not read the log would not see what comes of them.
+        store.installation().await?.require_original()?;
+        store.outcomes(&[], SystemTime::now()).await?;
+    }
     let ids = match (replay.call, replay.webhook, replay.since) {
         (Some(call), ..) => vec![call],
         (None, Some(webhook), Some(since)) => {
@@ -106,9 +114,21 @@ pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
     }
     let rows = insert(&store, &ids, replay).await?;
     match rows.as_slice() {
-        [row] if ids.len() == 1 => screen.line(&format!("outbox row {row} repeats the call")),
-        rows => screen.line(&format!("{} calls are repeated", rows.len())),
+        [row] if ids.len() == 1 => screen.line(&format!("outbox row {row} repeats the call"))?,
+        rows => screen.line(&format!("{} calls are repeated", rows.len()))?,
     }
+    wait(&store, &screen, replay, &rows).await
+}
+
+/// With `--wait`: waits for what comes of the rows, and tells it.
+async fn wait(store: &Store, screen: &Screen, replay: &Replay, rows: &[i64]) -> Result<()> {
+    let Some(patience) = replay.wait else { return Ok(()) };
+    // The first row was inserted when the command began, which is an insert of a million rows ago at most.
+    let span = Duration::from_secs(rows.len() as u64 / u64::from(replay.rate).max(1));
+    let since = store.clock().await?.0 - CLOCKS - 2 * span;
+    let outcomes = Outcomes::of(store, rows, since, patience).await?;
+    screen.line(&outcomes.told())?;
+    outcomes.require_success()
 }
 
 /// `--failed`: repeats what is open. One call that cannot be repeated does not stop the others.
@@ -117,12 +137,12 @@ async fn run_failed(store: &Store, screen: &Screen, replay: &Replay, span: Span)
     if !agreed(store, screen, replay, &open.ids).await? {
         return open.tell_uncallable(span.webhook);
     }
-    let mut inserted = insert(store, &open.ids, replay).await?.len();
+    let mut inserted = insert(store, &open.ids, replay).await?;
     let asked: HashSet<i64> = open.ids.iter().copied().collect();
     let (mut last, mut busy) = (open, 0);
     let patient_until = Instant::now() + PATIENCE;
     // Those that are open still are in the hands of another session, which may end without repeating them.
-    while inserted < asked.len() {
+    while inserted.len() < asked.len() {
         last = Open::of(store, span).await?;
         let left: Vec<i64> = last.ids.iter().copied().filter(|id| asked.contains(id)).collect();
         busy = left.len();
@@ -130,16 +150,23 @@ async fn run_failed(store: &Store, screen: &Screen, replay: &Replay, span: Span)
             break;
         }
         tokio::time::sleep(TICK).await;
-        let more = insert(store, &left, replay).await?.len();
-        inserted += more;
-        busy -= more;
+        let more = insert(store, &left, replay).await?;
+        busy -= more.len();
+        inserted.extend(more);
     }
-    screen.line(&format!("{inserted} calls are repeated"))?;
+    screen.line(&format!("{} calls are repeated", inserted.len()))?;
+    let waited = wait(store, screen, replay, &inserted).await;
     let told = last.tell_uncallable(span.webhook);
-    if busy == 0 {
+    if busy == 0 && waited.is_ok() {
         return told;
     }
     if let Err(error) = told {
+        eprintln!("{error}");
+    }
+    if busy == 0 {
+        return waited;
+    }
+    if let Err(error) = waited {
         eprintln!("{error}");
     }
     Err(Error::Failed(format!("{busy} calls are left out: another session is repeating them")))
@@ -178,7 +205,7 @@ async fn rehearse(store: &Store, ids: &[i64]) -> Result<()> {
 fn confirmed(count: usize) -> Result<bool> {
     if !io::stdin().is_terminal() {
         return Err(Error::Usage(format!(
-            "{count} calls would be repeated; nobody can be asked here: add --yes, or --dry-run"
+            "{count} calls would be repeated; without a terminal the command cannot ask: add --yes, or --dry-run"
         )));
     }
     eprint!("Repeat {count} calls? [y/N] ");
@@ -198,19 +225,14 @@ async fn insert(store: &Store, ids: &[i64], replay: &Replay) -> Result<Vec<i64>>
     // After a slow statement the following ones keep their pace.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut rows = Vec::with_capacity(ids.len());
-    let mut told = Instant::now();
-    let mut done = 0;
+    let mut progress = Progress::of(ids.len(), "calls");
     for part in ids.chunks(per_tick) {
         ticks.tick().await;
-        done += part.len();
         rows.extend(match replay.failed {
             true => store.replay_failed(part).await?,
             false => store.replay(part).await?,
         });
-        if told.elapsed() > PROGRESS {
-            told = Instant::now();
-            eprintln!("{} of {} calls", done, ids.len());
-        }
+        progress.add(part.len());
     }
     Ok(rows)
 }

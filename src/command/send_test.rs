@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::cli::Global;
 use crate::command::table::Screen;
+use crate::command::whole::{self, Call, Most, Related};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::outbox::migrations;
@@ -45,13 +46,14 @@ pub async fn run(global: &Global, webhook_id: i64, wait: Duration, json: bool) -
     let Some(call) = calls.first() else {
         return Err(Error::Failed(format!("webhook {webhook_id} was not called: it was disabled meanwhile")));
     };
+    let json_of = call.json.as_deref().unwrap_or_default();
     let screen = Screen::of_stdout();
-    match &call.json {
-        Some(text) if json => screen.line(text)?,
-        _ => {
-            screen.call_headings()?;
-            screen.call(call)?;
-        }
+    if json {
+        screen.line(json_of)?;
+    } else {
+        let name = store.webhook_names(&[webhook_id]).await?.remove(&webhook_id).map(|named| named.name);
+        let related = Related { name, ..Related::default() };
+        whole::print(&screen, &whole::lines(&Call::of(json_of)?, &related, Most::BEGINNING))?;
     }
     match &call.error_kind {
         None => Ok(()),

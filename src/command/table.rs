@@ -1,30 +1,29 @@
-//! What the commands print: aligned columns, coloured on a terminal, and no foreign character that steers it.
+//! What the commands print: aligned columns and facts, coloured on a terminal, and no foreign character that steers it.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 
+use crate::cli::Color;
 use crate::error::{Error, Result};
-use crate::outbox::Logged;
 use crate::telemetry::terminal::{self, escaped};
 
 const RED: &str = "\x1b[31m";
+const GREEN: &str = "\x1b[32m";
 const BOLD: &str = "\x1b[1m";
 const PLAIN: &str = "\x1b[0m";
-/// Between the columns of [`Screen::table`] and [`Screen::call`].
-const BETWEEN: &str = "  ";
-/// The columns of a call. Up to the outcome they fit into 80 characters.
-const CALL_COLUMNS: [Column; 8] = [
-    Column::Left(24),
-    Column::Right(8),
-    Column::Right(7),
-    Column::Right(7),
-    Column::Right(6),
-    Column::Left(16),
-    Column::Left(32),
-    Column::Last,
-];
+/// The marks of a fact: also without colours they differ.
+pub(crate) const GOOD: &str = "✓";
+pub(crate) const BAD: &str = "✗";
+/// Between the columns of [`Screen::table`].
+pub(crate) const BETWEEN: &str = "  ";
 /// Longest text in a column.
 const TEXT_MAX: usize = 100;
+/// How wide the name of a fact stands.
+const NAME_WIDTH: usize = 12;
+/// What a fact's text begins behind: its mark, its name, and a blank after each.
+const INDENT: usize = 2 + NAME_WIDTH + 1;
+/// A text that is wrapped has at least so many characters in a line, however narrow the terminal is.
+const WRAP_MIN: usize = 20;
 
 /// Standard output.
 pub(crate) struct Screen {
@@ -39,6 +38,38 @@ impl Screen {
         Screen { colour: terminal::has_colours(&io::stdout()), width: terminal::width(io::stdout()) }
     }
 
+    /// With colours as the flag says; with `auto` as [`Screen::of_stdout`] decides.
+    pub(crate) fn coloured_as(color: Color) -> Screen {
+        let screen = Screen::of_stdout();
+        match color {
+            Color::Auto => screen,
+            Color::Always => Screen { colour: true, ..screen },
+            Color::Never => Screen { colour: false, ..screen },
+        }
+    }
+
+    /// Prints a fact in a line of its own: its mark, its name and its text. The mark is green when the fact is good, and red when
+    /// it is bad. The text is wrapped at the terminal's width.
+    ///
+    /// # Errors
+    ///
+    /// As [`Screen::line`].
+    pub(crate) fn fact(&self, good: Option<bool>, name: &str, text: &str) -> Result<()> {
+        let mark = match good {
+            Some(true) => self.coloured(GREEN, GOOD),
+            Some(false) => self.coloured(RED, BAD),
+            None => " ".into(),
+        };
+        let text = escaped(text);
+        let width = self.width.map(|width| width.saturating_sub(INDENT).max(WRAP_MIN));
+        let mut lines = wrapped(&text, width).into_iter();
+        print(&format!("{mark} {name:<NAME_WIDTH$} {}", lines.next().unwrap_or_default()))?;
+        for line in lines {
+            print(&format!("{:INDENT$}{line}", ""))?;
+        }
+        Ok(())
+    }
+
     /// Prints a line, [`escaped`].
     ///
     /// # Errors
@@ -48,13 +79,21 @@ impl Screen {
         print(&escaped(text))
     }
 
-    /// A table's line of headings, cut to the terminal's width.
-    fn heading(&self, text: &str) -> Result<()> {
+    /// Prints a line of headings, cut to the terminal's width.
+    ///
+    /// # Errors
+    ///
+    /// As [`Screen::line`].
+    pub(crate) fn heading(&self, text: &str) -> Result<()> {
         print(&self.coloured(BOLD, &self.cut(text)))
     }
 
-    /// A table's line about something that failed, or about something that did not, cut to the terminal's width.
-    fn outcome(&self, failed: bool, text: &str) -> Result<()> {
+    /// Prints a line about something that failed, or about something that did not, cut to the terminal's width.
+    ///
+    /// # Errors
+    ///
+    /// As [`Screen::line`].
+    pub(crate) fn outcome(&self, failed: bool, text: &str) -> Result<()> {
         let text = escaped(text);
         let text = self.cut(&text);
         if failed { print(&self.coloured(RED, &text)) } else { print(&text) }
@@ -91,48 +130,32 @@ impl Screen {
         Ok(())
     }
 
-    /// Prints the headings of [`Screen::call`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Screen::line`].
-    pub(crate) fn call_headings(&self) -> Result<()> {
-        let headings = ["TIME", "CALL", "WEBHOOK", "PROJECT", "MS", "OUTCOME", "TRACE", "WHAT"];
-        self.heading(&aligned(&CALL_COLUMNS, headings, BETWEEN))
-    }
-
-    /// Prints a call, in columns of a fixed width: more may follow.
-    ///
-    /// # Errors
-    ///
-    /// As [`Screen::line`].
-    pub(crate) fn call(&self, call: &Logged) -> Result<()> {
-        let mut outcome = match (&call.error_kind, call.status_code) {
-            (None, Some(status)) => status.to_string(),
-            (None, None) => "ok".into(),
-            (Some(kind), Some(status)) => format!("{kind} {status}"),
-            (Some(kind), None) => kind.clone(),
-        };
-        if call.repeated {
-            outcome.push_str(" repeated");
-        }
-        let cells = [
-            humantime::format_rfc3339_millis(call.start_time).to_string(),
-            call.id.to_string(),
-            call.webhook_id.to_string(),
-            call.project_id.to_string(),
-            format!("{:.0}", call.seconds * 1000.0),
-            outcome,
-            printable(&call.trace_id),
-            printable(call.error_message.as_deref().unwrap_or(&call.url)),
-        ];
-        let line = aligned(&CALL_COLUMNS, cells.iter().map(String::as_str), BETWEEN);
-        self.outcome(call.error_kind.is_some(), &line)
+    /// This screen, on which no line is cut.
+    pub(crate) fn uncut(self) -> Screen {
+        Screen { width: None, ..self }
     }
 }
 
 fn print(line: &str) -> Result<()> {
     writeln!(io::stdout().lock(), "{line}").map_err(Error::io("writing to standard output"))
+}
+
+/// A text in lines of at most so many characters, broken at blanks. A longer word has a line of its own.
+fn wrapped(text: &str, width: Option<usize>) -> Vec<String> {
+    let Some(width) = width else { return vec![text.to_owned()] };
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is one from the start");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
 }
 
 /// A column of a table: how many characters its cells have at least, and at which end the blanks are.
@@ -207,13 +230,13 @@ mod tests {
     }
 
     #[test]
-    fn a_call_fits_into_eighty_columns_up_to_its_outcome() {
-        let cells = ["2026-01-02T03:04:05.678Z", "1", "22", "333", "4", "200", "trace", "https://a.example/"];
-        assert_eq!(
-            aligned(&CALL_COLUMNS, cells, BETWEEN),
-            "2026-01-02T03:04:05.678Z         1       22      333       4  200               trace                             \
-             https://a.example/"
-        );
+    fn a_fact_is_wrapped_at_blanks() {
+        let lines = |text, width| wrapped(text, width).join("|");
+        assert_eq!(lines("one two three", Some(7)), "one two|three");
+        assert_eq!(lines("one two three", Some(3)), "one|two|three");
+        assert_eq!(lines("äö üß", Some(5)), "äö üß");
+        assert_eq!(lines("one two three", None), "one two three");
+        assert_eq!(lines("", Some(5)), "");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The claiming loop: claims what can start soon and hands it to the threads.
 //!
-//! Waits for capacity of the threads; when it found nothing more, for a moment while rows come briskly, else for a notification,
-//! the poll interval, a rescan that is due, or word from the monitor that a peer is dead or has left. Owns the session that claims, the cursor and the sleep lock. Records nothing.
+//! Waits for capacity of the threads. When it found nothing more, it waits for a moment while rows come briskly. Otherwise it waits
+//! for a notification, the poll interval or a rescan that is due. It also wakes when the monitor finds that a peer is dead or
+//! has left. Owns the session that claims, the cursor and the sleep lock. Records nothing.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,8 @@ const WAKE_PEERS: Duration = Duration::from_secs(1);
 /// time after which a peer looks at the others only once a second.
 pub(super) const STIR_PEERS: Duration = Duration::from_secs(5);
 /// What a call's log says with `--after-crash record`.
-const INTERRUPTED: &str = "the instance that had this call in hand died; it may or may not have been made";
+const INTERRUPTED: &str =
+    "the instance that had this call in hand died: the request may have been sent, or not";
 
 /// The claiming loop.
 pub(super) struct Claimer<'a> {

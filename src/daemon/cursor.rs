@@ -3,8 +3,8 @@
 //! Pure: given what the claims found and took, and the time. Claims nothing itself; `batch` does.
 //!
 //! The cost of a claim is not the backlog but the dead index entries before the first live row. So a claim begins at a
-//! cursor. Ids are drawn before commit, so a row with a lower id can appear later: now and then the cursor goes back, to
-//! the [low-water mark](super::low_water) where the whole queue would cost too much. That is a rescan.
+//! cursor. Ids are drawn before commit, so a row with a lower id can appear later. Now and then the cursor goes back, to the
+//! [low-water mark](super::low_water) where the whole queue would cost too much. That is a rescan.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,13 @@ use crate::model::snapshot::Snapshot;
 
 /// Rescans take one part in so many of the time: the next one waits for the cost of the last one times this, but for no longer
 /// than [`RESCAN_MAX`]. So one that takes more than half a second takes a larger part. The cost is the dead index entries before
-/// the first live row, and somebody's report can keep many. What a claim above the cursor takes is not counted: that claim
+/// the first live row, and a report that runs can keep many. What a claim above the cursor takes is not counted: that claim
 /// would be made instead.
 const RESCAN_SHARE: u32 = 20;
 /// A rescan of the whole queue that takes longer than this is costly: then most begin at the low-water mark.
 const WHOLE_CHEAP: Duration = Duration::from_millis(1);
-/// Rescans of the whole queue that nothing asks for take one part in so many of the time, with the same limit: one that takes
-/// more than 10 ms takes a larger part.
+/// Rescans of the whole queue that nothing asks for take one part in so many of the time, with the same limit. One that
+/// takes more than 10 ms takes a larger part.
 const WHOLE_SHARE: u32 = 1000;
 /// Minimum interval between rescans while there is other work.
 const RESCAN_MIN: Duration = Duration::from_millis(20);

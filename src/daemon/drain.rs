@@ -36,7 +36,8 @@ impl Drain<'_> {
             tokio::time::sleep(ASK).await;
         }
         Error::Failed(format!(
-            "told to stop, and Postgres is away or holds us up; rows that are not recorded and will be posted again: {}",
+            "the daemon was told to stop, and Postgres is away or holds up its records; rows whose calls are not recorded and will be \
+             made again: {}",
             self.in_hand.begun()
         ))
     }

@@ -6,14 +6,14 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::model::call::{Call, ErrorKind};
+use crate::model::call::Call;
 
 /// A webhook with fewer calls is not paused: a few failures far from each other say little.
 pub(crate) const CALLS_MIN: u64 = 20;
 /// Most failing webhooks that are counted. When one more fails, those that failed longest ago are forgotten.
 const WEBHOOKS_MAX: usize = 10_000;
-/// So many webhooks that fail at the same time, while no endpoint at all answers, are taken for a fault of this host's
-/// network.
+/// Number of webhooks whose failures count as a fault of this host's network: they fail at the same time, while no endpoint
+/// at all answers.
 const SUSPECT: usize = 3;
 /// The status of an endpoint that is gone for good (RFC 9110, 15.5.11).
 const GONE: u16 = 410;
@@ -37,7 +37,7 @@ impl Event {
     pub(crate) fn of(call: &Call) -> Option<Event> {
         match call.error_kind {
             None => Some(Event::Success),
-            Some(ErrorKind::Paused | ErrorKind::Interrupted | ErrorKind::Internal) => None,
+            Some(kind) if !kind.is_of_the_endpoint() => None,
             Some(_) if call.status_code == Some(GONE) => Some(Event::Gone),
             Some(_) => Some(Event::Failure { answered: call.status_code.is_some() }),
         }
@@ -137,6 +137,7 @@ impl Failing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::call::ErrorKind;
     use crate::model::event::Webhook;
 
     const AFTER: Duration = Duration::from_secs(3600);

@@ -136,12 +136,13 @@ impl Finisher<'_> {
     /// Says on `/healthz` what is set aside.
     fn tell_aside(&self) {
         let aside = &self.inbox.aside;
-        let why = (aside.len() > 0).then(|| {
-            let waits = aside.bytes() > self.config.memory_bytes_max / 4 * 3;
-            let so = if waits { "; they take most of --memory, and claiming waits" } else { "" };
-            format!("Postgres refuses the records of {} rows: see the journal{so}", aside.len())
-        });
-        self.health.set(Source::Finish, why);
+        let why = (aside.len() > 0)
+            .then(|| format!("Postgres refuses the records of {} rows: see the journal", aside.len()));
+        // Then no row is delivered any more.
+        let waits = aside.bytes() > self.config.memory_bytes_max / 4 * 3;
+        let so = "rows that are set aside take most of --memory, and claiming waits";
+        self.health.set(Source::Finish, waits.then(|| so.into()));
+        self.health.set(Source::Aside, why);
     }
 
     /// How many rows, from the first on, are claimed by this epoch and fit into one statement.
@@ -218,9 +219,9 @@ struct Recorder<'a> {
 }
 
 impl Recorder<'_> {
-    /// Writes the records of some rows. A record that Postgres refuses is found by halving, and made shorter, and then
-    /// bare; what has nothing to do with the data is tried again until it works: the calls were made, and are never made
-    /// again for it.
+    /// Writes the records of some rows. A record that Postgres refuses is found by halving, and made shorter, and then bare.
+    /// What has nothing to do with the data is tried again until it works: the calls were made, and are never made again for
+    /// it.
     ///
     /// # Errors
     ///

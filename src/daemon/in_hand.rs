@@ -66,14 +66,14 @@ impl InHand {
         self.rows.borrow().is_empty()
     }
 
-    /// The epoch that a row is claimed by, as far as this process knows; none when its claim is lost, whether or not this
+    /// The epoch that a row is claimed by, as far as this process knows. None when its claim is lost, whether or not this
     /// process has claimed the row again since.
     pub(super) fn epoch_of(&self, row: &Finished) -> Option<i64> {
         let rows = self.rows.borrow();
         rows.get(&row.id).filter(|claim| claim.is_of(row.key())).map(|claim| claim.epoch)
     }
 
-    /// A claim is over: its row is recorded, or somebody else's. A later claim of the same id stays.
+    /// A claim is over: its row is recorded, or another instance's. A later claim of the same id stays.
     pub(super) fn over(&self, claim: ClaimKey) {
         let mut rows = self.rows.borrow_mut();
         if rows.get(&claim.id).is_some_and(|current| current.is_of(claim)) {

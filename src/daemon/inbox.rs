@@ -18,7 +18,7 @@ pub(super) const SET_ASIDE: Duration = Duration::from_secs(10);
 /// much as fifty records in it. A kill repeats the calls that wait meanwhile; after a longer time without a commit, a record does
 /// not wait.
 const COMPANY: Duration = Duration::from_millis(5);
-/// So many rows do not wait for more.
+/// This many rows do not wait for more.
 const COMPANY_ENOUGH: usize = 32;
 
 /// Until when `rows` that are to be recorded wait for company, when the last commit began then; `now` when they do not wait.

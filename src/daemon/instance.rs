@@ -49,7 +49,7 @@ impl Instance {
             own = store.draw_lock().await?;
         }
         Err(Error::Failed(format!(
-            "registering the instance: {EPOCHS_MAX} random epochs were refused; look for a trigger or a rule on relay.instances"
+            "registering the instance: {EPOCHS_MAX} random epochs were refused; see whether relay.instances has a trigger or a rule"
         )))
     }
 

@@ -1,15 +1,15 @@
 //! Up to which id nothing new can appear in the outbox, so that looking there once more is a waste.
 //!
 //! Ids are drawn before commit: a low one can appear after a higher one. But only from a transaction that was
-//! running when the higher one was seen. Once all of those have ended and the rows below have been looked at again,
-//! that id is the low-water mark of the next rescans: they need not walk the dead index entries beneath it, of which there may
-//! be a million while somebody's report keeps vacuum from removing them.
+//! running when the higher one was seen. Once all of those have ended and the rows below have been read again, that id is
+//! the low-water mark of the next rescans. They need not walk the dead index entries beneath it. There may be a million of
+//! these while a report keeps vacuum from removing them.
 //!
 //! The mark says nothing of rows that were there already and are free again: those of the dead, and what a peer gave
-//! back. And a transaction that has drawn an id may have no transaction number yet: a statement draws it before it
-//! computes the rest of its first row, which takes microseconds as a rule, and as long as a function in it that is slow.
-//! So it is given some seconds to get one, and now and then the whole queue is looked at all the same. Pure rules, no
-//! clock, no Postgres.
+//! back. A transaction that has drawn an id may also have no transaction number yet: a statement draws it before it computes
+//! the rest of its first row. That takes microseconds as a rule, and as long as a function in it that is slow. So it is
+//! given some seconds to get one, and now and then the whole queue is looked at all the same. Pure rules, no clock, no
+//! Postgres.
 
 use crate::model::snapshot::Snapshot;
 use std::time::{Duration, Instant};

@@ -1,10 +1,10 @@
 //! The daemon: claim, hand out, finish.
 //!
-//! Its loops run on one thread, each with a session of its own: the `claimer` claims rows and hands them to the worker
-//! threads, the `finisher` commits what comes back, the `monitor` watches the sessions and the other instances, the
-//! [`retention`] throws away what is old, the `queue_age` is measured, the `pauser` pauses webhooks that fail. When a
-//! session of the first three is lost, the `reconnect` loop makes theirs anew; the worker threads go on meanwhile, and their
-//! results wait.
+//! Its loops run on one thread, each with a session of its own. The `claimer` claims rows and hands them to the worker
+//! threads. The `finisher` commits what comes back, and the `monitor` watches the sessions and the other instances. The
+//! [`retention`] throws away what is old, `queue_age` measures the age of the queue, and the `pauser` pauses webhooks that
+//! fail. When a session of the first three is lost, the `reconnect` loop makes theirs anew; the worker threads go on
+//! meanwhile, and their results wait.
 //!
 //! What the loops share has one owner each: the rows `in_hand`, the `membership` among the instances, the `activity`.
 //! Their rules are pure: [`cursor`], [`low_water`], [`wakeup`], `pace`, [`peers`], `stall`, `outage`, [`failing`].
@@ -187,7 +187,7 @@ impl Daemon<'_> {
             // reason: do not turn that into a storm of connections.
             let refused = matches!(error, Error::Postgres { .. });
             if refused && tokio::time::timeout(RETRY_MAX, sessions.lost()).await.is_err() {
-                tracing::debug!("all sessions are there still");
+                tracing::debug!("all sessions are still open");
             }
             // The sessions that are left keep our epoch alive until our rows in hand are the new one's.
             let old = sessions.into_old(self.membership.epochs());
@@ -201,7 +201,7 @@ impl Daemon<'_> {
         tracing::info!("drained");
         if let Err(error) = sessions.instance.retire().await {
             // Nothing is in hand; a peer or the next start finds that out.
-            tracing::warn!(error = %one_line(&error), "left without signing off");
+            tracing::warn!(error = %one_line(&error), "the daemon ends without being marked dead in relay.instances; a peer or the next start does it");
         }
         Ok(())
     }
@@ -319,7 +319,7 @@ impl Daemon<'_> {
     }
 
     fn watchdog(&self) -> Watchdog<'_> {
-        Watchdog { pool: &self.pool, timeout: self.config.endpoint.timeout }
+        Watchdog { pool: &self.pool, health: &self.health, timeout: self.config.endpoint.timeout }
     }
 
     fn drain(&self) -> Drain<'_> {

@@ -1,7 +1,7 @@
 //! The monitor: watches the sessions, the other instances, the threads, and tells systemd.
 //!
-//! Waits for the next look at the other instances (50 ms while something is in hand or goes on, 1 s while all is quiet, 100 ms
-//! while an instance is suspect), for the end of the quiet, for a lost session, and for the watchdog. Owns the session that
+//! Waits until it is time to check the other instances: 50 ms while something goes on, 1 s while all is quiet, 100 ms while
+//! one is suspect. Also waits for the end of the quiet, for a lost session, and for the watchdog. Owns the session that
 //! listens, with its liveness lock, and the lease until which calls may start. Claims and records nothing.
 
 use std::time::{Duration, Instant};
@@ -28,8 +28,8 @@ use crate::telemetry::metrics::Metrics;
 const WATCH: Duration = Duration::from_millis(50);
 /// How often they are looked at while all is quiet.
 const WATCH_QUIET: Duration = Duration::from_secs(1);
-/// How long after the next look at the liveness locks is due calls may still start: an instance that was frozen longer looks
-/// first whether its rows are still its own.
+/// How long calls may still start after the liveness locks should have been read again. An instance that was frozen longer
+/// asks first whether its rows are still its own.
 const LEASE_GRACE: Duration = Duration::from_millis(250);
 /// How often the journal says that the way out is lacking.
 const LACK_AGAIN: Duration = Duration::from_secs(60);

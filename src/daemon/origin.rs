@@ -54,7 +54,7 @@ impl Origin {
         )))
     }
 
-    /// The daemon began here under the site of then, so somebody has changed the site since.
+    /// The daemon began here under the site of then, so an operator has changed the site since.
     fn say_renamed(&self, error: Error) -> Error {
         match error {
             Error::Installation(why) if self.is_the_first() => Error::Installation(format!(

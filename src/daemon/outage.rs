@@ -122,7 +122,8 @@ pub(super) fn advice(error: &Error, user: &str) -> Option<String> {
     Some(match refusal(error)? {
         Refusal::Login => format!(
             "the role {user} is gone, may not log in, or has another password: CREATE ROLE {user} LOGIN IN ROLE \
-             relay_daemon, ALTER ROLE {user} PASSWORD, or a rule in pg_hba.conf"
+             relay_daemon, ALTER ROLE {user} PASSWORD, or a rule in pg_hba.conf. A file with the new password is read at \
+             the next try; a variable needs a restart"
         ),
         Refusal::Settings => {
             "correct the connection settings and restart: promptpal-relay check tells more".into()
@@ -158,7 +159,9 @@ pub(super) fn advice(error: &Error, user: &str) -> Option<String> {
         Refusal::Memory => "the server has no memory: see its log".into(),
         Refusal::Cancelled => "something cancels the daemon's statements: see the server's log".into(),
         Refusal::Locked => {
-            format!("somebody has a table locked: end that, or ALTER ROLE {user} RESET lock_timeout")
+            format!(
+                "another session has a table locked: end that session, or ALTER ROLE {user} RESET lock_timeout"
+            )
         }
         Refusal::Other => "see the server's log; promptpal-relay check tells what is not in place".into(),
     })

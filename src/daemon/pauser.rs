@@ -134,13 +134,13 @@ impl Pauser<'_> {
                 tracing::warn!(
                     webhook_id,
                     reason,
-                    "webhook paused: it is not called until somebody resumes it (promptpal-relay resume --webhook {webhook_id})"
+                    "webhook paused: it is not called until an operator resumes it (promptpal-relay resume --webhook {webhook_id})"
                 );
             } else {
                 tracing::debug!(
                     webhook_id,
                     reason,
-                    "not paused: it is already, or has answered another instance"
+                    "not paused: the webhook is paused already, or has answered another instance"
                 );
             }
         }

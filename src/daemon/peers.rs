@@ -14,9 +14,8 @@ pub const DEAD_AFTER: Duration = Duration::from_millis(100);
 /// Round trips that a distant instance gets for coming back, where they take longer than [`DEAD_AFTER`]. It needs 22, a
 /// password takes three more, TLS two. They may take longer than the shortest that it has seen.
 const COMES_BACK: u32 = 50;
-/// The time after a crash of the server, or after this instance lost its own sessions: whatever took them (a restart
-/// of the server, a failover) took those of the others, too. They need the longest pause between two tries and the time
-/// to connect.
+/// The time after a crash of the server, or after this instance lost its own sessions. What took them (a restart of the
+/// server, a failover) took those of the others, too. They need the longest pause between two tries and the time to connect.
 pub const DEAD_AFTER_LOSS: Duration = Duration::from_secs(4);
 
 /// What an instance knows of the others.

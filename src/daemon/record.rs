@@ -28,7 +28,7 @@ pub(super) fn make_storable(row: &mut Finished, error: &Error) -> bool {
         return false;
     }
     let before = row.record_bytes();
-    let why = format!("the answer is kept shorter: Postgres refused the record: {}", one_line(error));
+    let why = format!("the answer is kept shorter: {}", refusal(error));
     row.calls.iter_mut().for_each(|call| call.shorten(REFUSED_ANSWER_BYTES, &why));
     if row.record_bytes() + REFUSED_ANSWER_BYTES >= before {
         tracing::error!(outbox_id = row.id, error = %one_line(error), "a record could not be stored, a bare one is written");
@@ -40,13 +40,21 @@ pub(super) fn make_storable(row: &mut Finished, error: &Error) -> bool {
     true
 }
 
+/// What the record says of it; the journal has what Postgres says.
+fn refusal(error: &Error) -> String {
+    match error.sqlstate() {
+        Some(code) => format!("Postgres refused the record (SQLSTATE {})", code.code()),
+        None => "the record is longer than one message to Postgres may be".into(),
+    }
+}
+
 fn make_bare(call: &mut Call, error: &Error) {
     call.request_headers = "{}".into();
     call.response_headers = None;
     call.response_body = None;
     call.response_truncated = true;
     call.error_kind = Some(ErrorKind::Internal);
-    call.error_message = Some(format!("{BARE}: {}", one_line(error)));
+    call.error_message = Some(format!("{BARE}: {}", refusal(error)));
     call.remote_addr = None;
 }
 

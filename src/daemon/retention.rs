@@ -5,7 +5,7 @@
 //! the rest from being done, and is tried again at the next run.
 //!
 //! When it ran and what it dropped stands in the database (`relay.retention`), so that reconnections, restarts and other
-//! instances do not hasten it. What is old is so by Postgres' clock, and that may be wrong: nothing is thrown away until it
+//! instances do not hasten it. What is old is so by Postgres' clock, and that may be wrong. Nothing is thrown away until it
 //! has gone on for an hour without a jump, as our own clock and the runs before tell.
 
 use std::convert::Infallible;
@@ -80,7 +80,7 @@ impl Retention {
                 Ok(_) => PAUSE,
                 Err(error) => {
                     let pause = PAUSE_AFTER_FAILURE;
-                    tracing::warn!(error = %one_line(&error), "retention could not do all, trying again in {} s", pause.as_secs());
+                    tracing::warn!(error = %one_line(&error), "the retention has not done all of its work; it tries again in {} s", pause.as_secs());
                     pause
                 }
             };
@@ -127,8 +127,8 @@ impl Retention {
         if let Some(off_s) = turn.off_s {
             tracing::warn!(
                 off_s = off_s.round(),
-                "Postgres' clock is not where the last run of the retention lets expect it: no daemon ran, or that clock was or is \
-                 wrong; nothing is thrown away until it has been steady for {} min",
+                "Postgres' clock differs from what the last run of the retention expects: no daemon ran, or that clock has \
+                 jumped. Nothing is thrown away until it has been steady for {} min",
                 STEADY.as_secs() / 60
             );
         }
@@ -205,7 +205,9 @@ async fn drop_oldest(store: &Store, before: SystemTime) -> Result<()> {
                 tracing::info!(partition = %name, "dropped: older than --retain-calls");
                 return Ok(());
             }
-            Ok(false) => tracing::warn!(partition = %name, "not dropped: somebody has changed it meanwhile"),
+            Ok(false) => {
+                tracing::warn!(partition = %name, "not dropped: another session has changed it meanwhile")
+            }
             Err(error) if matches!(error.sqlstate(), None | Some(&SqlState::LOCK_NOT_AVAILABLE)) => {
                 return Err(error);
             }

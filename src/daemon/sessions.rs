@@ -24,8 +24,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(160);
 /// to exit. Doubles each time.
 const ROOM_RETRY_MIN: Duration = Duration::from_millis(1);
 const ROOM_RETRY_MAX: Duration = Duration::from_millis(50);
-/// The daemon asks again so often before it lets older sessions of its own go: sessions that it asked for at the same time
-/// may have been in each other's way.
+/// Number of times that the daemon asks again before it lets older sessions of its own go. Sessions that it asked for at the
+/// same time may have been in each other's way.
 const ROOM_TRIES: u32 = 5;
 /// The daemon gives up asking after this time.
 const ROOM_MAX: Duration = Duration::from_secs(2);

@@ -39,8 +39,8 @@ impl<'a> Sleeper<'a> {
         Ok(())
     }
 
-    /// When this instance last released the sleep lock. A peer may sleep because this instance held it; nobody notifies the
-    /// peer from then on, so an instance that has more than it can do must.
+    /// When this instance last released the sleep lock. A peer may sleep because this instance held it; no inserter notifies
+    /// the peer from then on, so an instance that has more than it can do must.
     pub(super) fn released(&self) -> Option<Instant> {
         self.released
     }

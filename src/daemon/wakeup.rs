@@ -73,7 +73,7 @@ pub enum State {
     /// A peer holds the sleep lock: inserters notify every instance.
     PeerSleeps,
     /// A peer held the lock when this daemon fell asleep, and this daemon has claimed since. If a peer holds it still, or
-    /// again, no last claim is needed: every instance that was awake in between claimed by itself, and notified when it had
+    /// again, no last claim is needed. Every instance that was awake in between claimed by itself, and notified when it had
     /// more than it could do.
     PeerSlept,
 }
@@ -128,7 +128,7 @@ impl State {
 /// How to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wait {
-    /// So long at most.
+    /// The longest wait.
     pub longest: Duration,
     /// Why the daemon claims again when that time is over.
     pub over: Cause,

@@ -100,8 +100,8 @@ impl Policy {
         Ok(own.then(|| Denial::own("an address of this machine's; --allow-net allows it")))
     }
 
-    /// Why a proxy with these addresses may not be asked for an endpoint: the endpoint is the proxy itself, or another port of
-    /// its host, which the operator has not allowed. The proxy's host takes such a connection for one of its own.
+    /// Why a proxy with these addresses may not be asked for an endpoint. The endpoint is the proxy itself, or another port of its
+    /// host that the operator has not allowed. The proxy's host takes such a connection for one of its own.
     pub(crate) fn proxy(&self, endpoint: SocketAddr, proxies: &[SocketAddr]) -> Option<Denial> {
         let is_host = |proxy: &SocketAddr| networks::plain(proxy.ip()) == networks::plain(endpoint.ip());
         let mut hosts = proxies.iter().filter(|proxy| is_host(proxy));

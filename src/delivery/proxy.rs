@@ -56,7 +56,7 @@ impl Proxy {
         self.request("CONNECT", authority, authority, "")
     }
 
-    /// A request that a proxy answers by itself, whoever else is reachable (RFC 9110, section 7.6.2).
+    /// A request that a proxy answers by itself, without any endpoint (RFC 9110, section 7.6.2).
     pub(crate) fn sign_of_life(&self) -> String {
         self.request("OPTIONS", "*", &self.shown, "Max-Forwards: 0\r\nConnection: close\r\n")
     }

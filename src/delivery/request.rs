@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-use crate::delivery::failure::Failure;
+use crate::delivery::failure::{Failure, NO_REQUEST};
 use crate::delivery::signature;
 use crate::delivery::target::Target;
 use crate::delivery::transport::agents::OUTPUT_BYTES;
@@ -44,8 +44,8 @@ impl Sent {
         Sent { result, exchange: exchange::take(), known: Instant::now() }
     }
 
-    /// How long after the request began to go out its connection was known to have ended, when the request may have crossed
-    /// a close: the connection was used again, no byte of an answer came, and the time is within the
+    /// The time from the first byte of the request to the known end of its connection, when the request may have crossed a
+    /// close. That is so when the connection was used again, no byte of an answer came, and the time is within the
     /// connection's [`crossing_limit`].
     pub(crate) fn crossed_a_close(&self) -> Option<Duration> {
         let Sent { result, exchange, known } = self;
@@ -92,7 +92,10 @@ pub(crate) fn build<'a>(
     if let Some(parent) = &message.traceparent {
         request = request.header("traceparent", parent.header(span_id));
     }
-    request.body(&*message.body).map_err(|error| Failure::of(ErrorKind::BadUrl, error.to_string()))
+    request.body(&*message.body).map_err(|error| {
+        tracing::debug!(%error, "a request could not be made");
+        Failure::of(ErrorKind::BadUrl, NO_REQUEST)
+    })
 }
 
 /// Sends a request. `start` is when the call began, and `timeout` its whole time, the agent's. Blocks for what is left of it.

@@ -39,6 +39,9 @@ const KEEP_STALE: Duration = Duration::from_secs(30);
 const KEEP_FAILURE: Duration = Duration::from_secs(1);
 /// Answers kept; beyond it all of them go.
 const NAMES_MAX: usize = 10_000;
+/// The system tells by a text only, in its own words, which of these it was.
+const UNRESOLVED: &str =
+    "the name could not be resolved: it does not exist, or its name servers do not answer";
 /// Stack of a lookup's thread: a lookup needs little.
 const STACK_BYTES: usize = 256 * 1024;
 /// File descriptors of a lookup: the hosts file or a socket to the name server, one over TCP, one to the kernel.
@@ -225,7 +228,10 @@ impl Shared {
             Err(_) if File::open("/dev/null").is_err() => {
                 Answer::ResourceExhausted("no file descriptor is left".into())
             }
-            Err(error) => Answer::Failed(error.to_string()),
+            Err(error) => {
+                tracing::debug!(name, %error, "a name was not resolved");
+                Answer::Failed(UNRESOLVED.into())
+            }
         };
         drop(descriptors);
         let mut state = self.lock();

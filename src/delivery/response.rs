@@ -8,6 +8,7 @@ use ureq::http::response::Parts;
 use ureq::http::{HeaderMap, Response};
 
 use crate::delivery::body::BodyText;
+use crate::delivery::broken;
 use crate::delivery::failure::{Failure, late};
 use crate::delivery::headers;
 use crate::delivery::transport::exchange::{self, Exchange};
@@ -15,7 +16,6 @@ use crate::delivery::transport::repair::{HEAD_BYTES_MAX, Record};
 use crate::model::call::{Call, ErrorKind};
 use crate::model::memory::Room;
 use crate::model::text::{self, storable};
-use crate::tls::handshake;
 
 /// Bytes on the wire for each byte of a body. Chunks of one byte take six; an answer that needs more is made to keep us busy.
 const FRAMING: u64 = 8;
@@ -117,10 +117,8 @@ impl End {
             return Some("the answer is nearly nothing but framing; it was not read to its end".into());
         }
         match &self.error {
-            Some(ureq::Error::Rustls(error)) => {
-                Some(format!("the answer broke off: {}", handshake::message(error)))
-            }
-            Some(error) => Some(format!("the answer broke off: {error}")),
+            Some(ureq::Error::Protocol(_)) => Some("the answer broke off: its chunks are malformed".into()),
+            Some(error) => Some(format!("the answer broke off: {}", broken::reason(error))),
             // A body that ends with the connection ends for ureq also when the connection breaks.
             None => self.exchange.broken.as_ref().map(|broken| format!("the answer broke off: {broken}")),
         }

@@ -19,7 +19,7 @@ pub(crate) enum Source {
     /// This address.
     Own(IpAddr),
     /// Nowhere: the operator has named an address of the other family only. A call from an address that the operator did not
-    /// name would come where nobody has allowed it.
+    /// name may be refused by the networks on its way.
     Nowhere,
 }
 

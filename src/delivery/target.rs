@@ -79,7 +79,7 @@ pub(crate) fn parse(text: &str, https_only: bool) -> Result<Target, String> {
     if text.len() > URL_BYTES_MAX {
         return Err(format!("the URL is longer than {URL_BYTES_MAX} bytes"));
     }
-    let mut url = Url::parse(bare).map_err(|error| format!("not a URL: {error}"))?;
+    let mut url = Url::parse(bare).map_err(|error| format!("not a URL: {}", in_our_words(error)))?;
     match url.scheme() {
         "https" => {}
         "http" if !https_only => {}
@@ -102,8 +102,26 @@ pub(crate) fn parse(text: &str, https_only: bool) -> Result<Target, String> {
         return Err(format!("the URL is longer than {URL_BYTES_MAX} bytes when it is encoded"));
     }
     // The HTTP client is stricter than browsers are.
-    let uri = Uri::try_from(url.as_str()).map_err(|error| format!("not a URL: {error}"))?;
+    let uri = Uri::try_from(url.as_str()).map_err(|_| NOT_FOR_HTTP.to_owned())?;
     Ok(Target { url, uri, authorization, shown: redact::without_credentials(text) })
+}
+
+/// The HTTP client refuses a URL that browsers take.
+const NOT_FOR_HTTP: &str = "not a URL: a character in it cannot be sent in a request";
+
+/// What is wrong with a text that is no URL. relay.url_problem() has the same words.
+fn in_our_words(error: url::ParseError) -> &'static str {
+    use url::ParseError as E;
+    match error {
+        E::EmptyHost => "the host is empty",
+        E::InvalidPort => "the port is no number up to 65535",
+        E::InvalidIpv4Address => "the host is neither a name nor an IPv4 address",
+        E::InvalidIpv6Address => "what is in brackets is no IPv6 address",
+        E::IdnaError | E::InvalidDomainCharacter => "the host has a character that no host has",
+        E::RelativeUrlWithoutBase => "it does not begin with https://",
+        E::Overflow => "it is too long",
+        _ => "it cannot be read",
+    }
 }
 
 /// The value of `Authorization` for a URL with user or password.

@@ -18,7 +18,7 @@ pub(crate) const SLOW: Duration = Duration::from_secs(1);
 const AHEAD: Duration = Duration::from_millis(20);
 /// Most rows claimed ahead: two claims of the largest size.
 pub(super) const AHEAD_MAX: usize = 1000;
-/// Most calls running while the pool stops, where the operator's limit is lower: rows that have begun make the rest of their
+/// Most calls running while the pool stops, where the operator's limit is lower. Rows that have begun make the rest of their
 /// calls at once, so that the stop takes the time of one call.
 const STOPPING_MAX: usize = 1024;
 
@@ -167,7 +167,8 @@ impl Slots {
     }
 
     /// Whether unproven webhooks have no slot, and get none in a moment. So it is when the slow webhooks have all slots, or
-    /// when none of those that are tried is quick: `long` of their calls have been running for longer than a quick one takes.
+    /// when none of those that are tried is quick. Then `long` of their calls have been running for longer than a quick one
+    /// takes.
     pub(super) fn unproven_wait(&self, long: usize) -> bool {
         let slow = self.running[Class::Slow as usize];
         long >= self.limits.unproven() || long + slow >= self.limits.not_fast()

@@ -98,8 +98,8 @@ impl Pool {
         }
     }
 
-    /// Waits until a claim may find more than the last one: a slot that a parked row may have waited for is free, as few calls
-    /// are in hand as the daemon has waited for, or rows were released. Cancel-safe.
+    /// Waits until a claim may find more than the last one. That is when a slot for a parked row is free, or when rows were
+    /// released. It is also when as few calls are in hand as the daemon has waited for. Cancel-safe.
     pub(crate) async fn capacity_freed(&self) {
         self.shared.capacity_freed.notified().await;
     }
@@ -134,7 +134,7 @@ impl Pool {
         self.release(self.shared.lock(), rows, rows);
     }
 
-    /// So many rows that went out, and so many that were admitted, are not in hand any more.
+    /// Takes rows out of hand: `out` that went out, and `admitted` that were admitted.
     fn release(&self, mut state: MutexGuard<'_, State>, out: usize, admitted: usize) {
         let is_awaited = state.release(out, admitted);
         if state.admission.waiting_count() > 0 {

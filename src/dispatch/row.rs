@@ -241,7 +241,7 @@ pub(super) fn claimed(id: i64, webhooks: &[i64]) -> Claimed {
     }
 }
 
-/// The same row with webhooks that are paused besides, for tests.
+/// A row that has paused webhooks besides, for tests.
 #[cfg(test)]
 pub(super) fn with_paused(row: Claimed, paused: &[i64]) -> Claimed {
     let paused = claimed(row.id, paused).webhooks;

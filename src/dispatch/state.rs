@@ -225,7 +225,7 @@ impl State {
         None
     }
 
-    /// So many rows that went out, and so many that were admitted, are not in hand any more. Whether the daemon is to be
+    /// Takes rows out of hand: `out` that went out, and `admitted` that were admitted. Returns whether the daemon is to be
     /// told.
     pub(super) fn release(&mut self, out: usize, admitted: usize) -> bool {
         self.ended = self.ended.saturating_sub(out);

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The limit of an answer is at least so many bytes, headers included: enough to see what an endpoint said.
 const ANSWER_MIN: usize = 1024;
 
-/// So many rows can have their sure bytes at the same time: enough to keep the threads busy while some rows wait for slow
-/// calls.
+/// Number of rows that can have their sure bytes at the same time: enough to keep the threads busy while some rows wait for
+/// slow calls.
 const ROWS: usize = 64;
 
 /// The count.

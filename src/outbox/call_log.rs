@@ -1,10 +1,12 @@
 //! The call log, as people read it. A statement reads a month of it at most, because each partition that it reads is five
 //! locks. Two statements read from a time on that the caller names: those for open failures and for the calls of a row.
+//! `call` reads one partition after the other.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use tokio_postgres::Row;
+use uuid::Uuid;
 
 use crate::error::Result;
 use crate::outbox::Store;
@@ -15,6 +17,11 @@ use crate::outbox::Store;
 /// the week ahead and the default partition, and takes 201. Both numbers are computed.
 const SLICE: Duration = Duration::from_secs(SLICE_DAYS * 86400);
 const SLICE_DAYS: u64 = 31;
+/// How far back the clock of the daemon may have been put between two calls.
+const CLOCK_JUMP: Duration = Duration::from_secs(86400);
+
+/// Most repeats of one event that a person sees.
+const REPEATS_MAX: i64 = 100;
 
 /// Which calls are wanted.
 #[derive(Clone, Debug)]
@@ -97,7 +104,120 @@ impl Logged {
     }
 }
 
+/// A call with all that the log has of it.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// `relay.webhook_calls.id`.
+    pub id: i64,
+    /// The webhook that was called.
+    pub webhook_id: i64,
+    /// The call that it repeats.
+    pub replay_of: Option<i64>,
+    /// All columns.
+    pub json: String,
+    event_id: Uuid,
+    start_time: SystemTime,
+}
+
+/// A call that repeats another one.
+#[derive(Clone, Debug)]
+pub struct Repeat {
+    /// `relay.webhook_calls.id`.
+    pub id: i64,
+    /// First byte of work.
+    pub start_time: SystemTime,
+    /// The call that it repeats.
+    pub replay_of: Option<i64>,
+    /// Of the answer.
+    pub status_code: Option<i32>,
+    /// None for a success.
+    pub error_kind: Option<String>,
+}
+
+/// What a webhook is now.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// Whose events it gets; a view may leave it out.
+    pub project_id: Option<i64>,
+    /// Its name.
+    pub name: String,
+    /// Where it is called.
+    pub url: String,
+    /// Whether it is called.
+    pub enabled: bool,
+}
+
 impl Store {
+    /// The call of this id; none when the log does not have it.
+    pub async fn call(&self, id: i64) -> Result<Option<Whole>> {
+        let rows = self
+            .rows("reading the call", include_str!("../../sql/queries/call_log/call.sql"), &[&id])
+            .await?;
+        Ok(rows.first().map(|row| Whole {
+            id: row.get("id"),
+            webhook_id: row.get("webhook_id"),
+            replay_of: row.get("replay_of"),
+            json: row.get("json"),
+            event_id: row.get("event_id"),
+            start_time: row.get("start_time"),
+        }))
+    }
+
+    /// The replays of a call's event to its webhook that were made after it, the oldest first, at most [`REPEATS_MAX`]; and the
+    /// outbox rows that are about to make one. Runs a statement for each month from the call to `now`.
+    pub async fn repeats(&self, call: &Whole, now: SystemTime) -> Result<(Vec<Repeat>, Vec<i64>)> {
+        let sql = include_str!("../../sql/queries/call_log/repeats.sql");
+        let mut repeats: Vec<Repeat> = Vec::new();
+        // A clock may jump between two calls; see relay.open_failures_since().
+        let mut since = call.start_time.checked_sub(CLOCK_JUMP).unwrap_or(call.start_time);
+        loop {
+            let end = since.checked_add(SLICE).filter(|end| *end < now);
+            let left = REPEATS_MAX - repeats.len() as i64;
+            let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+                [&call.event_id, &call.webhook_id, &since, &end, &left];
+            let rows = self.rows("reading what repeated the call", sql, &parameters).await?;
+            repeats.extend(rows.iter().map(|row| Repeat {
+                id: row.get("id"),
+                start_time: row.get("start_time"),
+                replay_of: row.get("replay_of"),
+                status_code: row.get("status_code"),
+                error_kind: row.get("error_kind"),
+            }));
+            match end {
+                Some(end) if (repeats.len() as i64) < REPEATS_MAX => since = end,
+                _ => break,
+            }
+        }
+        repeats.retain(|repeat| repeat.id > call.id);
+        let sql = include_str!("../../sql/queries/call_log/pending_repeats.sql");
+        let rows = self
+            .rows(
+                "reading what is about to repeat the call",
+                sql,
+                &[&call.event_id, &call.webhook_id, &REPEATS_MAX],
+            )
+            .await?;
+        Ok((repeats, rows.iter().map(|row| row.get(0)).collect()))
+    }
+
+    /// What these webhooks are, by id. Leaves out those that are gone, and all of them where their names cannot be read; see
+    /// `relay.webhook_names()`.
+    pub async fn webhook_names(&self, ids: &[i64]) -> Result<HashMap<i64, Named>> {
+        let sql = include_str!("../../sql/queries/call_log/webhook_names.sql");
+        let rows = self.rows("reading the webhooks' names", sql, &[&ids]).await?;
+        let named = |row: &Row| {
+            let text = |column| row.get::<_, Option<String>>(column).unwrap_or_default();
+            let named = Named {
+                project_id: row.get("project_id"),
+                name: text("name"),
+                url: text("url"),
+                enabled: row.get::<_, Option<bool>>("enabled").unwrap_or_default(),
+            };
+            (row.get("webhook_id"), named)
+        };
+        Ok(rows.iter().map(named).collect())
+    }
+
     /// The time by the database's clock, and the highest id that the call log has drawn.
     pub async fn clock(&self) -> Result<(SystemTime, i64)> {
         let row = self

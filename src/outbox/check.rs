@@ -39,7 +39,7 @@ impl Store {
     /// What the daemon needs, each with whether the current user may do it.
     pub async fn privileges(&self) -> Result<Vec<(String, bool)>> {
         let sql = include_str!("../../sql/queries/check/privileges.sql");
-        let rows = self.rows("looking at privileges", sql, &[]).await?;
+        let rows = self.rows("reading privileges", sql, &[]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
@@ -47,22 +47,22 @@ impl Store {
     /// `row_security.sql`.
     pub async fn row_security(&self) -> Result<Vec<(String, String)>> {
         let sql = include_str!("../../sql/queries/check/row_security.sql");
-        let rows = self.rows("looking at row level security", sql, &[]).await?;
+        let rows = self.rows("reading row level security", sql, &[]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// Whose code would run in our sessions; empty in a database that is in order. See `foreign_code.sql`.
     pub async fn foreign_code(&self) -> Result<Vec<String>> {
         let sql = include_str!("../../sql/queries/check/foreign_code.sql");
-        let rows = self.rows("looking for code of others", sql, &[]).await?;
+        let rows = self.rows("finding code of others", sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Our tables whose rows Postgres lets nobody update or delete because of a publication, each with its name. See
+    /// Our tables whose rows Postgres lets no role update or delete because of a publication, each with its name. See
     /// `publications.sql`.
     pub async fn publications(&self) -> Result<Vec<(String, String)>> {
         let sql = include_str!("../../sql/queries/check/publications.sql");
-        let rows = self.rows("looking at publications", sql, &[]).await?;
+        let rows = self.rows("reading publications", sql, &[]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
@@ -70,14 +70,14 @@ impl Store {
     /// and the first 100,000 parked rows. See `unlisted_epochs.sql`.
     pub async fn unlisted_epochs(&self) -> Result<i64> {
         let sql = include_str!("../../sql/queries/check/unlisted_epochs.sql");
-        Ok(self.one("looking for rows of unlisted instances", sql, &[]).await?.get(0))
+        Ok(self.one("finding rows of unlisted instances", sql, &[]).await?.get(0))
     }
 
     /// Sessions that hold one of our advisory locks and should not: those of the transactions given, or all; at most
     /// 20. See `lock_holders.sql`.
     pub async fn lock_holders(&self, transactions: Option<&[String]>) -> Result<Vec<Holder>> {
         let sql = include_str!("../../sql/queries/check/lock_holders.sql");
-        let rows = self.rows("looking who holds our locks", sql, &[&transactions]).await?;
+        let rows = self.rows("finding the holders of our locks", sql, &[&transactions]).await?;
         let holder = |row: &Row| Holder {
             transaction: row.get(0),
             lock: row.get(1),
@@ -91,7 +91,7 @@ impl Store {
     /// Names of the outbox's triggers that are missing or disabled.
     pub async fn missing_triggers(&self) -> Result<Vec<String>> {
         let sql = include_str!("../../sql/queries/check/missing_triggers.sql");
-        let rows = self.rows("looking at the triggers", sql, &[]).await?;
+        let rows = self.rows("reading the triggers", sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 }

@@ -74,7 +74,7 @@ impl Store {
     /// Projects that have parked rows, at most `limit`, in order.
     pub async fn parked_projects(&self, limit: i64) -> Result<Vec<i64>> {
         let sql = include_str!("../../sql/queries/claim/parked_projects.sql");
-        let rows = self.rows("looking for parked rows", sql, &[&limit]).await?;
+        let rows = self.rows("finding parked rows", sql, &[&limit]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 

@@ -17,8 +17,8 @@ use crate::outbox::Store;
 pub(crate) const STATEMENT_BYTES_MAX: usize = 1024 * 1024;
 
 impl Store {
-    /// Marks rows done and writes their call logs, all or nothing. Returns the ids that were still ours. Somebody
-    /// else has finished or taken over the other rows, and nothing is written for them.
+    /// Marks rows done and writes their call logs, all or nothing. Returns the ids that were still ours. Another instance
+    /// has finished or taken over the other rows, and nothing is written for them.
     ///
     /// This is one statement (`finish.sql`), or one transaction of several when the records have more than
     /// [`STATEMENT_BYTES_MAX`].

@@ -25,7 +25,7 @@ pub struct Installation {
     pub recorded: Option<Identity>,
     /// The site that a daemon must name to run here.
     pub site: Option<String>,
-    /// Whether the two differ, and nobody has accepted that.
+    /// Whether the two differ, and no operator has accepted that.
     pub is_copy: bool,
 }
 
@@ -62,7 +62,7 @@ impl Installation {
         })
     }
 
-    /// Succeeds when this database is no copy, or somebody has accepted it.
+    /// Succeeds when this database is no copy, or an operator has accepted it.
     ///
     /// # Errors
     ///
@@ -87,12 +87,12 @@ impl Installation {
         let problem = match (self.site.as_deref(), site) {
             (known, named) if known == named => return Ok(()),
             (Some(known), None) => format!(
-                "database {database} is of site \"{known}\", and this daemon has no --site: start it with --site, or, if \
-                 this database is a copy, name its own with migrate --site NAME --accept-copy=skip (or =deliver)"
+                "database {database} is of site \"{known}\", and this daemon has no --site: start it with --site. If \
+                 this database is a copy, name its own site: promptpal-relay migrate --site NAME --accept-copy=skip (or =deliver)"
             ),
             (Some(known), Some(named)) => format!(
                 "database {database} is of site \"{known}\", and this daemon is of \"{named}\": start it with the \
-                 database's --site, or, if this database is a copy, run promptpal-relay migrate --site \"{named}\" \
+                 database's --site. If this database is a copy, run promptpal-relay migrate --site \"{named}\" \
                  --accept-copy=skip (or =deliver)"
             ),
             (None, named) => format!(
@@ -140,10 +140,10 @@ impl Store {
     /// Whether the schema has relay.installation yet.
     pub async fn has_installation(&self) -> Result<bool> {
         let sql = include_str!("../../sql/queries/installation/exists.sql");
-        Ok(self.one("looking for relay.installation", sql, &[]).await?.get(0))
+        Ok(self.one("finding relay.installation", sql, &[]).await?.get(0))
     }
 
-    /// The last time that somebody accepted this database as a copy: its number, and how many rows were marked done
+    /// The last time that an operator accepted this database as a copy: its number, and how many rows were marked done
     /// without calls.
     pub async fn last_accepted(&self) -> Result<Option<(i64, i64)>> {
         let sql = include_str!("../../sql/queries/installation/last_accepted.sql");

@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use crate::error::{Error, Result};
 use crate::outbox::Store;
 
-/// How often a session draws another key when somebody has the lock of the first. Chance never takes so many random
+/// How often a session draws another key when another session has the lock of the first. Chance never takes so many random
 /// keys in a row.
 const KEYS_MAX: u32 = 8;
 
@@ -72,7 +72,7 @@ impl Store {
                 return Ok(lock);
             }
         }
-        Err(Error::Failed(format!("taking a liveness lock: {KEYS_MAX} random ones are held by somebody")))
+        Err(Error::Failed(format!("taking a liveness lock: other sessions hold {KEYS_MAX} random ones")))
     }
 
     /// Lists the instance whose sessions hold the locks of these keys, with its round trip to Postgres. Returns when
@@ -106,7 +106,7 @@ impl Store {
     ///
     /// [`Error::Pooled`] when another backend than `backend`, which was this session's, runs the statement.
     pub async fn declare_dead(&self, epoch: i64, epochs: &[i64], backend: i32) -> Result<Vec<Peer>> {
-        let doing = "looking for dead instances";
+        let doing = "finding dead instances";
         let sql = include_str!("../../sql/queries/instances/declare_dead.sql");
         let rows = self.rows(doing, sql, &[&epoch, &epochs, &backend]).await?;
         if rows.iter().any(|row| row.get::<_, &str>("state") == "elsewhere") {

@@ -4,7 +4,7 @@
 //!
 //! [`Store`] is a session with its prepared statements. A function of it is one round trip and one transaction of its own,
 //! unless it says otherwise. `status` makes two round trips and `draw_lock` up to eight. `finish` makes several in one
-//! transaction when the records are large. `calls`, `call_ids` and `whole_calls` make one for each month. The first use of a
+//! transaction when the records are large. `calls`, `call_ids`, `whole_calls` and `repeats` make one for each month. The first use of a
 //! statement prepares it, which is one round trip more.
 
 pub(crate) mod installation;
@@ -22,13 +22,14 @@ mod retention;
 mod role;
 mod sleep_lock;
 mod status;
+mod top;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-pub(crate) use call_log::{Key, Logged, Wanted};
+pub(crate) use call_log::{Key, Logged, Repeat, Wanted, Whole};
 pub(crate) use check::Holder;
 pub(crate) use claim::Claim;
 pub(crate) use finish::STATEMENT_BYTES_MAX;
@@ -116,7 +117,7 @@ impl Store {
         if let Some(statement) = self.prepared.borrow().get(sql) {
             return Ok(statement.clone());
         }
-        let statement = self.answer(self.session.prepare(sql)).await.map_err(Error::prepared(doing))?;
+        let statement = self.answer(self.session.prepare(sql)).await.map_err(Error::postgres(doing))?;
         self.prepared.borrow_mut().insert(sql, statement.clone());
         Ok(statement)
     }
@@ -129,7 +130,7 @@ impl Store {
     ) -> Result<Vec<Row>> {
         let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
-        self.answer(self.session.query(&statement, parameters)).await.map_err(Error::prepared(doing))
+        self.answer(self.session.query(&statement, parameters)).await.map_err(Error::postgres(doing))
     }
 
     async fn one(
@@ -140,6 +141,6 @@ impl Store {
     ) -> Result<Row> {
         let _waiting = self.wait();
         let statement = self.statement(doing, sql).await?;
-        self.answer(self.session.query_one(&statement, parameters)).await.map_err(Error::prepared(doing))
+        self.answer(self.session.query_one(&statement, parameters)).await.map_err(Error::postgres(doing))
     }
 }

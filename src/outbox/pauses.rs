@@ -51,7 +51,7 @@ pub struct Forgotten {
 }
 
 impl Store {
-    /// Pauses a webhook or a project, until a time or until somebody resumes.
+    /// Pauses a webhook or a project, until a time or until an operator resumes.
     ///
     /// # Errors
     ///
@@ -85,14 +85,14 @@ impl Store {
     pub async fn rows_in_hand(&self, target: Target) -> Result<Vec<i64>> {
         let sql = include_str!("../../sql/queries/pauses/in_hand.sql");
         let (webhook, project) = target.ids();
-        let rows = self.rows("looking at rows in hand", sql, &[&webhook, &project]).await?;
+        let rows = self.rows("reading rows in hand", sql, &[&webhook, &project]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// How many of these rows are not done.
     pub async fn not_done(&self, outbox_ids: &[i64]) -> Result<i64> {
         let sql = include_str!("../../sql/queries/pauses/not_done.sql");
-        Ok(self.one("looking at rows in hand", sql, &[&outbox_ids]).await?.get(0))
+        Ok(self.one("reading rows in hand", sql, &[&outbox_ids]).await?.get(0))
     }
 
     /// Pauses a webhook for the daemon, unless the log has a success of it since then. Returns whether this has paused it.
@@ -104,7 +104,7 @@ impl Store {
     /// Pauses without an end that are older than so many days, the oldest first, at most `limit`.
     pub async fn forgotten_pauses(&self, days: i32, limit: i64) -> Result<Vec<Forgotten>> {
         let sql = include_str!("../../sql/queries/pauses/forgotten.sql");
-        let rows = self.rows("looking at pauses", sql, &[&days, &limit]).await?;
+        let rows = self.rows("reading pauses", sql, &[&days, &limit]).await?;
         let forgotten = |row: &Row| Forgotten {
             target: match row.get(0) {
                 Some(webhook_id) => Target::Webhook(webhook_id),

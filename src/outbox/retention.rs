@@ -77,7 +77,7 @@ impl Store {
     /// Names of the daily partitions of the call log that end before that time.
     pub async fn expired_partitions(&self, before: SystemTime) -> Result<Vec<String>> {
         let sql = include_str!("../../sql/queries/retention/expired_partitions.sql");
-        let rows = self.rows("looking for old partitions", sql, &[&before]).await?;
+        let rows = self.rows("finding old partitions", sql, &[&before]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
@@ -102,7 +102,7 @@ impl Store {
     /// The lowest id in the outbox; none when it is empty.
     pub async fn lowest_id(&self) -> Result<Option<i64>> {
         let sql = include_str!("../../sql/queries/retention/lowest_id.sql");
-        let rows = self.rows("looking at the outbox", sql, &[]).await?;
+        let rows = self.rows("reading the outbox", sql, &[]).await?;
         Ok(rows.first().map(|row| row.get(0)))
     }
 

@@ -20,6 +20,8 @@ pub enum Role {
     Metrics,
     /// Serves a command for people.
     Command,
+    /// Serves the live screen.
+    Top,
 }
 
 impl Role {
@@ -32,6 +34,7 @@ impl Role {
             Role::Pause => "pause",
             Role::Metrics => "metrics",
             Role::Command => "command",
+            Role::Top => "top",
         }
     }
 
@@ -58,6 +61,12 @@ impl Role {
             // What the values select differs much, and a person does not notice the time of planning. A command,
             // `migrate` included, waits for locks no longer than the site wants.
             Role::Command => "RESET lock_timeout; SET plan_cache_mode = force_custom_plan",
+            // A refresh goes from the ends of indexes to few rows, and sorts none of a table. It knows the ids and times that it
+            // wants, so it is planned for them. A person waits for a lock, or for a slow server, no longer than this.
+            Role::Top => {
+                "SET lock_timeout = '1s'; SET statement_timeout = '5s'; SET plan_cache_mode = force_custom_plan; \
+                 SET enable_seqscan = off; SET enable_sort = off"
+            }
             // Somebody may have the pause of the same webhook open; the daemon tries again later.
             Role::Pause => "SET lock_timeout = '1s'; SET statement_timeout = '10s'",
             Role::Metrics => {

@@ -81,6 +81,10 @@ impl Settings {
     /// # Errors
     /// Names user, host, port and database. Exit code 78 for what a restart does not change, 1 for what it may.
     pub async fn connect(&self, role: &str, setup: &str) -> Result<Session> {
+        self.current().connect_once(role, setup).await
+    }
+
+    async fn connect_once(&self, role: &str, setup: &str) -> Result<Session> {
         let tls = self.tls.connector()?;
         let mut failures = Vec::new();
         for host in &self.hosts {
@@ -109,7 +113,13 @@ impl Settings {
             Place::Tcp { address: Some(address), .. } => vec![Some(*address)],
             Place::Tcp { name, address: None } => {
                 let found = self.in_time(host, async {
-                    lookup_host((name.as_str(), host.port)).await.map_err(Error::io(self.doing(host)))
+                    lookup_host((name.as_str(), host.port)).await.map_err(|error| {
+                        tracing::debug!(name, error = one_line(&error), "a name was not resolved");
+                        Error::Failed(format!(
+                            "{}: the name could not be resolved: it does not exist, or its name servers do not answer",
+                            self.doing(host)
+                        ))
+                    })
                 });
                 found.await?.map(|found| Some(found.ip())).collect()
             }

@@ -5,13 +5,14 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::unistd::{User, geteuid};
 use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 
-use crate::error::Result;
+use crate::error::{Result, one_line};
 use crate::model::database_addresses::Reached;
 use crate::postgres::backend::Proved;
 use crate::postgres::conninfo::{self, Params, SPACES};
@@ -44,8 +45,8 @@ pub(super) enum Access {
 
 /// Where and how to connect, checked once. `Debug` and messages never show the password.
 ///
-/// Files that hold secrets or certificates (`passfile`, `sslrootcert`, `sslcert`, `sslkey`) are read at every
-/// connect, so that a renewed one needs no restart.
+/// Files that hold secrets or certificates are read at every connect, so that a renewed one needs no restart. These are
+/// `passfile`, `sslrootcert`, `sslcert`, `sslkey`, and the file of the URL where there is one.
 #[derive(Clone)]
 pub struct Settings {
     /// Everything but the host: user, database, password, keepalives.
@@ -63,6 +64,16 @@ pub struct Settings {
     pub reached: Reached,
     /// Which servers keep a session's backend, by this value and its clones.
     pub(super) proved: Proved,
+    /// Reads the URL's file again; none where the URL came from elsewhere.
+    renewal: Option<Renewal>,
+}
+
+/// What the URL's file has now. Cheap to clone; all clones are one.
+#[derive(Clone)]
+struct Renewal {
+    read: Arc<dyn Fn() -> Result<Settings> + Send + Sync>,
+    // The configuration of the last reading that succeeded. Each connection writes it and reads it.
+    last: Arc<Mutex<Config>>,
 }
 
 /// Whether there is a password in what the user typed.
@@ -115,7 +126,41 @@ impl Settings {
             connect_timeout,
             reached,
             proved: Proved::default(),
+            renewal: None,
         })
+    }
+
+    /// These settings, read anew by `read` for each session. Servers, database and TLS stay as they were checked: the egress
+    /// policy knows the servers by them.
+    pub(crate) fn renewed_by(self, read: impl Fn() -> Result<Settings> + Send + Sync + 'static) -> Settings {
+        let last = Arc::new(Mutex::new(self.config.clone()));
+        Settings { renewal: Some(Renewal { read: Arc::new(read), last }), ..self }
+    }
+
+    /// The settings of the session that is opened now. Where the file cannot be read, they are those of the last reading: the
+    /// file may be about to be written.
+    pub(super) fn current(&self) -> Settings {
+        let mut current = self.clone();
+        let Some(renewal) = &self.renewal else { return current };
+        let mut last = renewal.last.lock().expect("nothing panics while holding it");
+        match (renewal.read)() {
+            Ok(read) => {
+                let is_elsewhere = |one: &Settings| (one.hosts.clone(), one.database().to_owned());
+                if is_elsewhere(&read) != is_elsewhere(self) {
+                    tracing::warn!(
+                        "the file with the database URL names another server or database: that takes effect at a restart; its \
+                         role and password are used now"
+                    );
+                }
+                *last = read.config;
+            }
+            Err(error) => {
+                tracing::warn!(error = %one_line(&error), "the role and the password from before are used");
+            }
+        }
+        current.config = last.clone();
+        current.config.dbname(self.database());
+        current
     }
 
     /// For messages: `user@host:port/database, sslmode prefer`. Never a password.

@@ -44,12 +44,15 @@ impl Failures {
             None => {}
         }
         let duration = call.end_time.duration_since(call.start_time).unwrap_or_default();
+        // What is said of a status may have a header of the answer, and the field `status` has the rest.
+        let why = call.error_message.as_deref().filter(|_| kind != ErrorKind::HttpStatus).map(escaped);
         tracing::info!(
             webhook_id = call.webhook_id,
             outbox_id = row.id,
             project_id = row.project_id,
             trace_id = %escaped(&row.trace_id),
             error_kind = kind.as_str(),
+            error = why.as_deref(),
             status = call.status_code,
             duration_ms = duration.as_millis() as u64,
             "call failed"

@@ -1,5 +1,5 @@
-//! The little HTTP server of `--metrics-listen`: answers `/metrics` and `/healthz`. A scrape asks what the threads are doing,
-//! and never Postgres.
+//! The little HTTP server of `--metrics-listen`: answers `/metrics`, `/healthz`, `/readyz` and `/livez`. A scrape asks what the
+//! threads are doing, and never Postgres.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -7,13 +7,14 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::error::{Error, Result};
 use crate::model::load::Load;
+use crate::telemetry::exposition::Format;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::terminal::escaped;
@@ -27,6 +28,9 @@ const CONNECTIONS_MAX: usize = 64;
 const HEAD_MAX: usize = 8 * 1024;
 /// Pause after the listener failed, for want of descriptors.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+
+/// What all answers are but those of `/metrics`.
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The listening socket of `--metrics-listen`.
 pub(crate) struct Server(TcpListener);
@@ -58,7 +62,7 @@ impl Server {
         Ok(address.port())
     }
 
-    /// Answers `GET /metrics` and `GET /healthz`, for ever. `load` tells what the threads do, and how many rows are in hand.
+    /// Answers a GET of each path, for ever. `load` tells what the threads do, and how many rows are in hand.
     pub(crate) async fn serve(
         &self,
         metrics: &Metrics,
@@ -136,21 +140,20 @@ async fn answer(
     let mut request = httparse::Request::new(&mut headers);
     let parsed = request.parse(&head).is_ok();
     let path = request.path.unwrap_or_default().split('?').next().unwrap_or_default();
-    let text = "text/plain; charset=utf-8";
     let (status, kind, body) = match (request.method, path) {
-        _ if !parsed => ("400 Bad Request", text, "not a request\n".into()),
+        _ if !parsed => ("400 Bad Request", TEXT, "not a request\n".into()),
         (Some("GET" | "HEAD"), "/metrics") => {
             let (load, in_hand) = load();
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ("200 OK", kind, metrics.text(&load, in_hand, health.why().is_none()))
+            let format = wanted_format(request.headers);
+            ("200 OK", format.content_type(), metrics.text(format, &load, in_hand, health.why().is_none()))
         }
-        (Some("GET" | "HEAD"), "/healthz") => match health.why() {
-            None => ("200 OK", text, "ok\n".into()),
-            // For a terminal, too: it says what Postgres and its triggers say.
-            Some(why) => ("503 Service Unavailable", text, format!("{}\n", escaped(&why))),
-        },
-        (Some("GET" | "HEAD"), _) => ("404 Not Found", text, "there are /metrics and /healthz\n".into()),
-        _ => ("405 Method Not Allowed", text, "only GET\n".into()),
+        (Some("GET" | "HEAD"), "/healthz") => verdict(health.why().as_deref()),
+        (Some("GET" | "HEAD"), "/readyz") => verdict(health.why_not_ready().as_deref()),
+        (Some("GET" | "HEAD"), "/livez") => verdict(health.why_not_alive(Instant::now())),
+        (Some("GET" | "HEAD"), _) => {
+            ("404 Not Found", TEXT, "there are /metrics, /healthz, /readyz and /livez\n".into())
+        }
+        _ => ("405 Method Not Allowed", TEXT, "only GET\n".into()),
     };
     let length = body.len();
     let body = if request.method == Some("HEAD") { String::new() } else { body };
@@ -159,4 +162,20 @@ async fn answer(
     );
     stream.write_all(answer.as_bytes()).await?;
     stream.shutdown().await
+}
+
+/// The format of the metrics that a request asks for.
+fn wanted_format(headers: &[httparse::Header]) -> Format {
+    let accept = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("accept"));
+    // A value that is no text says nothing.
+    Format::wanted(accept.filter_map(|header| std::str::from_utf8(header.value).ok()))
+}
+
+/// The answer to a question about the daemon: all is well, or why not.
+fn verdict(why_not: Option<&str>) -> (&'static str, &'static str, String) {
+    match why_not {
+        None => ("200 OK", TEXT, "ok\n".into()),
+        // For a terminal, too: it says what Postgres and its triggers say.
+        Some(why) => ("503 Service Unavailable", TEXT, format!("{}\n", escaped(why))),
+    }
 }

@@ -2,8 +2,10 @@
 //!
 //! All of it happens on the relay's one asynchronous thread, a batch at a time. Counting never waits, and never asks Postgres.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Instant;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -14,7 +16,10 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::model::call::{Call, ErrorKind};
-use crate::model::load::Load;
+use crate::model::load::{BUSIEST, Load};
+use crate::telemetry::exposition::{self, Format};
+use crate::telemetry::process::Process;
+use crate::telemetry::recent_calls::RecentCalls;
 
 type Labels = [(&'static str, String); 1];
 type Seconds = Gauge<f64, AtomicU64>;
@@ -53,8 +58,12 @@ pub(crate) struct Metrics {
     waiting: Count,
     threads: Count,
     memory_bytes: Count,
-    shortages: Count,
+    shortages: Counter,
     busiest: Family<Labels, Count>,
+    // One thread: a call is noted, or the metrics are written, one after the other.
+    recent: RefCell<RecentCalls>,
+    recent_calls: Family<Labels, Count>,
+    recent_failures: Family<Labels, Count>,
     healthy: Count,
     oldest_pending: Seconds,
     oldest_parked: Seconds,
@@ -66,8 +75,9 @@ const SUCCESS: &str = "success";
 
 impl Default for Metrics {
     fn default() -> Metrics {
-        let mut registry = Registry::with_prefix("promptpal_relay");
-        let r = &mut registry;
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Process::new()));
+        let r = registry.sub_registry_with_prefix("promptpal_relay");
         let by_outcome = Family::<Labels, Histogram>::new_with_constructor(|| {
             // 1 ms to 33 s: beyond the longest usual --timeout.
             Histogram::new(exponential_buckets(0.001, 2.0, 16))
@@ -96,6 +106,8 @@ impl Default for Metrics {
         let takeovers = counter("takeovers", "Dead instances that were found");
         let webhooks_paused =
             counter("webhooks_paused", "Webhooks that this daemon has paused (--pause-failing)");
+        let shortages =
+            counter("shortage_pauses", "Pauses for want of descriptors, threads, memory or a way out");
         let finishes = Histogram::new(exponential_buckets(1.0, 4.0, 6));
         r.register("finish_rows", "Rows recorded in one transaction", finishes.clone());
         let wakeups = Family::<Labels, Counter>::default();
@@ -110,14 +122,16 @@ impl Default for Metrics {
         let waiting = gauge("calls_waiting", "Calls that wait for a slot");
         let threads = gauge("threads", "Threads for calls");
         let memory_bytes = gauge("memory_bytes", "Memory of rows in hand, of what --memory allows");
-        let shortages = gauge(
-            "shortage_pauses",
-            "Pauses for want of descriptors, threads, memory or a way out, since the start",
-        );
-        let healthy = gauge("healthy", "1 while rows can be delivered, as /healthz has it; else 0");
+        let healthy = gauge("healthy", "1 while all is well, as /healthz has it; else 0");
         let busiest = Family::<Labels, Count>::default();
         let text = "Calls in flight to the 20 webhooks that have most";
         r.register("webhook_calls_running", text, busiest.clone());
+        let recent_calls = Family::<Labels, Count>::default();
+        let text = "Calls of the last five minutes to the 20 webhooks of which most calls failed";
+        r.register("webhook_recent_calls", text, recent_calls.clone());
+        let recent_failures = Family::<Labels, Count>::default();
+        let text = "Failed calls of the last five minutes to the 20 webhooks of which most calls failed";
+        r.register("webhook_recent_failures", text, recent_failures.clone());
         let mut seconds = |name: &str, help: &str| {
             let gauge = Seconds::default();
             r.register_with_unit(name, help, Unit::Seconds, gauge.clone());
@@ -156,6 +170,9 @@ impl Default for Metrics {
             memory_bytes,
             shortages,
             busiest,
+            recent: RefCell::default(),
+            recent_calls,
+            recent_failures,
             healthy,
             oldest_pending,
             oldest_parked,
@@ -177,6 +194,9 @@ impl Metrics {
         self.recorded.inc();
         if repeated {
             self.repeated.inc();
+        }
+        if call.error_kind.is_none_or(ErrorKind::is_of_the_endpoint) {
+            self.recent.borrow_mut().note(call.webhook_id, call.error_kind.is_some(), Instant::now());
         }
     }
 
@@ -213,8 +233,8 @@ impl Metrics {
         (!age.is_nan()).then_some(age)
     }
 
-    /// All of it in the text format of OpenMetrics.
-    pub(crate) fn text(&self, load: &Load, in_hand: usize, is_healthy: bool) -> String {
+    /// All of it in a format.
+    pub(crate) fn text(&self, format: Format, load: &Load, in_hand: usize, is_healthy: bool) -> String {
         let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.in_hand.set(number(in_hand));
         self.running.set(number(load.running));
@@ -222,13 +242,25 @@ impl Metrics {
         self.threads.set(number(load.threads));
         self.memory_bytes.set(number(load.memory_bytes));
         self.healthy.set(i64::from(is_healthy));
-        self.shortages.set(i64::try_from(load.shortages).unwrap_or(i64::MAX));
+        self.shortages.inc_by(load.shortages.saturating_sub(self.shortages.get()));
         self.busiest.clear();
         for (webhook_id, calls) in &load.busiest {
             self.busiest.get_or_create(&label("webhook", webhook_id)).set(number(*calls));
         }
+        self.recent_calls.clear();
+        self.recent_failures.clear();
+        let worst = self.recent.borrow_mut().worst(BUSIEST, Instant::now());
+        for (webhook_id, tally) in worst {
+            let labels = label("webhook", webhook_id);
+            let count = |count| i64::try_from(count).unwrap_or(i64::MAX);
+            self.recent_calls.get_or_create(&labels).set(count(tally.calls));
+            self.recent_failures.get_or_create(&labels).set(count(tally.failures));
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string cannot fail");
-        text
+        match format {
+            Format::OpenMetrics => text,
+            Format::Text => exposition::text(&text),
+        }
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn width(stream: impl AsFd) -> Option<usize> {
 /// stand in its strings only.
 ///
 /// Each text that is printed or logged passes here where it is written, and only there. The places are standard output in
-/// `command::table`, the last line in `main`, the lines of the log in [`crate::telemetry::logging`], systemd's status, `/healthz`.
+/// `command::table`, the screen of `top` in `command::top::screen`, the last line in `main`, the lines of the log in [`crate::telemetry::logging`], systemd's status, `/healthz`.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(deceives) {
         return text.into();

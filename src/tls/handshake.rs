@@ -198,14 +198,14 @@ pub(crate) fn message(error: &rustls::Error) -> String {
             | Incompatible::Tls12NotOffered
             | Incompatible::Tls12NotOfferedOrEnabled,
         ) => "the server speaks TLS 1.1 or older only; 1.2 or newer is needed".into(),
-        E::PeerIncompatible(what) => {
-            format!("the server's TLS has nothing in common with ours ({what:?}); TLS 1.2 or newer is needed")
+        E::PeerIncompatible(_) => {
+            "the server's TLS has nothing in common with ours; TLS 1.2 or newer is needed".into()
         }
-        E::PeerMisbehaved(what) => format!("the server breaks the rules of TLS ({what:?})"),
+        E::PeerMisbehaved(_) => "the server breaks the rules of TLS".into(),
         E::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "the server does not speak TLS on this port (http instead of https?)".into()
         }
-        E::InvalidMessage(what) => format!("what the server sends is no TLS, or damaged ({what:?})"),
+        E::InvalidMessage(_) => "what the server sends is no TLS, or damaged".into(),
         E::InappropriateMessage { .. } | E::InappropriateHandshakeMessage { .. } => {
             "the server sends TLS messages out of turn".into()
         }
@@ -214,7 +214,7 @@ pub(crate) fn message(error: &rustls::Error) -> String {
         E::NoCertificatesPresented => "the server shows no certificate".into(),
         E::UnsupportedNameType => "the host's name is not one that a certificate can have".into(),
         E::NoApplicationProtocol => "the server does not speak the protocol that was asked for (ALPN)".into(),
-        other => other.to_string(),
+        _ => "TLS failed for a reason that is not known here".into(),
     }
 }
 
@@ -264,13 +264,14 @@ fn certificate(error: &CertificateError) -> String {
             match (why.downcast_ref::<Reason>(), why.downcast_ref::<webpki::Error>()) {
                 (Some(reason), _) => reason.to_string(),
                 (None, Some(error)) => path(error),
-                (None, None) => format!("the certificate is refused ({why})"),
+                (None, None) => REFUSED.into(),
             }
         }
-        other => format!("the certificate is refused ({other:?})"),
+        _ => REFUSED.into(),
     }
 }
 
+const REFUSED: &str = "the certificate is refused for a reason that is not known here";
 const UNKNOWN_EXTENSION: &str = "the certificate has a critical extension that is not known here";
 /// Most names of a certificate that a message has.
 const NAMES_MAX: usize = 5;
@@ -300,7 +301,7 @@ fn path(error: &webpki::Error) -> String {
         | E::MaximumNameConstraintComparisonsExceeded => {
             "the server's certificates take too much work to check".into()
         }
-        other => format!("the certificate is malformed ({other:?})"),
+        _ => "the certificate is malformed".into(),
     }
 }
 
@@ -358,7 +359,7 @@ fn alerted(alert: rustls::AlertDescription) -> String {
         | Alert::AccessDenied => {
             format!("the server refuses our certificate, or that we have none ({alert:?})")
         }
-        Alert::InternalError => "the server has trouble of its own (InternalError)".into(),
+        Alert::InternalError => "the server has an error of its own (InternalError)".into(),
         other => format!("the server ended the handshake ({other:?})"),
     }
 }

@@ -203,7 +203,7 @@ pub fn settings(text: &str, variables: &[(&str, &str)]) -> Settings {
     Settings::parse(Some(text), &env).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-/// A port of 127.0.0.1 that nobody listens on.
+/// A port of 127.0.0.1 that no server listens on.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its address").port()

@@ -7,6 +7,7 @@ mod answer;
 mod dial;
 mod head;
 mod keepalive;
+mod messages;
 mod network;
 mod property;
 mod proxied;

@@ -25,7 +25,7 @@ static NAMELESS: LazyLock<Caller> = LazyLock::new(|| {
     caller_to(settings, |_| Err(io::Error::other("no name here")))
 });
 
-/// A call that connects to nobody; none where the URL is an address that may be called.
+/// A call that connects nowhere; none where the URL is an address that may be called.
 fn call_nobody(url: &str) -> Option<Call> {
     let is_address = Url::parse(url).is_ok_and(|url| !matches!(url.host(), Some(Host::Domain(_)) | None));
     let connects = is_address && NAMELESS.problem(&webhook(url)).is_none();

@@ -334,7 +334,11 @@ fn an_endpoint_that_says_nothing_is_a_timeout_while_the_proxy_lives() {
         match outcome {
             Outcome::Called(call) if signs => {
                 assert_eq!((kind(&call), &call.remote_addr), ("timeout", &None), "{alive:?}");
-                assert_eq!((message(&call), caller.lack()), ("no connection within 2s", None), "{alive:?}");
+                assert_eq!(
+                    (message(&call), caller.lack()),
+                    ("no connection within 2s; nothing was sent", None),
+                    "{alive:?}"
+                );
             }
             Outcome::NoWayOut(why) if !signs => assert!(why.contains("does not answer"), "{why}"),
             outcome => panic!("{alive:?}: {outcome:?}"),

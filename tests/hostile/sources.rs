@@ -72,7 +72,11 @@ fn a_family_without_an_address_is_not_dialled() {
     for host in ["[::1]", "six.example"] {
         let url = format!("http://{host}:{port}/");
         let call = post(&caller, &url);
-        assert_eq!((kind(&call), message(&call)), ("connect", "no call leaves over IPv6"), "{host}");
+        assert_eq!(
+            (kind(&call), message(&call)),
+            ("connect", "no call leaves over IPv6; nothing was sent"),
+            "{host}"
+        );
         assert_eq!(caller.problem(&webhook(&url)).is_some(), host == "[::1]", "{host}");
     }
     let call = post(&caller, &format!("http://both.example:{port}/"));

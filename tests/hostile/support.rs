@@ -85,11 +85,34 @@ pub fn signed(url: &str, secret: &str) -> Webhook {
 
 pub fn made(outcome: Outcome) -> Call {
     match outcome {
-        Outcome::Called(call) => call,
+        Outcome::Called(call) => {
+            assert_in_our_words(message(&call));
+            call
+        }
         Outcome::ResourceExhausted(why) => panic!("a shortage of ours: {why}"),
         Outcome::NoWayOut(why) => panic!("no way out: {why}"),
         Outcome::RefusalUnclear => panic!("the proxy refuses somebody"),
         Outcome::ResolverBusy => panic!("no thread to look the name up"),
+    }
+}
+
+/// A customer reads the message: it has no text of a library, no link and no number of the system.
+fn assert_in_our_words(message: &str) {
+    for word in [
+        "os error",
+        "docs.rs",
+        "rustls",
+        "webpki",
+        "invalid peer",
+        "fatal alert",
+        "corrupt message",
+        "tls handshake eof",
+        "Peer disconnected",
+        "http parse",
+        "lookup address information",
+        "io: ",
+    ] {
+        assert!(!message.contains(word), "{message}");
     }
 }
 

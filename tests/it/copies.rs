@@ -1,4 +1,4 @@
-//! A copy is not the original: what was cloned, restored or replicated makes no call until somebody has said that it may.
+//! A copy is not the original: what was cloned, restored or replicated makes no call until an operator has said that it may.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -191,8 +191,8 @@ async fn check_tells_of_rows_whose_instance_is_not_listed_and_how_to_have_them_d
     assert_eq!(claims(), None);
     run(&database.client, "DELETE FROM relay.instances").await;
     let told = claims().unwrap();
-    assert!(told.contains("does not list: 1;"), "{told}");
-    let (_, statement) = told.split_once("runs ").unwrap();
+    assert!(told.contains("does not list: 1."), "{told}");
+    let (_, statement) = told.split_once("run: ").unwrap();
     run(&database.client, statement).await;
     assert_eq!(claims(), None);
     let _relay = Relay::start(&database, &[]);
@@ -329,7 +329,7 @@ async fn an_original_has_nothing_to_accept_and_keeps_its_rows() {
     let before = text(&database, row).await;
     for decision in ["skip", "deliver"] {
         let told = migrates(&database, &[&format!("--accept-copy={decision}")]);
-        assert!(told.contains("nothing is to be accepted"), "{told}");
+        assert!(told.contains("there is nothing to accept"), "{told}");
     }
     migrates(&database, &[]);
     assert_eq!((text(&database, row).await, text(&database, ACCEPTED).await), (before, String::new()));

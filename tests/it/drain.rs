@@ -140,7 +140,7 @@ async fn told_to_stop_while_postgres_is_away_it_does_not_wait_for_ever() {
     }
     assert_eq!(idle.wait().code(), Some(0), "it has nothing to lose: {}", idle.log());
     assert_eq!(busy.wait().code(), Some(1), "{}", busy.log());
-    assert!(busy.log().contains("will be posted again: 1"), "{}", busy.log());
+    assert!(busy.log().contains("will be made again: 1"), "{}", busy.log());
     // The next relay posts it.
     cluster.boot().unwrap();
     gate.open();
@@ -161,7 +161,7 @@ async fn a_drain_does_not_wait_for_who_has_the_outbox_locked() {
     database.eventually(&claim_waits).await;
     relay.signal(Signal::SIGTERM);
     assert_eq!(relay.wait().code(), Some(1), "{}", relay.log());
-    assert!(relay.log().contains("will be posted again: 0"), "{}", relay.log());
+    assert!(relay.log().contains("will be made again: 0"), "{}", relay.log());
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_drain_does_not_wait_for_a_disk_that_is_full() {
     relay.until_refused(1);
     relay.signal(Signal::SIGTERM);
     assert_eq!(relay.wait().code(), Some(1), "{}", relay.log());
-    assert!(relay.log().contains("will be posted again: 1"), "{}", relay.log());
+    assert!(relay.log().contains("will be made again: 1"), "{}", relay.log());
     // The next relay posts it.
     database.client.batch_execute("DROP TRIGGER full_disk ON relay.webhook_calls").await.unwrap();
     let _next = Relay::start(&database, &[]);

@@ -1,5 +1,5 @@
-//! Endpoints and addresses that mean harm, as far as Postgres and the whole daemon have a part in it: a low limit of
-//! file descriptors, many endpoints that drip, secrets, and the SQL function that looks at URLs.
+//! Endpoints and addresses that mean harm, as far as Postgres and the whole daemon have a part in it. Cases are a low limit
+//! of file descriptors, many endpoints that drip, secrets, and the SQL function that checks URLs.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -89,6 +89,20 @@ async fn numbers_are_numbers_in_json() {
     let line = relay.until_told("a call that failed", |line| line["error_kind"] == "http_status");
     assert!(line["duration_ms"].is_u64() && line["status"] == 500, "{line}");
     assert!(line["webhook_id"] == webhook && line["outbox_id"] == outbox_id, "{line}");
+    // The status says all; what the log says of it may have a header of the answer.
+    assert!(line["error"].is_null(), "{line}");
+}
+
+#[tokio::test]
+async fn the_line_of_a_failed_call_says_why_and_what_was_sent() {
+    let database = Database::new().await;
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    database.webhook(1, &format!("http://{closed}/")).await;
+    let relay = Relay::start(&database, &["--log-format", "json"]);
+    database.events(1, 1).await;
+    let line = relay.until_told("a call that failed", |line| line["error_kind"] == "connect");
+    let why = line["error"].as_str().unwrap_or_default();
+    assert!(why.contains("refused the connection") && why.ends_with("; nothing was sent"), "{line}");
 }
 
 #[tokio::test]

@@ -235,7 +235,8 @@ async fn a_record_that_is_too_large_for_postgres_is_written_shorter() {
     database.all_done().await;
     let sql =
         "SELECT count(*) FROM relay.webhook_calls WHERE project_id = 1 AND succeeded AND response_truncated
-               AND length(response_body) = 1024 AND error_message LIKE '%string too long%'";
+               AND length(response_body) = 1024 AND error_message LIKE '%SQLSTATE 54000%'
+               AND error_message NOT LIKE '%string too long%'";
     assert_eq!(database.number(sql).await, 2);
     let sql = "SELECT count(*) FROM relay.webhook_calls WHERE project_id = 2 AND succeeded AND NOT response_truncated";
     assert_eq!(database.number(sql).await, 40);

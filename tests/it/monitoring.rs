@@ -1,6 +1,5 @@
-//! What a monitoring system sees: `/metrics`, `/healthz`, and the files for it in `monitoring/`.
+//! What a monitoring system sees: `/metrics`, `/healthz`, `/readyz` and `/livez`. prometheus.rs looks with a real Prometheus.
 
-use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -9,8 +8,8 @@ use nix::sys::signal::Signal;
 use promptpal_relay::inside::outbox::Role;
 use serde_json::Value;
 
-use crate::support::scrape::{get, until, until_unhealthy, value};
-use crate::support::{Clock, Database, Gate, Receiver, Relay, Reply, as_user, closed_port, outcome};
+use crate::support::scrape::{ask, get, until, until_answer, until_unhealthy, value};
+use crate::support::{Clock, Database, Gate, Receiver, Relay, Reply, as_user, closed_port, gated, outcome};
 
 /// A relay, and the port at which it serves metrics.
 fn start(database: &Database, flags: &[&str]) -> (Relay, u16) {
@@ -59,9 +58,68 @@ async fn metrics_tell_what_happened() {
     until(port, "promptpal_relay_oldest_pending_age_seconds", |age| age >= 0.0);
     gate.open();
     until(port, "promptpal_relay_rows_done_total", |n| n == 58.0);
-    assert!(until(port, "promptpal_relay_rows_in_hand", |n| n == 0.0).ends_with("# EOF\n"));
+    until(port, "promptpal_relay_rows_in_hand", |n| n == 0.0);
     // At most one label value for each webhook that has calls in flight.
-    assert!(!get(port, "/metrics").1.contains("webhook_calls_running{"));
+    let metrics = get(port, "/metrics").1;
+    assert!(!metrics.contains("webhook_calls_running{"));
+    // Of the webhooks that fail all calls are told, of the others none.
+    for series in ["recent_failures", "recent_calls"] {
+        let of = |webhook: i64| {
+            value(&metrics, &format!("promptpal_relay_webhook_{series}{{webhook=\"{webhook}\"}}"))
+        };
+        assert_eq!((of(1), of(2), of(3)), (None, Some(3.0), None), "{series}");
+    }
+}
+
+#[tokio::test]
+async fn a_scraper_gets_the_format_that_it_asks_for() {
+    let database = Database::new().await;
+    let (_relay, port) = start(&database, &[]);
+    let openmetrics = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+    let scrape = |headers: &[(&str, &str)]| {
+        let answer = ask(port, "/metrics", headers).unwrap();
+        (answer.header("Content-Type").unwrap().to_owned(), answer.text().to_owned())
+    };
+    for headers in [
+        &[][..],
+        &[("Accept", "*/*")],
+        &[("Accept", "text/html")],
+        &[("Accept", "application/openmetrics-text;q=0.1"), ("accept", "text/plain;q=0.2")],
+    ] {
+        let (kind, text) = scrape(headers);
+        assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8", "{headers:?}");
+        assert!(
+            text.contains(
+                "# TYPE promptpal_relay_rows_done_total counter\npromptpal_relay_rows_done_total 0\n"
+            )
+        );
+        assert!(text.contains("# TYPE promptpal_relay_shortage_pauses_total counter\n"));
+        assert!(text.contains("# TYPE promptpal_relay_build_info gauge\n"));
+        assert!(!text.contains("# EOF") && !text.contains("# UNIT"));
+    }
+    let (kind, text) = scrape(&[("Accept", "text/plain;q=0.2"), ("ACCEPT", openmetrics)]);
+    assert_eq!(kind, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(text.contains("# TYPE promptpal_relay_rows_done counter\npromptpal_relay_rows_done_total 0\n"));
+    assert!(text.contains("# TYPE promptpal_relay_build info\n") && text.ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn the_process_is_told_as_the_kernel_has_it() {
+    let database = Database::new().await;
+    let relay = Relay::start_with_few_files(&database, &[], 321);
+    assert_eq!(relay.metric("process_max_fds"), 321.0);
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", relay.pid())).unwrap().count() as f64;
+    // The scrape's connection comes on top, and a session of the daemon may come and go.
+    let told = relay.metric("process_open_fds");
+    assert!((told - fds).abs() < 5.0, "{told} {fds}");
+    let resident = relay.metric("process_resident_memory_bytes");
+    assert!(resident > 1e6 && resident <= relay.memory_peak() as f64 * 1.1, "{resident}");
+    let before = relay.metric("process_cpu_seconds_total");
+    relay.until("process_cpu_seconds_total", |seconds| seconds > before);
+    assert!(relay.metric("process_cpu_seconds_total") < 60.0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let age = now - relay.metric("process_start_time_seconds");
+    assert!((0.0..300.0).contains(&age), "{age}");
 }
 
 #[tokio::test]
@@ -119,8 +177,13 @@ async fn healthz_says_when_nothing_is_delivered() {
     let (mut relay, port) = start(&database, &[]);
     database.events(1, 1).await;
     receiver.wait_for(1);
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(get(port, path), (200, "ok\n".into()), "{path}");
+    }
     relay.signal(Signal::SIGTERM);
     assert_eq!(until_unhealthy(port, |_| true), "stopping\n");
+    assert_eq!(get(port, "/readyz"), (503, "stopping\n".into()));
+    assert_eq!(get(port, "/livez"), (200, "ok\n".into()), "it finishes what is in flight");
     gate.open();
     assert!(relay.wait().success());
 }
@@ -140,14 +203,72 @@ async fn rows_that_cannot_be_claimed_are_no_health() {
     until(port, "promptpal_relay_healthy", |n| n == 0.0);
     let (code, why) = get(port, "/healthz");
     assert!(code == 503 && why.contains("cannot be claimed"), "{code} {why}");
+    assert_eq!((get(port, "/readyz").0, get(port, "/livez").0), (503, 200));
     rename("elsewhere", "webhooks").await;
     database.all_done().await;
     until(port, "promptpal_relay_healthy", |n| n == 1.0);
 }
 
+#[tokio::test]
+async fn a_call_that_never_ends_is_no_life() {
+    let database = Database::new().await;
+    let (receiver, gate) = gated();
+    database.webhook(1, &receiver.url("/")).await;
+    let clock = Clock::new();
+    let relay = Relay::start_by(&clock, &database.url, &[]);
+    database.events(1, 1).await;
+    receiver.wait_for(1);
+    assert_eq!(get(relay.port(), "/livez"), (200, "ok\n".into()));
+    // The thread waits in the kernel, which goes by a clock of its own: the call outlives its minute.
+    clock.pass(2);
+    until_answer(relay.port(), "/livez", |status, why| status == 503 && why == "a call does not end\n");
+    gate.open();
+    database.all_done().await;
+    until_answer(relay.port(), "/livez", |status, _| status == 200);
+}
+
+#[tokio::test]
+async fn a_row_that_is_set_aside_is_no_health_and_the_daemon_is_ready_for_others() {
+    let database = Database::new().await;
+    let receiver = Receiver::good();
+    database.webhook(1, &receiver.url("/")).await;
+    database.webhook(2, &receiver.url("/")).await;
+    let relay = Relay::start(&database, &[]);
+    let port = relay.port();
+    database
+        .client
+        .batch_execute("ALTER TABLE relay.webhook_calls ADD CONSTRAINT none_of_two CHECK (project_id <> 2)")
+        .await
+        .unwrap();
+    database.events(2, 1).await;
+    until_unhealthy(port, |why| why.contains("refuses the records of 1 rows"));
+    assert_eq!(get(port, "/readyz"), (200, "ok\n".into()));
+    database.events(1, 1).await;
+    until(port, "promptpal_relay_rows_done_total", |n| n == 1.0);
+}
+
+#[tokio::test]
+async fn without_postgres_the_daemon_is_not_ready_and_lives() {
+    let database = Database::new().await;
+    let relay = Relay::start(&database, &[]);
+    let port = relay.port();
+    let run = async |allow: bool| {
+        let sql = format!("UPDATE pg_database SET datallowconn = {allow} WHERE datname = current_database()");
+        database.client.batch_execute(&sql).await.unwrap();
+    };
+    run(false).await;
+    let lost = "SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity
+                WHERE pid <> pg_backend_pid() AND datname = current_database()";
+    database.eventually(lost).await;
+    until_answer(port, "/readyz", |status, _| status == 503);
+    assert_eq!(get(port, "/livez"), (200, "ok\n".into()));
+    run(true).await;
+    until_answer(port, "/readyz", |status, _| status == 200);
+}
+
 /// Waits until `/healthz` says these words, and until the journal says them in an error, which it does after some minutes:
 /// they are what the operator is to read.
-fn told(clock: &Clock, relay: &Relay, words: [&str; 2]) {
+pub fn told(clock: &Clock, relay: &Relay, words: [&str; 2]) {
     let says = |text: &str| words.iter().all(|word| text.contains(word));
     until_unhealthy(relay.port(), says);
     let is_error = |line: &Value| line["level"] == "ERROR" && line["message"].as_str().is_some_and(says);
@@ -273,42 +394,4 @@ async fn an_address_that_cannot_be_had_is_configuration() {
     let (code, _, err) = outcome(database.command(&["run", "--metrics-listen", "somewhere"]));
     assert!(code == 2 && err.contains("127.0.0.1:9464"), "{err}");
     assert!(TcpStream::connect(("127.0.0.1", closed_port())).is_err());
-}
-
-/// The relay's metrics that a PromQL text names.
-fn names(text: &str) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for (at, _) in text.match_indices("promptpal_relay_") {
-        names.insert(text[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect());
-    }
-    names
-}
-
-#[tokio::test]
-async fn the_dashboard_and_the_alerts_name_only_metrics_that_exist() {
-    let database = Database::new().await;
-    let receiver = Receiver::start(|_| Reply::Never);
-    database.webhook(1, &receiver.url("/")).await;
-    let (_relay, port) = start(&database, &["--timeout", "1h"]);
-    database.events(1, 1).await;
-    let metrics = until(port, "promptpal_relay_webhook_calls_running{webhook=\"1\"}", |n| n == 1.0);
-    let known: BTreeSet<String> = metrics
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .flat_map(names)
-        .chain(["promptpal_relay_wakeups_total".into()])
-        .collect();
-    let dashboard = crate::support::repository_file("monitoring/grafana.json");
-    let parsed: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
-    assert!(parsed["panels"].as_array().unwrap().len() > 5);
-    let alerts = crate::support::repository_file("monitoring/alerts.yml");
-    let parsed: serde_json::Value = serde_norway::from_str(&alerts).unwrap();
-    let rules = parsed["groups"][0]["rules"].as_array().unwrap();
-    assert!(rules.iter().all(|rule| rule["expr"].is_string() && rule["annotations"]["summary"].is_string()));
-    for text in [dashboard, alerts] {
-        let named = names(&text);
-        assert!(!named.is_empty());
-        let unknown: Vec<_> = named.difference(&known).collect();
-        assert!(unknown.is_empty(), "{unknown:?} of\n{metrics}");
-    }
 }

@@ -6,6 +6,22 @@ use promptpal_relay::inside::outbox::Role;
 
 use crate::support::{Database, Receiver, Relay};
 
+/// An insert of an event that is good but for this column.
+fn insert_of(column: &str, value: &str) -> String {
+    let good = [
+        ("project_id", "1"),
+        ("prompt_id", "1"),
+        ("user_id", "'u'"),
+        ("result", "0"),
+        ("duration_ms", "1"),
+        ("prompt_tokens", "1"),
+        ("completion_tokens", "1"),
+    ];
+    let (columns, values): (Vec<_>, Vec<_>) =
+        good.into_iter().filter(|(name, _)| *name != column).chain([(column, value)]).unzip();
+    format!("INSERT INTO relay.outbox ({}) VALUES ({})", columns.join(", "), values.join(", "))
+}
+
 #[tokio::test]
 async fn what_is_not_an_event_fails_the_insert_with_the_constraints_name() {
     let database = Database::new().await;
@@ -28,18 +44,7 @@ async fn what_is_not_an_event_fails_the_insert_with_the_constraints_name() {
         ("event_id", "'00000000-0000-0000-0000-000000000000'", "outbox_event_id_not_zero"),
     ];
     for (column, value, constraint) in cases {
-        let good = [
-            ("project_id", "1"),
-            ("prompt_id", "1"),
-            ("user_id", "'u'"),
-            ("result", "0"),
-            ("duration_ms", "1"),
-            ("prompt_tokens", "1"),
-            ("completion_tokens", "1"),
-        ];
-        let (columns, values): (Vec<_>, Vec<_>) =
-            good.into_iter().filter(|(name, _)| *name != column).chain([(column, value)]).unzip();
-        let sql = format!("INSERT INTO relay.outbox ({}) VALUES ({})", columns.join(", "), values.join(", "));
+        let sql = insert_of(column, value);
         let error = database.client.execute(&sql, &[]).await.unwrap_err();
         let error = error.as_db_error().expect("from the server");
         assert_eq!(error.constraint(), Some(constraint), "{column} = {value}");
@@ -82,18 +87,7 @@ async fn operators_in_the_search_path_get_no_row_past_the_rules() {
         ("webhook_id", "-1"),
         ("finished_at", "'infinity'"),
     ] {
-        let row = [
-            ("project_id", "1"),
-            ("prompt_id", "1"),
-            ("user_id", "'u'"),
-            ("result", "0"),
-            ("duration_ms", "1"),
-            ("prompt_tokens", "1"),
-            ("completion_tokens", "1"),
-        ];
-        let (columns, values): (Vec<_>, Vec<_>) =
-            row.into_iter().filter(|(name, _)| *name != column).chain([(column, value)]).unzip();
-        let sql = format!("INSERT INTO relay.outbox ({}) VALUES ({})", columns.join(", "), values.join(", "));
+        let sql = insert_of(column, value);
         let refused = database.client.execute(&sql, &[]).await.unwrap_err();
         assert_eq!(refused.code().unwrap().code(), "23514", "{column} = {value}: {refused:?}");
     }

@@ -86,13 +86,20 @@ const SMALL: &[&str] = &[
     "call_log/whole_calls",
     "call_log/clock",
     "call_log/call_ids",
+    "call_log/call",
+    "call_log/repeats",
+    "call_log/pending_repeats",
+    "call_log/webhook_names",
     "call_log/open_failures",
     "replay/replay",
     "replay/replay_failed",
     "replay/callable_for",
     "replay/send_test",
     "replay/is_done",
+    "replay/outcomes",
     "status/status",
+    // Every second, while somebody looks; a test of its own, too.
+    "top/sample",
     "check/unlisted_epochs",
     "pauses/pause",
     "pauses/resume",
@@ -228,7 +235,15 @@ struct Sessions(Vec<(Role, Store)>, RefCell<BTreeSet<&'static str>>);
 impl Sessions {
     async fn connect(database: &Database) -> Sessions {
         let mut sessions = Vec::new();
-        for role in [Role::Claim, Role::Finish, Role::Listen, Role::Retention, Role::Metrics, Role::Command] {
+        for role in [
+            Role::Claim,
+            Role::Finish,
+            Role::Listen,
+            Role::Retention,
+            Role::Metrics,
+            Role::Command,
+            Role::Top,
+        ] {
             sessions.push((role, database.session(role).await));
         }
         Sessions(sessions, RefCell::default())
@@ -368,4 +383,74 @@ async fn queries_read_in_proportion_to_their_batch_whatever_the_tables_hold_and_
     let last: i64 = database.client.query_one("SELECT max(id) FROM relay.outbox", &[]).await.unwrap().get(0);
     let in_hand: Vec<i64> = (last - BATCH + 1..=last).collect();
     sessions.assert_bounded("analysed when all rows were one project's", &in_hand).await;
+}
+
+/// The tables that a plan reads, each with how many rows of it.
+fn tables(plan: &Value) -> std::collections::BTreeMap<String, i64> {
+    let mut tables = std::collections::BTreeMap::new();
+    let mut nodes = vec![plan];
+    while let Some(node) = nodes.pop() {
+        if let Some(name) = node["Relation Name"].as_str() {
+            let number = |key: &str| node.get(key).and_then(Value::as_f64).unwrap_or_default();
+            let rows = ["Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck"];
+            let rows = rows.iter().map(|key| number(key)).sum::<f64>() * number("Actual Loops");
+            *tables.entry(name.to_owned()).or_default() += rows as i64;
+        }
+        nodes.extend(node.get("Plans").and_then(Value::as_array).into_iter().flatten());
+    }
+    tables
+}
+
+#[tokio::test]
+async fn a_refresh_of_the_live_screen_reads_few_rows_of_few_days_whatever_waits_and_was_called() {
+    let database = Database::new().await;
+    let run = async |sql: &str| database.client.batch_execute(sql).await.unwrap();
+    // A log of a month.
+    run("SET ROLE relay_owner").await;
+    for day in 3..32 {
+        run(&format!(
+            "DO $$ DECLARE day date := (now() AT TIME ZONE 'UTC')::date - {day}; BEGIN
+                 EXECUTE format('CREATE TABLE relay.webhook_calls_%s PARTITION OF relay.webhook_calls FOR VALUES FROM (%L) TO (%L)',
+                                to_char(day, 'YYYYMMDD'), day || ' 00:00+00', day + 1 || ' 00:00+00'); END $$"
+        ))
+        .await;
+    }
+    run("RESET ROLE").await;
+    run("ALTER TABLE relay.outbox SET (autovacuum_enabled = off)").await;
+    run("INSERT INTO relay.outbox (project_id, prompt_id, user_id, result, duration_ms, prompt_tokens, completion_tokens, parked)
+         SELECT n % 1000, 1, 'user', 0, 1, 1, 1, n % 2 = 0 FROM generate_series(1, 200000) AS n")
+    .await;
+    // The last quarter of an hour, 200 calls a second; one of ten fails.
+    run("INSERT INTO relay.webhook_calls (outbox_id, webhook_id, project_id, trace_id, url, request_headers, request_body,
+             response_bytes, response_truncated, start_time, end_time, is_timeout, error_kind, succeeded, repeated, user_agent, ip, event_id)
+         SELECT n, n % 700, n % 700, 'trace', 'http://a.example', '{}', '{}', 0, false, t, t, false,
+                CASE WHEN n % 10 = 0 THEN 'connect' END, n % 10 <> 0, false, '', '', gen_random_uuid()
+           FROM generate_series(1, 180000) AS n, LATERAL (SELECT now() - (180000 - n) * interval '5 ms' AS t) AS t")
+    .await;
+    // As autovacuum does it.
+    run("VACUUM relay.webhook_calls").await;
+    let session = Sessions::connect(&database).await;
+    let before = async |span: &str| -> String {
+        let sql = format!("SELECT '''' || (now() - interval '{span}')::text || ''''");
+        database.client.query_one(sql.as_str(), &[]).await.unwrap().get(0)
+    };
+    let arguments = format!("{}, {}, 170000", before("15 min").await, before("1 min").await);
+    for analysed in [false, true] {
+        if analysed {
+            run("ANALYZE relay.outbox; ANALYZE relay.webhook_calls").await;
+        }
+        let query = Query { file: "top/sample", role: Role::Top, arguments: arguments.clone(), batch: 1 };
+        let (_, text) = session.explain(&query).await;
+        let plan: Value = serde_json::from_str(&text).unwrap();
+        let tables = tables(&plan[0]["Plan"]);
+        let log = || tables.iter().filter(|(name, _)| name.starts_with("webhook_calls"));
+        let read: i64 = log().map(|(_, rows)| rows).sum();
+        // The newest 10,000, and the rest of the first block range.
+        assert!((10_000..15_000).contains(&read), "{tables:?}\n{text}");
+        // Today, yesterday around midnight, a week to come, and the partition for other days; not the month before.
+        assert!(log().count() <= 10, "{tables:?}");
+        assert_eq!(tables["outbox"], 10_000, "{text}");
+        let milliseconds = plan[0]["Execution Time"].as_f64().unwrap();
+        println!("a refresh took {milliseconds} ms, analysed: {analysed}");
+    }
 }

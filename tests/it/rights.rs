@@ -1,4 +1,4 @@
-//! Nobody gains a right by the relay: each test attempts the attack, and delivers beside it.
+//! No role gains a right by the relay: each test attempts the attack, and delivers beside it.
 //!
 //! Roles belong to a whole server, so each test that makes some has a server of its own.
 
@@ -211,6 +211,11 @@ async fn a_view_in_the_place_of_the_webhooks_lends_nobody_the_relays_rights() {
         let refused = database.client.query(call.as_str(), &[]).await.unwrap_err();
         assert_eq!(refused.code().unwrap().code(), "42501", "{call}: {refused:?}");
     }
+    // Those who read the log do without the names.
+    for command in [&["calls"][..], &["call", "1"], &["status"]] {
+        let (_, out, err) = outcome(database.command(command));
+        assert!(out.contains('1') && !out.contains("1 test"), "{command:?}: {out}{err}");
+    }
     assert_eq!(stolen(&database).await, "");
     // Over a table there is nothing to fear, and a superuser's view goes on being one; its function is one of ours.
     let sql = format!(
@@ -323,6 +328,7 @@ async fn a_function_in_public_is_not_found_instead_of_postgres_own() {
         &["check"][..],
         &["status"],
         &["calls"],
+        &["call", "1"],
         &["replay", "--webhook", "1", "--since", "1h", "--yes"],
         &["send-test", "--webhook", "1"],
     ] {

@@ -21,6 +21,9 @@ fn the_two_units_differ_in_nothing_but_their_names() {
     };
     assert_eq!(settings(&one), settings(&as_one));
     assert!(many.contains("\nLogsDirectory=promptpal-relay promptpal-relay/%i\n"));
+    // A relative folder for log files is the instance's own.
+    assert!(many.contains("\nWorkingDirectory=/var/log/promptpal-relay/%i\n"));
+    assert!(repository_file("systemd/promptpal-relay.env").contains("\n#PROMPTPAL_RELAY_LOG_DIR=.\n"));
 }
 
 /// Reads the files only; scripts/systemd-test asks a real systemd about it.
@@ -43,6 +46,23 @@ fn neither_core_dumps_nor_other_users_get_at_what_the_daemon_knows() {
     let unit = repository_file("systemd/promptpal-relay.service");
     let name = unit.lines().find_map(|line| line.strip_prefix("User=")).unwrap();
     assert!(user.lines().any(|line| line.starts_with(&format!("u {name} "))), "{user}");
+}
+
+/// packaging/manual has the tests of the pages themselves.
+#[test]
+fn the_manual_is_installed_in_the_section_that_the_units_name() {
+    let section = "target/manual/*.8.gz\", \"usr/share/man/man8/\"";
+    assert!(repository_file("Cargo.toml").contains(section));
+    assert!(repository_file("scripts/package").contains("target/manual/*.8 "));
+    for name in [
+        "promptpal-relay.service",
+        "promptpal-relay@.service",
+        "promptpal-relay-replay.service",
+        "promptpal-relay-replay.timer",
+    ] {
+        let unit = repository_file(&format!("systemd/{name}"));
+        assert!(unit.contains("\nDocumentation=man:promptpal-relay(8)\n"), "{name}");
+    }
 }
 
 #[test]
@@ -148,7 +168,7 @@ fn the_units_are_right_and_hardened() {
             .replace("/usr/bin/promptpal-relay", crate::support::BINARY)
             .replace("/bin/kill", "/bin/true");
         // The user is made by the package; the manual is installed by it.
-        let unit = unit.replace("Documentation=man:promptpal-relay(1)\n", "");
+        let unit = unit.replace("Documentation=man:promptpal-relay(8)\n", "");
         let path = folder.path().join(name.replace("@.", "@test."));
         std::fs::write(&path, unit).unwrap();
         for check in [&["verify", "--man=no"][..], &["security", "--offline=true", "--threshold=15"]] {

@@ -26,7 +26,7 @@ pub fn standby_of(primary: &mut Cluster) -> Cluster {
     standby
 }
 
-/// A second server, made from a base backup of this one: it has the same identifiers, and follows nobody.
+/// A second server, made from a base backup of this one: it has the same identifiers, and follows no server.
 pub fn base_backup_of(primary: &Cluster) -> Cluster {
     let mut second = Cluster::start(&[]).unwrap();
     second.halt(Stop::Fast);

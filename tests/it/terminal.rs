@@ -7,7 +7,7 @@ use crate::support::scrape::until_unhealthy;
 use crate::support::{Database, Receiver, Relay, Reply, outcome, program};
 
 /// Clears the screen, deletes, begins a control sequence of one byte, turns the direction of writing, ends lines, hides.
-const EVIL: &str = "a\u{1b}[2J\u{7f}\u{9b}31m\u{61c}\u{200e}\u{202e}b\u{2028}c\u{2029}d\u{2066}\u{feff}\u{e0041}\r\n<3>forged\te";
+pub const EVIL: &str = "a\u{1b}[2J\u{7f}\u{9b}31m\u{61c}\u{200e}\u{202e}b\u{2028}c\u{2029}d\u{2066}\u{feff}\u{e0041}\r\n<3>forged\te";
 
 /// Asserts that a text has no character that steers a terminal or deceives a reader, but for the ends of its lines.
 fn assert_harmless(what: &str, text: &str) {
@@ -42,16 +42,27 @@ async fn what_strangers_wrote_never_steers_the_terminal_of_who_reads_it() {
                SELECT $1, project_id, 1, $1, 0, 1, 1, 1 FROM generate_series(1, 2) AS project_id";
     database.client.execute(sql, &[&EVIL]).await.unwrap();
     database.all_done().await;
-    // A host's name, and names of a DBA's.
+    // A host's name, a webhook's, and names of a DBA's.
+    database.client.execute("UPDATE relay.webhooks SET name = $1", &[&EVIL]).await.unwrap();
     database.client.execute("UPDATE relay.instances SET host = $1", &[&EVIL]).await.unwrap();
     let names =
         format!("CREATE TABLE relay.\"{EVIL}\" (); CREATE PUBLICATION evil FOR TABLE relay.\"{EVIL}\"");
     database.client.batch_execute(&names).await.unwrap();
 
-    for arguments in [&["calls"][..], &["status"], &["check"], &["status", "--json"]] {
+    for arguments in [
+        &["calls", "--wide"][..],
+        &["call", "1"],
+        &["call", "1", "--json"],
+        &["status"],
+        &["status", "--color", "never"],
+        &["check"],
+        &["status", "--json"],
+    ] {
         let (code, stdout, stderr) = harmless(&database, arguments);
         assert!(code == 0 && stdout.contains(r"\u202e"), "{arguments:?}: {stdout}{stderr}");
     }
+    let (code, stdout, stderr) = harmless(&database, &["calls"]);
+    assert!(code == 0 && stdout.contains(r"\u001b"), "{stdout}{stderr}");
     let (code, stdout, stderr) = harmless(&database, &["calls", "--json"]);
     assert_eq!((code, stdout.lines().count()), (0, 3), "{stderr}");
     let mut bodies = 0;

@@ -72,7 +72,8 @@ async fn a_row_that_meets_no_webhook_is_counted_and_told_with_the_reason() {
     assert_eq!(status["without_call"], by_project);
     let (_, out, _) = outcome(database.command(&["status"]));
     assert!(
-        out.contains("without a call, for want of a webhook: 7\n") && out.contains("ROWS WITHOUT A CALL"),
+        out.contains("without call 7 rows in the last 5 minutes met no enabled webhook")
+            && out.contains("ROWS WITHOUT A CALL"),
         "{out}"
     );
     // Those of more than five minutes ago are history.

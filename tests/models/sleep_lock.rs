@@ -1,12 +1,12 @@
-//! Nobody sleeps while a committed row waits, without the help of the poll timer.
+//! No relay sleeps while a committed row waits, without the help of the poll timer.
 //!
-//! A daemon is the product's own state machine, `State` of `src/daemon/wakeup.rs`, driven as the claiming loop drives it
-//! (`claimer.rs`, `sleeper.rs`): claim, ask it whether to try the lock, tell it what came of that, wait. The model restates
-//! what Postgres does. An inserter is `relay.outbox` with its trigger: it tries the lock shared, keeps it until its
-//! transaction ends, and notifies at commit when it could not have it. Trying the lock is `try_sleep.sql`.
-//! A stranger may take the lock, shared or exclusively, and let it go, at any moment.
-//! A daemon that has all that it can do releases the lock and does not claim until it has capacity; it wakes those that slept
-//! because it did. A notification reaches every session that listens, some time after the commit.
+//! A daemon is the product's own state machine, `State` of `src/daemon/wakeup.rs`. The model drives it as the claiming loop
+//! does (`claimer.rs`, `sleeper.rs`): claim, ask it whether to try the lock, tell it what came of that, wait. The model
+//! restates what Postgres does. An inserter is `relay.outbox` with its trigger: it tries the lock shared, keeps it until its
+//! transaction ends, and notifies at commit when it could not have it. Trying the lock is `try_sleep.sql`. A stranger may
+//! take the lock, shared or exclusively, and let it go, at any moment. A daemon that has all that it can do releases the
+//! lock and does not claim until it has capacity; it wakes those that slept because it did. A notification reaches every
+//! session that listens, some time after the commit.
 //!
 //! Left out: the poll timer, ids (a claim after a notification and the last claim begin at the oldest row), deaths.
 
@@ -25,9 +25,9 @@ enum Sign {
     /// A row that inserters read, as many have tried. Wrong: an inserter that read it before commits after the last
     /// look.
     Flag,
-    /// The lock, and whoever has all that it can do tells nobody. Wrong: a peer sleeps because it did.
+    /// The lock, and a relay that has all that it can do tells no peer. Wrong: a peer sleeps because it did.
     Silence,
-    /// The lock, and whoever has it exclusively counts as a peer. Wrong: a stranger does not look when it lets it go.
+    /// The lock, and a session that has it exclusively counts as a peer. Wrong: a stranger does not look when it lets it go.
     Anybody,
 }
 
@@ -76,7 +76,7 @@ struct World {
     relays: [Relay; RELAYS],
     /// What a stranger has of the lock, and how often it may still take it.
     stranger: (Option<Hold>, u8),
-    /// Committed rows that nobody has claimed.
+    /// Committed rows that no relay has claimed.
     rows: u8,
 }
 

@@ -1,9 +1,9 @@
 //! Each row has one record, whatever dies, freezes, crashes or loses its sessions, and only a row whose instance lost it
 //! is posted again.
 //!
-//! The model has one row, two instances, and a server that may crash. The model asks the product's [`Peers`] for what
-//! Rust decides: of which epochs an instance is sure that they are dead, whose rows it may take over, and whether the
-//! recovery barrier holds its claims up. Only [`Knowledge`] calls it. The model restates what SQL decides, each time with
+//! The model has one row, two instances, and a server that may crash. The model asks the product's [`Peers`] for what Rust
+//! decides. That is: of which epochs an instance is sure that they are dead, whose rows it may take over, and whether the
+//! recovery barrier holds up its claims. Only [`Knowledge`] calls it. The model restates what SQL decides, each time with
 //! the name of the file under `sql/queries`:
 //!
 //! - An instance opens three sessions, each with a liveness lock of its own, and is listed (`draw_lock.sql`,
@@ -58,9 +58,9 @@ enum Variant {
     NoBarrier,
     /// Wrong: an instance is declared dead when one of its locks is free.
     OneLockFreeIsDead,
-    /// Wrong: an instance adopts what it had in hand, whoever has it now.
+    /// Wrong: an instance adopts what it had in hand, whichever instance has it now.
     AdoptUnguarded,
-    /// Wrong: an instance does not adopt a row that nobody has claimed.
+    /// Wrong: an instance does not adopt a row that no instance has claimed.
     AdoptNoUnclaimed,
     /// Wrong: an instance does not adopt a row that its previous owner has claimed.
     AdoptNoPrevious,
@@ -204,7 +204,7 @@ struct Epoch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Owner {
     Nobody,
-    /// 0: nobody, and a dead instance had it.
+    /// 0: no instance, and a dead one had it.
     Forgotten,
     Epoch(usize),
 }

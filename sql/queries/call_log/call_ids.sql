@@ -1,6 +1,6 @@
 -- List the calls of a webhook in a span of time, to repeat them.
 --
--- Locks:      none that anybody waits for, but one for each partition of the span, and its indexes. The caller asks for a
+-- Locks:      none that another session waits for, but one for each partition of the span, and its indexes. The caller asks for a
 --             month at a time.
 -- Index:      webhook_calls_failures for the failed ones, else webhook_calls_bloom and webhook_calls_place.
 -- Parameters: $1 bigint       webhook

@@ -1,7 +1,7 @@
 -- Tell which calls a span of time has, the newest first. The statement reads small columns only; whole_calls.sql reads
 -- the wanted calls, some at a time.
 --
--- Locks:      none that anybody waits for, but one for each partition of the span, and its indexes. The caller asks for a
+-- Locks:      none that another session waits for, but one for each partition of the span, and its indexes. The caller asks for a
 --             month at a time.
 -- Index:      webhook_calls_place for the span, webhook_calls_bloom for the webhook, webhook_calls_failures for the
 --             failures. Postgres plans it for the values (plan_cache_mode = force_custom_plan).

@@ -2,7 +2,7 @@
 -- recorded, and the call may have started long before. So this is the order in which calls are recorded, except where a
 -- transaction drew its ids early and committed late. The statement reads small columns only, as calls.sql does.
 --
--- Locks:      none that anybody waits for, but one for each partition of the span, and its indexes. The caller asks for a
+-- Locks:      none that another session waits for, but one for each partition of the span, and its indexes. The caller asks for a
 --             month.
 -- Index:      webhook_calls_place. Postgres plans it for the values (plan_cache_mode = force_custom_plan).
 -- Parameters: $1 bigint       of this webhook; null: of all

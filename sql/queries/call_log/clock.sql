@@ -1,5 +1,5 @@
 -- Tell the time by the database's clock, and the highest id that the call log has drawn. Commands compute "an hour ago"
--- by this clock, because the clock of the machine where somebody types may be wrong.
+-- by this clock, because the clock of the operator's machine may be wrong.
 --
 -- Locks:      none.
 -- Index:      none.

@@ -1,7 +1,7 @@
--- List the open failures of a webhook in a span of time, to repeat them: failed calls that no later call has repeated, and
--- no pending row is about to repeat.
+-- List the open failures of a webhook in a span of time, to repeat them. An open failure is a failed call that no later call
+-- has repeated and no pending row is about to repeat.
 --
--- Locks:      none that anybody waits for, but one for each partition since $2, and its indexes.
+-- Locks:      none that another session waits for, but one for each partition since $2, and its indexes.
 -- Index:      webhook_calls_failures; webhook_calls_replays and outbox_replays for what repeats them.
 -- Parameters: $1 bigint       webhook
 --             $2 timestamptz  started then or later

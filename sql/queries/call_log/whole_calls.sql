@@ -1,5 +1,5 @@
 -- Read what a person sees of some calls that calls.sql or calls_after.sql has found. The bounds of their ids and times
--- are for the index: the statement does not look ids up one by one.
+-- are for the index: the statement does not find ids one by one.
 --
 -- Locks:      none.
 -- Index:      webhook_calls_place. Postgres plans it for the values (plan_cache_mode = force_custom_plan).

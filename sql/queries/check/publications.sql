@@ -1,6 +1,6 @@
--- Name our tables whose rows Postgres lets nobody update or delete, because a publication has them and they have no
--- usable replica identity. Ours are all tables of the schema, and the partitions of the call log wherever they are. A
--- publication that names a partitioned table also has its partitions.
+-- Name our tables whose rows Postgres lets no role update or delete, because a publication has them and they have no usable
+-- replica identity. Ours are all tables of the schema, and the partitions of the call log wherever they are. A publication
+-- that names a partitioned table also has its partitions.
 --
 -- A usable identity is one of two. The first is all columns. The second is the columns of the primary key, or of the
 -- index that was chosen. Then the publication must have all of them (a list of columns), and its condition on rows may

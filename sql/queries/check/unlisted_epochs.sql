@@ -1,6 +1,6 @@
 -- Count the pending rows that an instance has in hand which relay.instances does not list. No peer declares such an
 -- instance dead, so no daemon takes these rows over. An instance lists itself before its first claim, and is forgotten only
--- when it has no rows. So somebody has deleted the instance's row, or the outbox was copied without it.
+-- when it has no rows. So a statement has deleted the instance's row, or the outbox was copied without it.
 --
 -- Locks:      none.
 -- Index:      outbox_pending and outbox_parked, up to 100,000 rows of each.

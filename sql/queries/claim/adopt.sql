@@ -1,5 +1,5 @@
 -- Adopt rows: stamp them with our new epoch. We had them in hand under older epochs, whose sessions were lost. A row that
--- somebody else has finished or taken over meanwhile stays as it is.
+-- another instance has finished or taken over meanwhile stays as it is.
 --
 -- A row is the same row only by id and event_id. After a failover to a standby that lagged, or after a restore, Postgres
 -- draws the same ids again for other events.

@@ -13,17 +13,18 @@
 --   still sees that they are too long.
 -- * The expression id + 0 is that of outbox_pending and of outbox_parked. The planner cannot take the primary key for
 --   it, even when its statistics are an hour old.
--- * An instance claims only while it is listed and not declared dead, and while the installation is as it was: a dump may
---   be restored over the database under a running daemon. Postgres looks once for each statement.
+-- * An instance claims only while it is listed and not declared dead. The installation must be as it was, too: a dump may be
+--   restored over the database under a running daemon. Postgres checks this once for each statement.
 -- * The webhooks' columns are cast. relay.webhooks may be a view over columns of other types, and may become one while
 --   the statement is prepared. A view may also return nulls: a webhook without an event is no webhook.
 -- * Pauses are read with the webhooks, so a pause holds for every claim that begins after its commit. The planner makes
---   the EXISTS an InitPlan: while no pause is there, the statement looks once at an empty table.
+--   the EXISTS an InitPlan: while no pause is there, the statement reads an empty table once.
 -- * An idle claim costs what its parts cost to start. So a row brings its previous owner along in a column, and a function
 --   asks for the pauses; subqueries would be started by each claim.
 --
--- Locks:      the rows, FOR UPDATE SKIP LOCKED: the statement waits for nobody. It is meant for synchronous_commit = off.
---             A crash of the server also ends our session, so nobody has acted upon a claim that was lost.
+-- Locks:      the rows, FOR UPDATE SKIP LOCKED: the statement waits for no session. It is meant for
+--             synchronous_commit = off.
+--             A crash of the server also ends our session, so no instance has acted upon a claim that was lost.
 -- Index:      outbox_pending from $1 on; outbox_pkey for the update, which is heap-only; webhooks_project;
 --             pauses_of_a_webhook and pauses_of_a_project in relay.pause_of.
 -- Parameters: $1 bigint    cursor: only ids above it

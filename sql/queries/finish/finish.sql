@@ -1,9 +1,9 @@
 -- Finish: mark rows done and write their call logs. When the records have too many bytes for one statement,
 -- log_calls.sql writes the rest of them in the same transaction.
 --
--- The guard decides. The update leaves out a row that is not ours any more (claimed_by), a row that is done already, and
--- the row of another event (event_id): after TRUNCATE … RESTART IDENTITY Postgres draws the same ids again. A row that is
--- not updated logs nothing here. So no call ever has two records, whoever comes late.
+-- The guard decides. The update leaves out a row that is not ours any more (claimed_by) and a row that is done already. It
+-- also leaves out the row of another event (event_id): after TRUNCATE … RESTART IDENTITY Postgres draws the same ids again.
+-- A row that is not updated logs nothing here. So no call ever has two records, whichever instance comes late.
 --
 -- Locks:      the rows.
 -- Index:      outbox_pkey.

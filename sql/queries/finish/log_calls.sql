@@ -1,6 +1,6 @@
 -- Write more call logs of rows that finish.sql has marked done in this transaction.
 --
--- Locks:      none that anybody waits for.
+-- Locks:      none that another session waits for.
 -- Index:      outbox_pkey, once for each row.
 -- Parameters: $1 bigint[]  outbox ids that finish.sql has returned; calls of other rows are left out
 --             $2 … $18     calls, one array a column, in the order of the list below

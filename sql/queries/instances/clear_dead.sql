@@ -35,7 +35,7 @@ UPDATE relay.instances i
    SET cleared_at = now()
  WHERE i.dead_at < now() - interval '1 minute'
    AND i.cleared_at IS NULL
-   -- Less than one of the two limits: the statement has looked at all rows.
+   -- Less than one of the two limits: the statement has read all rows.
    AND (SELECT count(*) FROM pending) < 10000
    AND NOT EXISTS (SELECT FROM pending p WHERE p.claimed_by = i.epoch)
 RETURNING i.epoch

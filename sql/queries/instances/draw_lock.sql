@@ -1,5 +1,5 @@
--- Draw a random key and take its advisory lock on this session: the session's sign of life. Nobody knows the key before
--- the lock is taken. The key has 52 bits, so that readers of JSON with floating-point numbers keep it. Never waits.
+-- Draw a random key and take its advisory lock on this session: the session's sign of life. No other session knows the key
+-- before the lock is taken. The key has 52 bits, so that readers of JSON with floating-point numbers keep it. Never waits.
 --
 -- Locks:      advisory (the key, one bigint), exclusively, for the session.
 -- Index:      none.

@@ -22,6 +22,6 @@ SELECT count(*) FILTER (WHERE pg_terminate_backend(a.pid))
                      ON o.key = h.class << 32 | h.object
                   WHERE h.keys = 1)
    AND a.pid <> pg_backend_pid()
-   -- Somebody else's session may hold the same lock; we may not end it, and the attempt would fail the statement.
+   -- A session of another role may hold the same lock; we may not end it, and the attempt would fail the statement.
    AND a.usename = session_user
    AND (NOT $3 OR a.state <> 'idle' AND a.wait_event_type = 'Client')

@@ -1,4 +1,4 @@
--- Register an instance. Its sessions hold their locks before, so that nobody finds a listed epoch without locks.
+-- Register an instance. Its sessions hold their locks before, so that no peer finds a listed epoch without locks.
 --
 -- Locks:      none.
 -- Index:      instances_pkey, instances_since_crash_pkey.

@@ -1,6 +1,6 @@
 -- Write down a migration, in its transaction.
 --
--- Locks:      none that anybody waits for.
+-- Locks:      none that another session waits for.
 -- Index:      migrations_pkey.
 -- Parameters: $1 integer  version
 --             $2 text     name

@@ -1,5 +1,5 @@
 -- Take the lock of migrate: one migrate at a time works on a database. Never waits, because a session that waits for a
--- lock holds back vacuum. A session that holds the lock and could not migrate keeps nobody from it.
+-- lock holds back vacuum. A session that holds the lock and could not migrate keeps no other session from it.
 --
 -- Locks:      advisory (1886415988, 0), exclusively, for the session.
 -- Index:      none. The statement reads the lock table when another session has the lock.

@@ -1,4 +1,4 @@
--- Name pauses without an end that somebody may have forgotten.
+-- Name pauses without an end that an operator may have forgotten.
 --
 -- Locks:      none.
 -- Index:      none: the table is small.

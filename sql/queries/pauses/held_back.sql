@@ -1,7 +1,7 @@
 -- List calls that were held back and can be repeated, of a webhook or of those webhooks of a project that are called again.
 -- The function relay.held_back_calls has the rule.
 --
--- Locks:      none that anybody waits for, but one for each partition of the span, and its indexes.
+-- Locks:      none that another session waits for, but one for each partition of the span, and its indexes.
 -- Index:      webhook_calls_failures; webhook_calls_replays and outbox_replays for what repeats them; webhooks_pkey or
 --             webhooks_project; pauses_of_a_webhook.
 -- Parameters: $1 bigint       webhook; null: those of a project

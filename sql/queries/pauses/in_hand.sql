@@ -1,5 +1,5 @@
 -- List the rows of a webhook or a project that an instance has in hand. What these hold back is recorded when they are done.
--- The statement looks at the first pending and the first parked rows, as relay.in_flight does.
+-- The statement reads the first pending and the first parked rows, as relay.in_flight does.
 --
 -- Locks:      none.
 -- Index:      outbox_pending and outbox_parked, 100,000 rows of each; webhooks_pkey.

@@ -1,6 +1,6 @@
 -- Send a test event to one webhook.
 --
--- Locks:      none that anybody waits for.
+-- Locks:      none that another session waits for.
 -- Index:      webhooks_pkey.
 -- Parameters: $1 bigint  webhook
 -- Returns:    the id of the new outbox row.

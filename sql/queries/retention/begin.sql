@@ -2,9 +2,9 @@
 --
 -- The statement compares the clock with the time that the last run noted. When this process made that run ($1), it
 -- subtracts the time that has passed by our own clock. Otherwise it subtracts nothing, so that a time without any run
--- looks like a jump, too. The clock has jumped when the difference is more than $5. After a jump the daemon throws
--- nothing away until the clock has been steady for $5. A noted time that lies in the future comes from a clock that was
--- ahead: it is brought back to now.
+-- seems a jump, too. The clock has jumped when the difference is more than $5. After a jump the daemon throws nothing away
+-- until the clock has been steady for $5. A noted time that lies in the future comes from a clock that was ahead: it is
+-- brought back to now.
 --
 -- Locks:      the row. One run at a time begins (try_lock.sql).
 -- Index:      none; the table has one row, and gets it again when it is gone.

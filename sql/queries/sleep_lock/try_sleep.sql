@@ -3,7 +3,7 @@
 --
 -- Inserters hold the lock shared, and several sessions can hold it so. When we cannot have it shared either, a session
 -- holds it exclusively, and each insert notifies all relays. A peer that holds it tells us when it gives the lock up.
--- Another holder does not, so then we look for rows by ourselves.
+-- Another holder does not, so then we claim by ourselves.
 --
 -- Locks:      advisory (1886415987, 0), exclusively, for the session; or shared, for this transaction.
 -- Index:      none. The statement reads the lock table when another session holds the lock exclusively.

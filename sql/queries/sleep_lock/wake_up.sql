@@ -1,4 +1,4 @@
--- Release the sleep lock: we are awake and look for rows by ourselves, so no insert needs to notify us.
+-- Release the sleep lock: we are awake and claim by ourselves, so no insert needs to notify us.
 --
 -- Locks:      releases advisory (1886415987, 0).
 -- Index:      none.

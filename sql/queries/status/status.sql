@@ -1,8 +1,8 @@
 -- Report how it goes: which instances run, what waits, who is paused, which webhooks fail. The cost is bounded: the
 -- statement reads the first 100,000 pending rows, the first 100,000 parked rows, and the newest 100,000 calls of the last
 -- five minutes. It reads all pauses; there are few.
--- Of the rows that are done without a call, it finds those among 100,000 rows: the newest 50,000, and the 50,000 before
--- them, or before the first pending row where that one is older.
+-- Of the rows that are done without a call, it finds those among 100,000 rows. These are the newest 50,000, and the 50,000
+-- before them, or before the first pending row where that one is older.
 --
 -- The locks that sessions hold tell which instances live, not what relay.instances says. A standby has none of these
 -- locks. There the statement returns the instances that were not found dead, and says that it is a standby.
@@ -29,7 +29,7 @@ WITH held AS MATERIALIZED (
 ), calls AS (
     SELECT c.webhook_id, c.succeeded, c.is_timeout, c.error_kind, c.error_message, c.start_time,
            -- A clock that was put back during a call makes no negative time.
-           greatest(extract(epoch FROM c.end_time - c.start_time) * 1000, 0) AS ms
+           greatest(extract(epoch FROM c.end_time - c.start_time)::double precision * 1000, 0) AS ms
       FROM relay.webhook_calls c
      WHERE c.start_time > $1
        -- Held back for a pause: these have not failed.
@@ -63,19 +63,32 @@ WITH held AS MATERIALIZED (
      WHERE o.without_call
        AND o.done_at > $1
      GROUP BY o.project_id
-), webhooks AS (
+), worst AS (
     SELECT c.webhook_id,
            count(*) AS calls,
            count(*) FILTER (WHERE NOT c.succeeded) AS failures,
-           count(*) FILTER (WHERE c.is_timeout) AS timeouts,
-           round((percentile_cont(0.5) WITHIN GROUP (ORDER BY c.ms))::numeric, 1) AS p50_ms,
-           round((percentile_cont(0.95) WITHIN GROUP (ORDER BY c.ms))::numeric, 1) AS p95_ms,
-           (array_agg(c.error_kind || ': ' || coalesce(c.error_message, '') ORDER BY c.start_time DESC)
-               FILTER (WHERE NOT c.succeeded))[1] AS last_error
+           count(*) FILTER (WHERE c.is_timeout) AS timeouts
       FROM calls c
      GROUP BY c.webhook_id
      ORDER BY failures DESC, calls DESC, c.webhook_id
      LIMIT 20
+), percentiles AS (
+    -- Only of the webhooks that are told: this sorts their calls.
+    SELECT c.webhook_id,
+           percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY c.ms) AS ms,
+           (array_agg(c.error_kind || ': ' || coalesce(c.error_message, '') ORDER BY c.start_time DESC)
+               FILTER (WHERE NOT c.succeeded))[1] AS last_error
+      FROM calls c
+      JOIN worst w
+        ON w.webhook_id = c.webhook_id
+     GROUP BY c.webhook_id
+), webhooks AS (
+    SELECT w.webhook_id, w.calls, w.failures, w.timeouts, round(p.ms[1]::numeric, 1) AS p50_ms, round(p.ms[2]::numeric, 1) AS p95_ms,
+           p.last_error
+      FROM worst w
+      JOIN percentiles p
+        ON p.webhook_id = w.webhook_id
+     ORDER BY w.failures DESC, w.calls DESC, w.webhook_id
 )
 SELECT jsonb_build_object(
            'standby', pg_is_in_recovery(),

@@ -120,7 +120,8 @@ pub async fn run(keep: bool) -> Result<()> {
     show.verdict(rows).await?;
     if keep {
         say(&format!(
-            "\nIt stays until Ctrl-C. To connect:\n  psql '{url}'\n  psql -h 127.0.0.1 -p {} -U postgres",
+            "\nIt stays until Ctrl-C. To connect:\n  psql '{url}'\n  psql -h 127.0.0.1 -p {} -U postgres\n\
+             To see it live:\n  DATABASE_URL='{url}' promptpal-relay top",
             cluster.port()
         ))?;
         show.stay().await?;

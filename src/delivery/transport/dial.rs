@@ -25,7 +25,7 @@ use crate::delivery::transport::socket::{Attempt, Socket};
 use crate::delivery::transport::tunnel::{Closed, Tunnel, Tunnels};
 use crate::delivery::way_out::{Part, WayOut};
 
-/// How long an address is tried first because it worked when the one before it did not: most calls to a dead address are
+/// How long an address is tried first because it worked when the one before it did not. So most calls to a dead address are
 /// saved, and one that is back is used again soon.
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// Origins that are remembered with such an address: some hundred kilobytes. Beyond it all are forgotten, which costs each of

@@ -26,6 +26,8 @@ pub(crate) struct Exchange {
     pub reused: bool,
     /// When the request began to go out.
     pub begun: Option<Instant>,
+    /// The whole request has gone out: the call waits for the answer, or has read of it.
+    pub asked: bool,
     /// The request as far as the end of its headers, perhaps with some of its body.
     pub request_head: Vec<u8>,
     /// Bytes of the answer.

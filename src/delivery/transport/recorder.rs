@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
+use crate::delivery::broken;
 use crate::delivery::transport::chunks::Chunks;
 use crate::delivery::transport::deadline::rest;
 use crate::delivery::transport::exchange::{self, note};
@@ -195,8 +196,8 @@ impl<T: Transport> Recording<T> {
     fn read(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let before = self.inner.buffers().input().len();
         let result = self.inner.await_input(timeout);
-        if let Err(Error::Io(error)) = &result {
-            note(|exchange| exchange.broken = Some(error.to_string()));
+        if let Err(error @ Error::Io(_)) = &result {
+            note(|exchange| exchange.broken = Some(broken::reason(error)));
         }
         let input = self.inner.buffers().input();
         let new = input.get(before..).unwrap_or_default();
@@ -221,7 +222,9 @@ impl<T: Transport> Recording<T> {
                 self.cut("");
                 Err(Error::Timeout(reason))
             }
-            Err(error) if self.cut(&format!("the answer broke off within its head: {error}")) => {
+            Err(error)
+                if self.cut(&format!("the answer broke off within its head: {}", broken::reason(&error))) =>
+            {
                 drop(error);
                 Ok(true)
             }
@@ -285,6 +288,7 @@ impl<T: Transport> Transport for Recording<T> {
             self.send(0, timeout)?;
             timeout = rest(timeout, start);
         }
+        note(|exchange| exchange.asked = exchange.begun.is_some());
         if self.over {
             return Ok(false);
         }

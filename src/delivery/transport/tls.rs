@@ -11,6 +11,7 @@ use ureq::unversioned::transport::{
     time,
 };
 
+use crate::delivery::failure::NO_NAME;
 use crate::delivery::transport::deadline::left;
 use crate::delivery::transport::exchange::note;
 
@@ -32,7 +33,7 @@ impl<In: Transport> Connector<In> for Tls {
         }
         let host = details.uri.host().unwrap_or_default();
         let name = ServerName::try_from(host.trim_start_matches('[').trim_end_matches(']'))
-            .map_err(|_| ureq::Error::Tls("the host's name is not one that a certificate can have"))?;
+            .map_err(|_| ureq::Error::Tls(NO_NAME))?;
         let mut connection = ClientConnection::new(self.0.clone(), name.to_owned())?;
         let mut adapter = TransportAdapter::new(transport.boxed(), details.current_time.clone());
         adapter.set_timeout(NextTimeout { after: time::Duration::Exact(left(details)), ..details.timeout });

@@ -2,8 +2,8 @@
 //!
 //! The proxy is told the very address that the egress policy has allowed, never a name. What the proxy's own failing is, is a
 //! lack of ours; what lies beyond it is as the network is without a proxy. An endpoint can cause some answers and a silence, so
-//! neither alone says that the proxy is broken: [`refusals`](crate::delivery::refusals) judges the answers, and of a silence the
-//! proxy itself is asked. All of it happens on the thread of the call, and within its time.
+//! neither alone says that the proxy is broken. [`refusals`](crate::delivery::refusals) judges the answers, and after a silence
+//! the proxy itself is asked. All of it happens on the thread of the call, and within its time.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};

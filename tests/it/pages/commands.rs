@@ -19,6 +19,8 @@ const FOREIGN: &[&str] = &[
     "export",
     "journalctl",
     "mkdir",
+    "pg_dump",
+    "pg_restore",
     "printf",
     "sudo",
     "tee",
@@ -86,6 +88,7 @@ fn without_prefix(words: &[String]) -> &[String] {
 fn not_run(words: &[&str]) -> Option<&'static str> {
     match words[0] {
         "run" | "demo" => Some("it does not end by itself, and other tests run it"),
+        "top" => Some("it needs a terminal, and its own tests run it"),
         "migrate" if words.iter().any(|word| word.starts_with("--site")) => {
             Some("no daemon may run meanwhile; the tests of copies run it")
         }

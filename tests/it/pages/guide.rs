@@ -5,11 +5,13 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use promptpal_relay::inside::delivery::sign;
+use promptpal_relay::inside::model::Secret;
 use sha2::{Digest, Sha256};
 
-use super::Page;
+use super::{Page, bare};
 use crate::support::{Database, Relay, closed_port};
 
 /// Of the guide that receivers were given, from "## Overview" to its end. Another value is another promise.
@@ -23,6 +25,19 @@ fn the_guide_stands_word_for_word() {
     let guide = page.text[begin..end].trim_end();
     let digest: String = Sha256::digest(guide).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(digest, GUIDE_SHA256);
+}
+
+#[test]
+fn the_values_to_try_a_verifier_with_are_those_of_a_real_signature() {
+    let rows = Page::read("docs/receivers.md").table("| value | is |");
+    let value = |name: &str| {
+        let row = rows.iter().find(|row| bare(&row[0]) == name).unwrap();
+        bare(&row[1]).to_owned()
+    };
+    let at = Duration::from_secs(value("webhook-timestamp").parse().unwrap());
+    let secret = Secret(value("secret"));
+    let signed = sign(&secret, &value("webhook-id"), UNIX_EPOCH + at, &value("body")).unwrap();
+    assert_eq!(signed.signature, value("webhook-signature"));
 }
 
 /// A receiver of the page; killed on drop.

@@ -86,6 +86,10 @@ fn each_link_leads_to_a_page_and_a_heading_that_there_are() {
             } else {
                 plain(&folder.join(path)).expect(&at).to_str().unwrap().to_owned()
             };
+            if target.starts_with("docs/pictures/") {
+                assert!(!repository_file(&target).is_empty(), "{at}");
+                continue;
+            }
             let target =
                 pages.iter().find(|page| page.path == target).unwrap_or_else(|| panic!("{at}: no such page"));
             if let Some(anchor) = anchor {

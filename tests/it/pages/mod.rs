@@ -4,6 +4,7 @@ mod commands;
 mod guide;
 mod links;
 mod names;
+mod pictures;
 mod prose;
 mod queries;
 
@@ -95,8 +96,11 @@ pub fn all() -> Vec<Page> {
     let mut paths: Vec<String> =
         ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(str::to_owned).to_vec();
     let docs = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/docs")).unwrap();
-    let mut docs: Vec<String> =
-        docs.map(|entry| format!("docs/{}", entry.unwrap().file_name().to_str().unwrap())).collect();
+    let is_page = |name: &String| name != "docs/pictures";
+    let mut docs: Vec<String> = docs
+        .map(|entry| format!("docs/{}", entry.unwrap().file_name().to_str().unwrap()))
+        .filter(is_page)
+        .collect();
     docs.sort();
     assert!(docs.len() > 10 && docs.iter().all(|path| path.ends_with(".md")), "{docs:?}");
     paths.extend(docs);

@@ -9,9 +9,10 @@ use promptpal_relay::inside::model::ErrorKind;
 use super::{Page, all, bare};
 use crate::support::{BINARY, Database, Receiver, Relay, gated, outcome, program, repository_file, scrape};
 
-/// Flags of other programs: `pg_restore`, and the benchmark.
+/// Flags of other programs: `pg_restore`, postgres_exporter, and the benchmark.
 const FOREIGN_FLAGS: &[&str] = &[
     "--clean",
+    "--extend",
     "--data-only",
     "--full",
     "--no-deps",
@@ -190,28 +191,24 @@ fn the_tables_of_commands_flags_and_exit_codes_are_those_of_the_program() {
     assert!(count > 20, "{count}");
 }
 
-/// The names under which `/metrics` serves: of counters with `_total`, of information with `_info`.
+/// The names under which `/metrics` serves.
 fn metrics_served(text: &str) -> BTreeSet<String> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-    types
-        .map(|line| {
-            let (name, kind) = line.split_once(' ').unwrap();
-            match kind {
-                "counter" => format!("{name}_total"),
-                "info" => format!("{name}_info"),
-                _ => name.to_owned(),
-            }
-        })
-        .collect()
+    types.map(|line| line.split_once(' ').unwrap().0.to_owned()).collect()
 }
 
 #[tokio::test]
 async fn metrics_and_alerts_are_those_that_are_served() {
-    // Some are served only when there was a wait, or a call is in flight.
+    // Some are served only when there was a wait, a call has failed, or one is in flight.
     let (receiver, gate) = gated();
     let database = Database::new().await;
     database.webhook(1, &receiver.url("/")).await;
+    database.webhook(2, "http://127.0.0.1:1/").await;
     let relay = Relay::start(&database, &[]);
+    database.events(2, 1).await;
+    scrape::until(relay.port(), "promptpal_relay_webhook_recent_failures{webhook=\"2\"}", |calls| {
+        calls == 1.0
+    });
     scrape::until(relay.port(), "promptpal_relay_wakeups_total{cause=\"poll\"}", |times| times >= 1.0);
     database.events(1, 1).await;
     let text = scrape::until(relay.port(), "promptpal_relay_calls_running", |calls| calls == 1.0);
@@ -323,6 +320,9 @@ async fn tables_columns_functions_and_constraints_are_those_of_the_schema() {
                 || !is_one_name
                 || !is_lower
                 || span.starts_with("promptpal_relay_")
+                // A webhook-id.
+                || span.starts_with("msg_")
+                || span.starts_with("process_")
             {
                 continue;
             }

@@ -3,6 +3,7 @@
 
 mod database;
 mod network;
+mod pty;
 mod receiver;
 mod relay;
 pub mod scrape;
@@ -20,6 +21,7 @@ use nix::unistd::Pid;
 
 pub use self::database::{Database, as_user, connect, psql, server_program};
 pub use self::network::Network;
+pub use self::pty::Terminal;
 pub use self::receiver::{Gate, Receiver, Reply, gated};
 pub use self::relay::{Clock, Relay};
 

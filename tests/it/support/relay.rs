@@ -72,6 +72,11 @@ impl Relay {
         Relay::spawn_with(program(RUN, database_url), arguments, |_| ())
     }
 
+    /// Starts it by this command.
+    pub fn spawn_by(command: Command) -> Relay {
+        Relay::spawn_with(command, &[], |_| ())
+    }
+
     /// Starts it with a clock of its own.
     pub fn start_by(clock: &Clock, database_url: &str, arguments: &[&str]) -> Relay {
         let mut command = program(RUN, database_url);
@@ -79,7 +84,7 @@ impl Relay {
         Relay::spawn_with(command, arguments, |_| ()).ready()
     }
 
-    /// Starts it with a notify socket that is full and that nobody reads.
+    /// Starts it with a notify socket that is full and that no process reads.
     pub fn spawn_unheard(database_url: &str) -> Relay {
         Relay::spawn_with(program(RUN, database_url), &[], |path| {
             let filler = UnixDatagram::unbound().unwrap();
@@ -217,7 +222,7 @@ impl Relay {
         self.metric(RECONNECTS)
     }
 
-    /// Waits until it has found so many rows of its own finished or taken over by somebody else.
+    /// Waits until it has found so many rows of its own finished or taken over by another instance.
     pub fn until_fenced(&self, rows: u32) {
         self.until("promptpal_relay_rows_fenced_total", |count| count >= f64::from(rows));
     }

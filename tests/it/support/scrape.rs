@@ -1,9 +1,9 @@
-//! What a monitoring system asks a relay: `/metrics` and `/healthz`.
+//! What a monitoring system asks a relay: `/metrics`, `/healthz` and the like.
 
 use std::thread;
 use std::time::Instant;
 
-pub use test_support::http::get;
+pub use test_support::http::{ask, get};
 
 use super::{DEADLINE, LOOK};
 
@@ -28,15 +28,20 @@ pub fn until(port: u16, series: &str, wanted: impl Fn(f64) -> bool) -> String {
     }
 }
 
-/// Asks until `/healthz` says that the relay does not work, for a reason that is wanted; returns the reason.
-pub fn until_unhealthy(port: u16, wanted: impl Fn(&str) -> bool) -> String {
+/// Asks a path until the answer's status and text are wanted; returns the text of that answer.
+pub fn until_answer(port: u16, path: &str, wanted: impl Fn(u16, &str) -> bool) -> String {
     let deadline = Instant::now() + DEADLINE;
     loop {
-        let (status, why) = get(port, "/healthz");
-        if status == 503 && wanted(&why) {
-            return why;
+        let (status, text) = get(port, path);
+        if wanted(status, &text) {
+            return text;
         }
-        assert!(Instant::now() < deadline, "{status} {why}");
+        assert!(Instant::now() < deadline, "{path}: {status} {text}");
         thread::sleep(LOOK);
     }
+}
+
+/// Asks until `/healthz` says that the relay does not work, for a reason that is wanted; returns the reason.
+pub fn until_unhealthy(port: u16, wanted: impl Fn(&str) -> bool) -> String {
+    until_answer(port, "/healthz", |status, why| status == 503 && wanted(why))
 }

@@ -102,14 +102,25 @@ impl Message {
 ///
 /// When the answer does not come whole, or is no text.
 pub fn get(port: u16, path: &str) -> (u16, String) {
-    let ask = || {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(ANSWER_MAX))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")?;
-        Message::answer(&mut BufReader::new(stream))
-    };
-    let answer = ask().unwrap_or_else(|error| panic!("GET {path} on port {port}: {error}"));
+    let answer = ask(port, path, &[]).unwrap_or_else(|error| panic!("GET {path} on port {port}: {error}"));
     (answer.status(), answer.text().to_owned())
+}
+
+/// Makes a GET with these headers to a port of 127.0.0.1; the whole answer.
+///
+/// # Errors
+///
+/// When the server cannot be reached, or the answer does not come whole.
+pub fn ask(port: u16, path: &str, headers: &[(&str, &str)]) -> Result<Message> {
+    // The reader knows no chunks, and HTTP/1.0 has none.
+    let mut request = format!("GET {path} HTTP/1.0\r\nHost: a\r\n");
+    for (name, value) in headers {
+        request += &format!("{name}: {value}\r\n");
+    }
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(ANSWER_MAX))?;
+    write!(stream, "{request}\r\n")?;
+    Message::answer(&mut BufReader::new(stream))
 }
 
 /// Reads a message; `rest` reads the body where no Content-Length says how long it is.
