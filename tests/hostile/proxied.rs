@@ -289,27 +289,33 @@ fn an_endpoint_that_the_proxy_refuses_stops_nobody_while_others_are_served() {
         let proxy = refusing(refused.address.port());
         let caller = caller_with(through(&proxy.url(), PATIENT));
         let over = AtomicBool::new(false);
-        let (outcomes, lack) = thread::scope(|scope| {
+        thread::scope(|scope| {
             let others = scope.spawn(|| {
                 while !over.load(Ordering::SeqCst) {
                     assert_eq!(kind(&post(&caller, &receiver.url())), "success");
                 }
             });
             eventually("the others are served", || receiver.connections() > 0 || others.is_finished());
-            let told = ([0, 1].map(|_| call(&caller, &refused.url())), caller.lack());
+            // On a slow machine no other call may get through for a while: then the refused one is tried again.
+            eventually("the refused one waits", || {
+                let outcome = call(&caller, &refused.url());
+                others.is_finished() || matches!(outcome, Outcome::RefusalUnclear) && caller.lack().is_none()
+            });
+            if answer == CLOSED {
+                // Others get through between two refusals of it.
+                eventually("the refused one fails", || {
+                    let outcome = call(&caller, &refused.url());
+                    let fails = matches!(outcome, Outcome::Called(call) if kind(&call) == "connect");
+                    others.is_finished() || fails && caller.lack().is_none()
+                });
+            } else {
+                // No other tunnel is opened: it goes on waiting.
+                let outcome = call(&caller, &refused.url());
+                assert!(!matches!(outcome, Outcome::Called(_)), "{outcome:?}");
+            }
             over.store(true, Ordering::SeqCst);
-            told
         });
-        assert_eq!(lack, None);
-        let [first, second] = outcomes;
-        assert!(matches!(first, Outcome::RefusalUnclear), "{answer:?}: {first:?}");
-        match second {
-            // Another got through since.
-            Outcome::Called(call) if answer == CLOSED => assert_eq!(kind(&call), "connect"),
-            // It waits, until one gets through.
-            Outcome::RefusalUnclear if answer == OK => {}
-            second => panic!("{answer:?}: {second:?}"),
-        }
+        assert_eq!(refused.connections(), 0);
     }
 }
 

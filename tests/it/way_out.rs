@@ -50,7 +50,7 @@ async fn while_the_proxy_is_dead_rows_wait_and_afterwards_each_event_is_called_o
     let why = until_unhealthy(relay.port(), |why| why.contains("the proxy"));
     assert!(why.contains(&address.to_string()) && why.contains("start it, or correct --proxy"), "{why}");
     // Again and again, in vain.
-    relay.until("promptpal_relay_shortage_pauses", |pauses| pauses >= 5.0);
+    relay.until("promptpal_relay_shortage_pauses_total", |pauses| pauses >= 5.0);
     let logged = "SELECT count(*) FROM relay.webhook_calls";
     assert_eq!(database.number(logged).await, 2 * EVENTS, "nothing is recorded meanwhile");
     assert_eq!(lacks(&relay), 1, "it is told once in a while, not for each call");
@@ -131,10 +131,10 @@ async fn an_endpoint_that_the_proxy_refuses_or_does_not_reach_has_failures_and_s
     assert_eq!((ids(&good).len(), refused.requests().len(), dead.requests().len()), (40, 0, 0));
     // One that is dead fails at once, alone or not, and does not make the proxy look broken.
     relay.until("promptpal_relay_healthy", |healthy| healthy == 1.0);
-    let before = relay.metric("promptpal_relay_shortage_pauses");
+    let before = relay.metric("promptpal_relay_shortage_pauses_total");
     database.events(3, 20).await;
     database.all_done().await;
-    assert!((relay.metric("promptpal_relay_shortage_pauses") - before).abs() < f64::EPSILON);
+    assert!((relay.metric("promptpal_relay_shortage_pauses_total") - before).abs() < f64::EPSILON);
 }
 
 #[tokio::test]
