@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use nix::sys::signal::Signal;
 use test_support::http::Message;
 use test_support::proxy::{Proxy, Reply as Answer};
 
@@ -135,6 +136,37 @@ async fn an_endpoint_that_the_proxy_refuses_or_does_not_reach_has_failures_and_s
     database.events(3, 20).await;
     database.all_done().await;
     assert!((relay.metric("promptpal_relay_shortage_pauses_total") - before).abs() < f64::EPSILON);
+}
+
+#[tokio::test]
+async fn a_stop_while_the_way_out_is_lacking_says_so_and_what_was_called_is_repeated_with_a_mark() {
+    let database = Database::new().await;
+    let [called, waits] = [Receiver::good(), Receiver::good()];
+    for receiver in [&called, &waits] {
+        database.webhook(1, &receiver.url("/")).await;
+    }
+    let open = called.url("").rsplit_once(':').unwrap().1.to_owned();
+    let proxy = Proxy::start(move |request| match request.path().rsplit_once(':') {
+        Some((_, port)) if port == open => Answer::Tunnel,
+        _ => Answer::status(407),
+    });
+    let mut relay = Relay::start(&database, &["--proxy", &proxy.url(), "--timeout", "1s"]);
+    database.events(1, 1).await;
+    called.wait_for(1);
+    relay.until("promptpal_relay_shortage_pauses_total", |pauses| pauses >= 2.0);
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(1));
+    let told = relay.log();
+    let told = told.lines().last().unwrap_or_default();
+    assert!(told.contains("answers 407") && !told.contains("Postgres"), "{told}");
+    assert!(told.contains("will be made again: 1"), "{told}");
+    let _next = Relay::start(&database, &[]);
+    database.all_done().await;
+    let calls = database.calls().await;
+    assert_eq!(calls.len(), 2);
+    assert!(calls.iter().all(|call| call.get::<_, bool>("succeeded") && call.get("repeated")));
+    assert_eq!((called.requests().len(), waits.requests().len()), (2, 1));
+    assert_eq!(called.requests()[0].header("webhook-id"), called.requests()[1].header("webhook-id"));
 }
 
 #[tokio::test]
