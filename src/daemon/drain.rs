@@ -29,8 +29,8 @@ pub(super) struct Drain<'a> {
 }
 
 impl Drain<'_> {
-    /// Resolves when the daemon was told to stop and it takes too long: Postgres is away or does not let it commit, or calls of
-    /// rows that have begun wait for something that this host lacks.
+    /// Resolves when the daemon was told to stop and it takes too long. Either Postgres is away or does not let it commit, or
+    /// calls of rows that have begun wait for something that this host lacks.
     pub(super) async fn overdue(&self) -> Error {
         self.stop.wait().await;
         let shortages = self.pool.load().shortages;
