@@ -34,6 +34,11 @@ impl Cli {
         let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
         cli.global.is_database_url_typed =
             matches.value_source("database_url") == Some(ValueSource::CommandLine);
+        if let (Command::Run(run) | Command::Check(run), Some((_, flags))) =
+            (&mut cli.command, matches.subcommand())
+        {
+            run.is_proxy_typed = flags.value_source("proxy") == Some(ValueSource::CommandLine);
+        }
         Ok(cli)
     }
 }
@@ -429,6 +434,17 @@ pub struct Run {
     /// Refuse webhooks with http: URLs
     #[arg(long, env = "PROMPTPAL_RELAY_HTTPS_ONLY")]
     pub https_only: bool,
+    /// Let calls leave from this address of this host: one IPv4 and one IPv6 address at most (repeatable; in the variable
+    /// separated by commas). With one of them no call leaves over the other family
+    #[arg(long, value_name = "IP", env = "PROMPTPAL_RELAY_BIND_ADDRESS", value_delimiter = ',', value_parser = source)]
+    pub bind_address: Vec<IpAddr>,
+    /// Make all calls through this HTTP proxy (CONNECT): http://host:port, or http://user:password@host:port. With a
+    /// password better in the environment than here, where other users see it in the process list
+    #[arg(long, value_name = "URL", env = "PROMPTPAL_RELAY_PROXY", hide_env_values = true)]
+    pub proxy: Option<String>,
+    /// Whether `--proxy` was typed, and stands in the process list.
+    #[arg(skip)]
+    pub is_proxy_typed: bool,
     /// Trust the certificates in this PEM file, besides those of the system
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, env = "PROMPTPAL_RELAY_CA_FILE")]
     pub ca_file: Option<PathBuf>,
@@ -570,6 +586,18 @@ fn network(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "write a network such as 10.0.0.0/8 or fd00::/8, or an address".into())
 }
 
+/// An address of this host.
+fn source(text: &str) -> Result<IpAddr, String> {
+    let is_one_hosts = |address: &IpAddr| {
+        let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+        let is_mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+        !(address.is_unspecified() || address.is_multicast() || is_broadcast || is_mapped)
+    };
+    text.parse::<IpAddr>().ok().filter(is_one_hosts).ok_or_else(|| {
+        "write an address of this host such as 192.0.2.10 or 2001:db8::10, without a port".into()
+    })
+}
+
 /// An address to listen on: `9464`, `127.0.0.1:9464`, `[::1]:9464`.
 fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse::<u16>()
@@ -631,6 +659,20 @@ mod tests {
         assert_eq!(listen("9464").map(|address| address.to_string()), Ok("127.0.0.1:9464".into()));
         assert_eq!(listen("[::1]:9464").map(|address| address.to_string()), Ok("[::1]:9464".into()));
         assert!(listen("localhost").is_err() && listen("70000").is_err());
+        assert_eq!(source("127.0.0.2").map(|address| address.to_string()), Ok("127.0.0.2".into()));
+        assert!(source("2001:db8::1").is_ok());
+        for text in [
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::ffff:127.0.0.1",
+            "[::1]",
+            "eth0",
+            "127.0.0.1:80",
+        ] {
+            assert!(source(text).is_err(), "{text}");
+        }
         assert!(header_text("1.0\r\nX: y").is_err());
         assert!(site("Berlin 2").is_ok() && site(&"ü".repeat(63)).is_ok());
         assert!(site("").is_err() && site("a\nb").is_err() && site(&"a".repeat(64)).is_err());

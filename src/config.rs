@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use crate::cli::{AfterCrash, Global, Run};
 use crate::delivery::client;
+use crate::delivery::proxy::Proxy;
+use crate::delivery::sources::Sources;
 use crate::dispatch::limits::Limits;
 use crate::error::{Error, Result, one_line};
 use crate::postgres;
@@ -143,13 +145,27 @@ fn read_url(path: &Path) -> Result<FileUrl> {
     Ok(FileUrl { text: url.to_owned(), is_open: mode & OTHERS_READ != 0 })
 }
 
+/// The proxy of `--proxy`; `is_typed` says that it stands in the process list.
+fn proxy(text: &str, is_typed: bool) -> Result<Proxy> {
+    let proxy = Proxy::parse(text).map_err(|why| Error::Usage(format!("--proxy cannot be meant: {why}")))?;
+    if is_typed && proxy.has_credentials() {
+        tracing::warn!(
+            "--proxy has a user or password, which every user of this machine sees in the process list; give it by \
+             PROMPTPAL_RELAY_PROXY"
+        );
+    }
+    Ok(proxy)
+}
+
 impl Config {
     /// Gives what was typed its meaning.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] when it cannot work.
+    /// [`Error::Usage`] when a flag cannot be meant, [`Error::Config`] when it cannot work.
     pub fn new(global: &Global, run: &Run) -> Result<Config> {
+        let sources = Sources::new(&run.bind_address)?;
+        let proxy = run.proxy.as_deref().map(|text| proxy(text, run.is_proxy_typed)).transpose()?;
         let database = database(global)?;
         if run.retain_calls < Duration::from_secs(24 * 3600) {
             return Err(Error::Config(
@@ -170,6 +186,8 @@ impl Config {
             allow_net: run.allow_net.clone(),
             https_only: run.https_only,
             ca_file: run.ca_file.clone(),
+            sources,
+            proxy,
             user_agent_version: run.user_agent_version.clone(),
             refused: database.tcp_hosts(),
             reached: database.reached.clone(),

@@ -82,8 +82,10 @@ pub mod inside {
         pub use crate::delivery::fd_budget;
         pub use crate::delivery::machine::Machine;
         pub use crate::delivery::networks::denial_reason;
+        pub use crate::delivery::proxy::Proxy;
         pub use crate::delivery::resolver::{Answer, Resolver};
         pub use crate::delivery::signature::sign;
+        pub use crate::delivery::sources::Sources;
     }
     pub mod demo {
         pub use crate::command::demo::postgres::{Cluster, Stop};

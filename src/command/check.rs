@@ -33,6 +33,7 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     let caller = report.outcome("endpoints", Caller::new(config.endpoint.clone()), |_| {
         format!("timeout {}, {} threads", humantime::format_duration(run.timeout), run.workers)
     })?;
+    way_out(&report, &config, &caller)?;
     let store = Store::connect(&config.database, Role::Command).await;
     let store = report.outcome("connection", store, |_| config.database.describe())?;
     let server = report.unless_failed("server", store.server().await)?;
@@ -55,6 +56,20 @@ pub async fn run(global: &Global, run: &Run) -> Result<()> {
     publications(&report, &store).await?;
     pauses(&report, &store).await?;
     webhooks(&report, &store, &caller).await
+}
+
+/// Where calls leave from, and through which proxy. The daemon also runs while the proxy is away.
+fn way_out(report: &Report, config: &Config, caller: &Caller) -> Result<()> {
+    let sources: Vec<String> = config.endpoint.sources.addresses().map(|source| source.to_string()).collect();
+    match sources.as_slice() {
+        [] => report.line("ok", "bind address", "none; the kernel chooses")?,
+        sources => report.line("ok", "bind address", &sources.join(", "))?,
+    }
+    match caller.try_proxy() {
+        None => report.line("ok", "proxy", "none"),
+        Some(Ok(proxy)) => report.line("ok", "proxy", &format!("{proxy} takes connections")),
+        Some(Err(why)) => report.line("warning", "proxy", &format!("{why}; calls wait until then")),
+    }
 }
 
 async fn privileges(report: &Report, store: &Store) -> Result<()> {

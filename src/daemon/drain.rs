@@ -6,6 +6,8 @@ use crate::daemon::finisher::Commits;
 use crate::daemon::in_hand::InHand;
 use crate::daemon::signals::Stop;
 use crate::daemon::systemd;
+use crate::delivery::client::Caller;
+use crate::dispatch::pool::Pool;
 use crate::error::Error;
 
 /// How long a stop may take beyond the time limit of the calls in flight, for a Postgres that is away.
@@ -22,12 +24,16 @@ pub(super) struct Drain<'a> {
     pub timeout: Duration,
     pub in_hand: &'a InHand,
     pub commits: &'a Commits,
+    pub pool: &'a Pool,
+    pub caller: &'a Caller,
 }
 
 impl Drain<'_> {
-    /// Resolves when the daemon was told to stop and it takes too long: Postgres is away, or does not let it commit.
+    /// Resolves when the daemon was told to stop and it takes too long. Either Postgres is away or does not let it commit, or
+    /// calls of rows that have begun wait for something that this host lacks.
     pub(super) async fn overdue(&self) -> Error {
         self.stop.wait().await;
+        let shortages = self.pool.load().shortages;
         let limit = self.timeout + DRAIN;
         systemd::stopping(limit + DRAIN_COMMIT);
         tokio::time::sleep(limit).await;
@@ -35,9 +41,18 @@ impl Drain<'_> {
         while self.commits.is_under_way() && Instant::now() < given_up {
             tokio::time::sleep(ASK).await;
         }
+        let load = self.pool.load();
+        let why = if load.ended == 0 && load.shortages > shortages {
+            let lack = self.caller.lack();
+            format!(
+                "calls of its rows still wait ({})",
+                lack.as_deref().unwrap_or("file descriptors, threads or memory are short")
+            )
+        } else {
+            "Postgres is away or holds up its records".into()
+        };
         Error::Failed(format!(
-            "the daemon was told to stop, and Postgres is away or holds up its records; rows whose calls are not recorded and will be \
-             made again: {}",
+            "the daemon was told to stop, and {why}; rows whose calls are not recorded and will be made again: {}",
             self.in_hand.begun()
         ))
     }

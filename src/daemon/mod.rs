@@ -328,6 +328,8 @@ impl Daemon<'_> {
             timeout: self.config.endpoint.timeout,
             in_hand: &self.in_hand,
             commits: &self.commits,
+            pool: &self.pool,
+            caller: &self.caller,
         }
     }
 }

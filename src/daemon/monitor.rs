@@ -31,6 +31,8 @@ const WATCH_QUIET: Duration = Duration::from_secs(1);
 /// How long calls may still start after the liveness locks should have been read again. An instance that was frozen longer
 /// asks first whether its rows are still its own.
 const LEASE_GRACE: Duration = Duration::from_millis(250);
+/// How often the journal says that the way out is lacking.
+const LACK_AGAIN: Duration = Duration::from_secs(60);
 /// How often the server is asked whether it works for the sessions that claim and finish.
 const ASK: Duration = Duration::from_secs(1);
 
@@ -65,6 +67,7 @@ impl Monitor<'_> {
         let mut looked = Instant::now();
         let mut asked = looked;
         let mut stall = Stall::default();
+        let mut lack_told = None;
         let mut status = StatusLine::new(self.metrics.calls(), looked);
         loop {
             let next_look = looked + self.pause(Instant::now());
@@ -78,6 +81,7 @@ impl Monitor<'_> {
                     self.caller.close_resting();
                     self.failures.flush();
                     self.tell_status(&mut status);
+                    self.look_for_lack(&mut lack_told);
                     self.look_for_stall(&mut stall);
                     let start = Instant::now();
                     in_time(SILENCE, self.look_around(sessions, start)).await?;
@@ -113,11 +117,29 @@ impl Monitor<'_> {
         Ok(())
     }
 
+    /// Says when the way out is lacking, at once and then now and then, and when it is there again. `told` is when it was last
+    /// said.
+    fn look_for_lack(&self, told: &mut Option<Instant>) {
+        let lack = self.caller.lack();
+        match (&lack, *told) {
+            (Some(why), last) if last.is_none_or(|last| last.elapsed() >= LACK_AGAIN) => {
+                *told = Some(Instant::now());
+                tracing::error!("{why}; calls wait, and none fails for it");
+            }
+            (None, Some(_)) => {
+                *told = None;
+                tracing::info!("the way out is open again, calls go on");
+            }
+            _ => {}
+        }
+        self.health.set(Source::WayOut, lack.map(|why| format!("{why}; calls wait")));
+    }
+
     /// Says when nothing moves although there is something to do, and nothing else says why.
     fn look_for_stall(&self, stall: &mut Stall) {
         let load = self.pool.load();
         let before = stall.is_stalled();
-        stall.look(&load, Instant::now());
+        stall.look(&load, self.caller.lack().is_some(), Instant::now());
         if stall.is_stalled() == before {
             return;
         }

@@ -24,8 +24,9 @@ pub(super) struct Stall {
 
 impl Stall {
     /// Learns what the threads do. The monitor calls it with each of its looks, a second apart at most while Postgres answers.
-    pub(super) fn look(&mut self, load: &Load, now: Instant) {
-        let waits = load.waiting > 0 && load.longest_running < RUNS && load.ended == 0;
+    /// `has_lack` says that the way out is lacking: that is told by itself, and a restart helps nothing.
+    pub(super) fn look(&mut self, load: &Load, has_lack: bool, now: Instant) {
+        let waits = !has_lack && load.waiting > 0 && load.longest_running < RUNS && load.ended == 0;
         if !waits || load.progress != self.progress {
             self.since = None;
         } else {
@@ -67,13 +68,13 @@ mod tests {
     #[test]
     fn calls_that_wait_while_none_runs_are_a_stall_after_a_time() {
         let (start, mut stall) = (Instant::now(), Stall::default());
-        stall.look(&load(65, 0, 0, 7), start);
-        stall.look(&load(65, 0, 0, 7), start + LIMIT - Duration::from_millis(1));
+        stall.look(&load(65, 0, 0, 7), false, start);
+        stall.look(&load(65, 0, 0, 7), false, start + LIMIT - Duration::from_millis(1));
         assert!(!stall.is_stalled());
-        stall.look(&load(65, 0, 0, 7), start + LIMIT + LIMIT);
+        stall.look(&load(65, 0, 0, 7), false, start + LIMIT + LIMIT);
         assert!(stall.is_stalled() && !stall.is_long(start + LONG));
         assert!(stall.is_long(start + LONG + LIMIT));
-        stall.look(&load(64, 1, 0, 8), start + LONG + LIMIT);
+        stall.look(&load(64, 1, 0, 8), false, start + LONG + LIMIT);
         assert!(!stall.is_stalled() && !stall.is_long(start + LONG + LIMIT));
     }
 
@@ -83,14 +84,22 @@ mod tests {
         for (n, busy) in [(0, 0, 0), (5, 1, 0), (5, 0, 1)].into_iter().enumerate() {
             let mut stall = Stall::default();
             for seconds in 0..100 {
-                stall.look(&load(busy.0, busy.1, busy.2, 0), start + Duration::from_secs(seconds));
+                stall.look(&load(busy.0, busy.1, busy.2, 0), false, start + Duration::from_secs(seconds));
             }
             assert!(!stall.is_stalled(), "case {n}");
         }
         let mut stall = Stall::default();
         for seconds in 0..100 {
-            stall.look(&load(5, 0, 0, seconds / 5), start + Duration::from_secs(seconds));
+            stall.look(&load(5, 0, 0, seconds / 5), false, start + Duration::from_secs(seconds));
         }
         assert!(!stall.is_stalled(), "slowly, but it moves");
+        let mut stall = Stall::default();
+        for seconds in 0..100 {
+            stall.look(&load(5, 0, 0, 0), true, start + Duration::from_secs(seconds));
+        }
+        assert!(
+            !stall.is_stalled() && !stall.is_long(start + LONG),
+            "the way out is lacking, and not the daemon"
+        );
     }
 }

@@ -14,11 +14,15 @@ use ureq::http::Request;
 use crate::delivery::egress::{Policy, is_localhost};
 use crate::delivery::failure::{self, Failure};
 use crate::delivery::machine::Machine;
+use crate::delivery::proxy::Proxy;
 use crate::delivery::resolver::Resolver;
 use crate::delivery::response::{self, Limits};
+use crate::delivery::sources::{Source, Sources};
 use crate::delivery::target::{self, Target, Targets};
 use crate::delivery::transport::agents::Agents;
+use crate::delivery::transport::dial;
 use crate::delivery::transport::exchange::Exchange;
+use crate::delivery::way_out::WayOut;
 use crate::delivery::{headers, request, signature, tls};
 use crate::error::Result;
 use crate::model::call::{Call, ErrorKind, MESSAGE_BYTES_MAX, Outcome};
@@ -41,6 +45,10 @@ pub struct Settings {
     pub https_only: bool,
     /// A file of certificates that are trusted besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// The addresses of this host that calls leave from.
+    pub sources: Sources,
+    /// The proxy that all calls go through.
+    pub proxy: Option<Proxy>,
     /// For `User-Agent: PromptPal-Webhook@{version}`.
     pub user_agent_version: String,
     /// Hosts and ports of our Postgres, which no call may reach.
@@ -57,6 +65,7 @@ pub struct Settings {
 pub struct Caller {
     settings: Settings,
     policy: Arc<Policy>,
+    way_out: Arc<WayOut>,
     agents: Agents,
     targets: Targets,
 }
@@ -66,8 +75,8 @@ impl Caller {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`](crate::error::Error::Config) for a `--ca-file` that cannot be read, and where the kernel cannot be
-    /// asked for this machine's addresses.
+    /// [`Error::Config`](crate::error::Error::Config) for a `--ca-file` that cannot be read, for an address to leave from that is
+    /// not this host's, and where the kernel cannot be asked for this machine's addresses.
     pub fn new(settings: Settings) -> Result<Caller> {
         Caller::with_resolver(settings, Resolver::system())
     }
@@ -78,6 +87,8 @@ impl Caller {
     ///
     /// As [`Caller::new`].
     pub fn with_resolver(settings: Settings, names: Resolver) -> Result<Caller> {
+        settings.sources.require_own()?;
+        let way_out = Arc::new(WayOut::new(settings.sources, settings.proxy.clone(), settings.timeout));
         let tls = tls::config(settings.ca_file.as_deref())?;
         let policy = Arc::new(Policy {
             allow: settings.allow_net.clone(),
@@ -87,8 +98,9 @@ impl Caller {
             machine: Machine::open()?,
             names,
         });
-        let agents = Agents::new(settings.timeout, &settings.user_agent_version, policy.clone(), tls);
-        Ok(Caller { settings, policy, agents, targets: Targets::default() })
+        let version = &settings.user_agent_version;
+        let agents = Agents::new(settings.timeout, version, policy.clone(), way_out.clone(), tls);
+        Ok(Caller { settings, policy, way_out, agents, targets: Targets::default() })
     }
 
     /// Why a webhook can never be called, as far as that can be told without DNS; none when it may work.
@@ -109,6 +121,12 @@ impl Caller {
             url::Host::Domain(_) => return None,
         };
         let (port, deadline) = (target.url.port_or_known_default()?, Instant::now() + self.settings.timeout);
+        let nowhere = |address: &IpAddr| self.settings.sources.towards(*address) == Source::Nowhere;
+        if self.settings.proxy.is_none() && addresses.iter().all(nowhere) {
+            return Some(
+                "no call leaves over its family of addresses: --bind-address names the other one".into(),
+            );
+        }
         // Where the kernel cannot tell now, the call itself tells.
         let denial = |address| {
             self.policy.denial(address, deadline).or_else(|| self.policy.own(address).unwrap_or_default())
@@ -132,6 +150,20 @@ impl Caller {
             }
             called => called,
         }
+    }
+
+    /// What is wrong with the way out of this host, in words for the operator; none when nothing is, as far as calls have met
+    /// it. Calls wait meanwhile.
+    pub fn lack(&self) -> Option<String> {
+        self.way_out.lack()
+    }
+
+    /// Connects to the proxy, if there is one, and says what is wrong with it. Asks it for nothing. Blocks for the timeout of a
+    /// call at most.
+    pub fn try_proxy(&self) -> Option<std::result::Result<String, String>> {
+        let proxy = self.settings.proxy.as_ref()?;
+        let deadline = Instant::now() + self.settings.timeout;
+        Some(dial::try_proxy(&self.way_out, &self.policy.names, proxy, deadline).map(|()| proxy.to_string()))
     }
 
     /// Closes connections that have rested for too long. The daemon calls it every second or so; otherwise they stay open until
@@ -163,6 +195,8 @@ impl Caller {
         match made {
             Ok(()) => call.error_kind = None,
             Err(Failure::ResourceExhausted(reason)) => return Outcome::ResourceExhausted(reason),
+            Err(Failure::NoWayOut(reason)) => return Outcome::NoWayOut(reason),
+            Err(Failure::RefusalUnclear) => return Outcome::RefusalUnclear,
             Err(Failure::ResolverBusy) => return Outcome::ResolverBusy,
             Err(Failure::Call(kind, message)) => {
                 (call.error_kind, call.error_message) = (Some(kind), Some(message));
@@ -219,6 +253,9 @@ impl Caller {
             }
         }
         let exchange = sent.exchange;
+        if exchange.received > 0 {
+            self.way_out.note_carried();
+        }
         let read = match sent.result {
             Ok(response) => response::read(response, exchange, limits, call, room),
             Err(error) => {

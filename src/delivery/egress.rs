@@ -100,6 +100,16 @@ impl Policy {
         Ok(own.then(|| Denial::own("an address of this machine's; --allow-net allows it")))
     }
 
+    /// Why a proxy with these addresses may not be asked for an endpoint. The endpoint is the proxy itself, or another port of its
+    /// host that the operator has not allowed. The proxy's host takes such a connection for one of its own.
+    pub(crate) fn proxy(&self, endpoint: SocketAddr, proxies: &[SocketAddr]) -> Option<Denial> {
+        let is_host = |proxy: &SocketAddr| networks::plain(proxy.ip()) == networks::plain(endpoint.ip());
+        let mut hosts = proxies.iter().filter(|proxy| is_host(proxy));
+        let allowed = networks::is_allowed(endpoint.ip(), &self.allow);
+        let refused = hosts.any(|proxy| !allowed || proxy.port() == endpoint.port());
+        refused.then(|| Denial::own("the proxy's host; --allow-net allows it, but for the proxy's port"))
+    }
+
     /// Whether packets to an address stay on this machine, also those to an address that it embeds.
     fn is_own(&self, ip: IpAddr) -> io::Result<bool> {
         let plain = networks::plain(ip);

@@ -16,6 +16,10 @@ pub(crate) enum Failure {
     Call(ErrorKind, String),
     /// The call was not made for a lack of this process's, with the reason.
     ResourceExhausted(String),
+    /// The call was not made because something is wrong with the way out of this host, with the reason.
+    NoWayOut(String),
+    /// The call was not made because the proxy refuses the endpoint, and perhaps all of them.
+    RefusalUnclear,
     /// The call was not made because the resolver had no thread for the name.
     ResolverBusy,
 }
@@ -74,6 +78,15 @@ fn sorted(error: &ureq::Error, exchange: &Exchange, timeout: Duration) -> Failur
     }
     if let Some(reason) = &exchange.exhausted {
         return Failure::ResourceExhausted(reason.clone());
+    }
+    if let Some(reason) = &exchange.no_way_out {
+        return Failure::NoWayOut(reason.clone());
+    }
+    if exchange.refusal_unclear {
+        return Failure::RefusalUnclear;
+    }
+    if let Some(what) = &exchange.unreachable {
+        return Failure::of(ErrorKind::Connect, what.clone());
     }
     if exchange.resolver_busy {
         return Failure::ResolverBusy;

@@ -58,7 +58,8 @@ impl Sent {
 
     /// Whether nothing was sent because this process lacks something.
     pub(crate) fn lacks_resources(&self) -> bool {
-        self.exchange.exhausted.is_some() || self.exchange.resolver_busy
+        let Exchange { exhausted, resolver_busy, no_way_out, refusal_unclear, .. } = &self.exchange;
+        exhausted.is_some() || no_way_out.is_some() || *resolver_busy || *refusal_unclear
     }
 }
 

@@ -125,7 +125,7 @@ fn in_our_words(error: url::ParseError) -> &'static str {
 }
 
 /// The value of `Authorization` for a URL with user or password.
-fn authorization(url: &Url) -> Option<String> {
+pub(crate) fn authorization(url: &Url) -> Option<String> {
     if url.username().is_empty() && url.password().is_none() {
         return None;
     }

@@ -79,8 +79,17 @@ impl Shared {
             match outcome {
                 Outcome::Called(call) => ended = Some((ticket, job, call)),
                 Outcome::ResourceExhausted(reason) => self.pause(ticket, job, &reason),
+                Outcome::NoWayOut(reason) => {
+                    // The monitor tells it: this is met again and again.
+                    tracing::debug!(reason, "no way out, calls wait");
+                    let (mut state, now) = (self.lock(), Instant::now());
+                    state.gate.note_shortage(now);
+                    state.requeue(ticket, job, now);
+                }
                 // The call has waited already, and the shortage does not concern other calls: no pause.
-                Outcome::ResolverBusy => self.lock().requeue(ticket, job, Instant::now()),
+                Outcome::ResolverBusy | Outcome::RefusalUnclear => {
+                    self.lock().requeue(ticket, job, Instant::now())
+                }
             }
         }
     }

@@ -212,6 +212,13 @@ pub enum Outcome {
     /// The call was not made because this process lacks something (file descriptors, memory, ports), with the reason: nothing
     /// was sent, try again later.
     ResourceExhausted(String),
+    /// The call was not made because something is wrong with the way out of this host: the proxy, or the address that calls leave
+    /// from. It has the reason. Nothing was sent, try again later. It concerns all calls.
+    NoWayOut(String),
+    /// The call was not made because the proxy refuses the endpoint, and has not shown yet whether it refuses this one alone.
+    /// Nothing was sent, and the turn of the call comes again. The call has waited a while already, and calls to other
+    /// endpoints are not concerned.
+    RefusalUnclear,
     /// The call was not made because lookups of other names have all the resolver's threads: nothing was sent, and the turn of
     /// the call comes again. The call has waited a while already, and calls to other names are not concerned.
     ResolverBusy,

@@ -12,6 +12,8 @@ pub(crate) enum Source {
     Stop,
     /// The sessions with Postgres: not there yet, or lost.
     Sessions,
+    /// The way out of this host to the endpoints.
+    WayOut,
     /// Nothing moves.
     Stall,
     /// The claiming loop.
@@ -126,7 +128,9 @@ mod tests {
         health.set(Source::Sessions, None);
         health.set(Source::Aside, Some("1 row".into()));
         assert_eq!((health.why().as_deref(), health.why_not_ready()), (Some("1 row"), None));
-        for source in [Source::Stop, Source::Sessions, Source::Stall, Source::Claim, Source::Finish] {
+        for source in
+            [Source::Stop, Source::Sessions, Source::WayOut, Source::Stall, Source::Claim, Source::Finish]
+        {
             health.set(source, Some("why".into()));
             assert_eq!(health.why_not_ready().as_deref(), Some("why"), "{source:?}");
             health.set(source, None);

@@ -106,7 +106,8 @@ impl Default for Metrics {
         let takeovers = counter("takeovers", "Dead instances that were found");
         let webhooks_paused =
             counter("webhooks_paused", "Webhooks that this daemon has paused (--pause-failing)");
-        let shortages = counter("shortage_pauses", "Pauses for want of descriptors, threads or memory");
+        let shortages =
+            counter("shortage_pauses", "Pauses for want of descriptors, threads, memory or a way out");
         let finishes = Histogram::new(exponential_buckets(1.0, 4.0, 6));
         r.register("finish_rows", "Rows recorded in one transaction", finishes.clone());
         let wakeups = Family::<Labels, Counter>::default();

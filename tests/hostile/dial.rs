@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 use promptpal_relay::inside::delivery::Caller;
 use test_support::http::Message;
 
-use crate::support::{Dead, PATIENT, Receiver, caller_to, kind, message, post, settings};
+use crate::support::{
+    Dead, PATIENT, Receiver, caller_to, kind, makes_no_sense_proxied, message, post, settings,
+};
 
+const WHY: &str = "the proxy is asked for one address after the other; proxied.rs has what comes of that";
 /// The longest that a call may take which does not wait for a dead address. A dead address would cost it more, and a busy
 /// machine needs less.
 const SOON: Duration = Duration::from_secs(5);
@@ -37,6 +40,9 @@ fn assert_reaches(caller: &Caller, port: u16, expected: IpAddr) {
 
 #[test]
 fn a_dead_address_costs_a_moment_and_not_a_share_of_the_time() {
+    if makes_no_sense_proxied(WHY) {
+        return;
+    }
     let live = live([127, 0, 0, 1], 0);
     let port = live.address.port();
     let dead = Dead::on([127, 0, 0, 2], port);
@@ -48,6 +54,9 @@ fn a_dead_address_costs_a_moment_and_not_a_share_of_the_time() {
 
 #[test]
 fn a_dead_family_costs_a_moment_and_not_a_share_of_the_time() {
+    if makes_no_sense_proxied(WHY) {
+        return;
+    }
     let live = live([127, 0, 0, 1], 0);
     let port = live.address.port();
     let Ok(dead) = Dead::try_on(Ipv6Addr::LOCALHOST, port) else {
@@ -66,6 +75,9 @@ fn a_dead_family_costs_a_moment_and_not_a_share_of_the_time() {
 
 #[test]
 fn what_worked_is_tried_first_the_next_time() {
+    if makes_no_sense_proxied(WHY) {
+        return;
+    }
     let working = live([127, 0, 0, 1], 0);
     let port = working.address.port();
     let dead = Dead::on([127, 0, 0, 2], port);
@@ -82,6 +94,9 @@ fn what_worked_is_tried_first_the_next_time() {
 
 #[test]
 fn what_worked_and_works_no_more_costs_a_moment() {
+    if makes_no_sense_proxied(WHY) {
+        return;
+    }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (second, port) = (listener.local_addr().unwrap().ip(), listener.local_addr().unwrap().port());
     let dead = Dead::on([127, 0, 0, 2], port);
@@ -102,6 +117,9 @@ fn what_worked_and_works_no_more_costs_a_moment() {
 
 #[test]
 fn refused_addresses_cost_nothing() {
+    if makes_no_sense_proxied(WHY) {
+        return;
+    }
     let live = live([127, 0, 0, 1], 0);
     let port = live.address.port();
     // Nobody listens on these; a moment for each of them would be too long.
@@ -119,6 +137,9 @@ fn refused_addresses_cost_nothing() {
 
 #[test]
 fn more_dead_addresses_than_are_tried_at_once_are_all_tried() {
+    if makes_no_sense_proxied(WHY) {
+        return;
+    }
     let live = live([127, 0, 0, 1], 0);
     let port = live.address.port();
     let dead: Vec<_> = (2..9).map(|last| Dead::on([127, 0, 0, last], port)).collect();
@@ -135,6 +156,9 @@ fn more_dead_addresses_than_are_tried_at_once_are_all_tried() {
 
 #[test]
 fn a_dead_and_a_refused_address_are_a_timeout() {
+    if makes_no_sense_proxied(WHY) {
+        return;
+    }
     let dead = Dead::on([127, 0, 0, 2], 0);
     let port = dead.address.port();
     let limit = Duration::from_millis(700);

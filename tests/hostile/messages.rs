@@ -6,8 +6,8 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use crate::support::{
-    AUTHORITY, Dead, Gate, PATIENT, Peer, Receiver, caller, caller_to, kind, message, post, post_body,
-    settings,
+    AUTHORITY, Dead, Gate, PATIENT, Peer, Receiver, caller, caller_to, is_proxied, kind, message, post,
+    post_body, settings,
 };
 
 const NOTHING: &str = "; nothing was sent";
@@ -28,7 +28,11 @@ fn told(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> (&'static str, St
 fn a_connection_that_is_refused_or_ends_says_so_and_what_was_sent() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let call = post(&caller(PATIENT), &format!("http://{closed}/"));
-    let refused = "the endpoint's host refused the connection: no server listens on this port";
+    let refused = if is_proxied() {
+        "the proxy does not reach the endpoint: it answers 502"
+    } else {
+        "the endpoint's host refused the connection: no server listens on this port"
+    };
     assert_eq!((kind(&call), message(&call)), ("connect", format!("{refused}{NOTHING}").as_str()));
 
     let silent = format!("no answer came: the endpoint closed the connection{REQUEST}");

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
 use promptpal_relay::inside::delivery::Resolver;
-use promptpal_relay::inside::delivery::{Caller, Settings};
+use promptpal_relay::inside::delivery::{Caller, Proxy, Settings, Sources};
 use promptpal_relay::inside::model::Call;
 use promptpal_relay::inside::model::Outcome;
 use promptpal_relay::inside::model::Reached;
@@ -25,6 +25,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::TempDir;
 use test_support::http::Message;
+use test_support::proxy;
 use uuid::Uuid;
 
 /// How long something may take to happen; long, because the machine may be busy with other tests.
@@ -47,6 +48,8 @@ pub fn settings(timeout: Duration) -> Settings {
         allow_net: ["127.0.0.0/8", "::1/128"].map(|net| net.parse().unwrap()).to_vec(),
         https_only: false,
         ca_file: Some(AUTHORITY.file.clone()),
+        sources: Sources::default(),
+        proxy: is_proxied().then(|| Proxy::parse(&PROXY.url()).unwrap()),
         user_agent_version: "1".into(),
         refused: Vec::new(),
         reached: Reached::default(),
@@ -87,6 +90,8 @@ pub fn made(outcome: Outcome) -> Call {
             call
         }
         Outcome::ResourceExhausted(why) => panic!("a shortage of ours: {why}"),
+        Outcome::NoWayOut(why) => panic!("no way out: {why}"),
+        Outcome::RefusalUnclear => panic!("the proxy refuses somebody"),
         Outcome::ResolverBusy => panic!("no thread to look the name up"),
     }
 }
@@ -163,6 +168,54 @@ pub fn assert_storable(call: &Call) {
             );
         }
     }
+}
+
+// ---- through a proxy ----------------------------------------------------------------------------------------------
+
+/// The variable that says that all calls of this process go through a proxy.
+const PROXIED: &str = "PROMPTPAL_RELAY_TEST_PROXIED";
+
+/// The proxy of this process: it makes each tunnel.
+static PROXY: LazyLock<proxy::Proxy> = LazyLock::new(proxy::Proxy::open);
+
+/// The proxy of this process.
+pub fn proxy_of_this_process() -> &'static proxy::Proxy {
+    &PROXY
+}
+
+/// Whether the calls of this process go through a proxy.
+pub fn is_proxied() -> bool {
+    std::env::var_os(PROXIED).is_some()
+}
+
+/// Whether a scenario is left out because calls go through a proxy; says why it makes no sense there.
+pub fn makes_no_sense_proxied(why: &str) -> bool {
+    if is_proxied() {
+        println!("not through a proxy: {why}");
+    }
+    is_proxied()
+}
+
+/// Runs all scenarios again, in a process whose calls go through a proxy.
+pub fn run_proxied() {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    // The other tests of that file have a proxy of their own.
+    command.args([
+        "--skip",
+        "proxied::a",
+        "--skip",
+        "proxied::h",
+        "--skip",
+        "proxied::t",
+        "--skip",
+        "proxied::w",
+    ]);
+    command.env(PROXIED, "1");
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    let passed = told.lines().filter(|line| line.ends_with(" ... ok")).count();
+    assert!(passed > 80, "{passed} scenarios passed:\n{told}");
 }
 
 // ---- processes ----------------------------------------------------------------------------------------------------
@@ -290,6 +343,11 @@ impl Peer {
         connection.complete_io(&mut stream)?;
         self.wire = BufReader::new(Box::new(StreamOwned::new(connection, stream)));
         Ok(())
+    }
+
+    /// The address that the other side called from.
+    pub fn from(&self) -> IpAddr {
+        self.stream.peer_addr().unwrap().ip()
     }
 
     /// Reads a request; none when the connection ended before its end.

@@ -17,6 +17,7 @@ fn fails_with_one_line(arguments: &[&str], url: &str, code: i32, says: &str) {
     let (got, _, stderr) = outcome(program(arguments, url));
     assert_eq!(got, code, "{arguments:?}: {stderr}");
     assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
+    assert!(!stderr.contains("us3r") && !stderr.contains("s3cret"), "{arguments:?}: {stderr}");
     assert!(stderr.starts_with("promptpal-relay: ") && stderr.contains(says), "{arguments:?}: {stderr}");
 }
 
@@ -38,6 +39,7 @@ async fn what_a_restart_does_not_change_is_told_by_78() {
     fails_with_one_line(&["run"], &nobody, 78, "\"no_such_role\"");
     fails_with_one_line(&["run"], "postgres://a?sslmode=sometimes", 78, "sslmode");
     fails_with_one_line(&["run", "--ca-file", "/no/such/file"], &database.url, 78, "/no/such/file");
+    fails_with_one_line(&["run", "--bind-address", "192.0.2.1"], &database.url, 78, "192.0.2.1");
     fails_with_one_line(&["run", "--retain-calls", "1h"], &database.url, 78, "--retain-calls");
     fails_with_one_line(&["run", "--log-dir", "/proc/nowhere"], &database.url, 78, "--log-dir");
 }
@@ -53,6 +55,13 @@ fn bad_flags_are_usage() {
         (&["run", "--allow-net", "10.0.0.0/33"], "10.0.0.0/8"),
         (&["run", "--user-agent-version", "1\r\nX: y"], "visible ASCII"),
         (&["run", "--after-crash", "panic"], "resend, record"),
+        (&["run", "--bind-address", "eth0"], "192.0.2.10"),
+        (&["run", "--bind-address", "0.0.0.0"], "192.0.2.10"),
+        (&["run", "--bind-address", "127.0.0.1,127.0.0.2"], "one IPv4 and one IPv6 address at most"),
+        (&["run", "--proxy", "proxy.example:3128"], "http://host:port"),
+        (&["check", "--proxy", "https://us3r:s3cret@proxy.example:3128"], "http://host:port"),
+        (&["run", "--proxy", "http://us3r:s3cret@proxy.example:3128/path"], "http://host:port"),
+        (&["run", "--proxy", "http://us3r:s3cret@:3128"], "http://host:port"),
         (&["run", "--no-such-flag"], "--no-such-flag"),
         (&["send-test"], "--webhook <N>"),
         (&["replay", "--call", "1", "--webhook", "2"], "cannot be used with"),
@@ -73,6 +82,8 @@ async fn an_empty_variable_is_one_that_is_not_set() {
         "LOG_DIR",
         "TIMEOUT",
         "HTTPS_ONLY",
+        "BIND_ADDRESS",
+        "PROXY",
         "CA_FILE",
         "METRICS_LISTEN",
         "LOG_LEVEL",

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use promptpal_relay::inside::delivery::{Caller, Settings};
+use promptpal_relay::inside::delivery::{Caller, Settings, Sources};
 use promptpal_relay::inside::demo::Cluster;
 use promptpal_relay::inside::model::Reached;
 use promptpal_relay::inside::model::{Secret, Webhook};
@@ -24,6 +24,8 @@ fn strict() -> Caller {
         allow_net: Vec::new(),
         https_only: false,
         ca_file: None,
+        sources: Sources::default(),
+        proxy: None,
         user_agent_version: "1".into(),
         refused: Vec::new(),
         reached: Reached::default(),

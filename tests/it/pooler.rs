@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -47,7 +48,8 @@ impl Pooler {
         configure(dir.path(), cluster.port(), mode, size);
         let pooler = Pooler { process: command.spawn().unwrap(), dir, server: cluster.port() };
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !pooler.dir.path().join(format!(".s.PGSQL.{PORT}")).exists() {
+        // The socket is there a moment before PgBouncer listens on it.
+        while UnixStream::connect(pooler.dir.path().join(format!(".s.PGSQL.{PORT}"))).is_err() {
             assert!(Instant::now() < deadline, "pgbouncer does not start: {}", pooler.log());
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -20,6 +20,7 @@ use crate::delivery::transport::names::Names;
 use crate::delivery::transport::recorder::Recorder;
 use crate::delivery::transport::repair::HEAD_BYTES_MAX;
 use crate::delivery::transport::tls::Tls;
+use crate::delivery::way_out::WayOut;
 
 /// Idle connections rest for less than Node's Express leaves them open (5 s).
 const IDLE_MAX: Duration = Duration::from_secs(3);
@@ -36,6 +37,7 @@ pub(crate) const OUTPUT_BYTES: usize = 4 * 1024;
 pub(crate) struct Agents {
     config: Config,
     policy: Arc<Policy>,
+    way_out: Arc<WayOut>,
     worked: Worked,
     tls: Tls,
     // All threads write it.
@@ -58,12 +60,14 @@ impl Agents {
         timeout: Duration,
         user_agent_version: &str,
         policy: Arc<Policy>,
+        way_out: Arc<WayOut>,
         tls: Arc<ClientConfig>,
     ) -> Agents {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
+            // ureq's own would come from the environment, and would be told names. Ours is in `dial`.
             .proxy(None)
             .user_agent(format!("PromptPal-Webhook@{user_agent_version}"))
             .accept(AutoHeaderValue::None)
@@ -79,6 +83,7 @@ impl Agents {
         Agents {
             config,
             policy,
+            way_out,
             worked: Worked::default(),
             tls: Tls(tls),
             by_origin: Mutex::default(),
@@ -141,7 +146,8 @@ impl Agents {
 
     fn agent(&self) -> Agent {
         let names = Names { policy: self.policy.clone() };
-        let dial = Dial { policy: self.policy.clone(), worked: self.worked.clone() };
+        let (policy, way_out, worked) = (self.policy.clone(), self.way_out.clone(), self.worked.clone());
+        let dial = Dial { policy, way_out, worked };
         let chain = ().chain(dial).chain(self.tls.clone()).chain(Recorder);
         Agent::with_parts(self.config.clone(), chain, names)
     }
@@ -166,14 +172,16 @@ mod tests {
     use super::*;
     use crate::delivery::egress::NAME_REFUSED;
     use crate::delivery::egress::tests::policy;
+    use crate::delivery::sources::Sources;
     use crate::delivery::transport::exchange;
 
     #[test]
     fn the_address_that_is_dialled_is_looked_at_whatever_was_before() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let names = Names { policy: Arc::new(policy(&["127.0.0.0/8"])) };
-        let chain =
-            ().chain(Dial { policy: Arc::new(policy(&[])), worked: Worked::default() }).chain(Recorder);
+        let way_out = Arc::new(WayOut::new(Sources::default(), None, Duration::from_secs(5)));
+        let dial = Dial { policy: Arc::new(policy(&[])), way_out, worked: Worked::default() };
+        let chain = ().chain(dial).chain(Recorder);
         let config = Agent::config_builder().timeout_global(Some(Duration::from_secs(5)));
         let agent = Agent::with_parts(config.build(), chain, names);
         let url = format!("http://a.example:{}/", listener.local_addr().expect("bound").port());

@@ -1,5 +1,6 @@
 //! Deadlines of a call's steps: how much of the time is left, and waiting for a socket no longer than that.
 
+use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -30,6 +31,21 @@ pub(crate) fn in_milliseconds(limit: Duration) -> PollTimeout {
     PollTimeout::try_from(limit + Duration::from_micros(999)).expect("an hour fits")
 }
 
+/// Waits until the socket is ready; false when the time is over.
+pub(crate) fn ready(stream: &TcpStream, what: PollFlags, until: Instant) -> io::Result<bool> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now()).min(WAIT_MAX);
+        if left.is_zero() {
+            return Ok(false);
+        }
+        match poll(&mut [PollFd::new(stream.as_fd(), what)], in_milliseconds(left)) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// When to give up, and which time-out to name then.
 pub(crate) struct Deadline {
     at: Instant,
@@ -54,16 +70,6 @@ impl Deadline {
 
     /// Waits until the socket is ready.
     pub(crate) fn wait(&self, stream: &TcpStream, what: PollFlags) -> Result<(), Error> {
-        loop {
-            let left = self.left().min(WAIT_MAX);
-            if left.is_zero() {
-                return Err(Error::Timeout(self.reason));
-            }
-            match poll(&mut [PollFd::new(stream.as_fd(), what)], in_milliseconds(left)) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
-                Err(error) => return Err(Error::Io(error.into())),
-            }
-        }
+        if ready(stream, what, self.at)? { Ok(()) } else { Err(Error::Timeout(self.reason)) }
     }
 }

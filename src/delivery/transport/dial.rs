@@ -1,32 +1,30 @@
 //! The innermost of our links in ureq's chain of connectors: makes the connection, to an address that may be called.
 //!
-//! The addresses of a name race (RFC 8305): when one has not answered for a moment the next is tried beside it, and the
-//! first that connects is taken. So a dead address, or a dead family of them, costs that moment and not a share of the
-//! call's time. The address that worked instead is tried first for a minute. All of it happens on the thread of the call.
+//! The addresses of a name [`race`](crate::delivery::transport::race). With a proxy it is the proxy that connects to them, one
+//! after the other ([`tunnel`](crate::delivery::transport::tunnel)). The address that worked when one before it did not is
+//! tried first for a minute.
 
-use std::collections::{HashMap, VecDeque};
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use ureq::Error;
 use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, Transport};
 
-use crate::delivery::bulkhead::Bulkhead;
-use crate::delivery::egress::{Denial, Policy};
+use crate::delivery::bulkhead::Permit;
+use crate::delivery::egress::Policy;
 use crate::delivery::fd_budget;
+use crate::delivery::proxy::Proxy;
+use crate::delivery::resolver::Resolver;
+use crate::delivery::sources::Source;
 use crate::delivery::transport::deadline::left;
-use crate::delivery::transport::exchange::{note, note_denial};
-use crate::delivery::transport::socket::{Attempt, Socket, first_ended};
+use crate::delivery::transport::exchange::{Exchange, note, note_denial};
+use crate::delivery::transport::race::{Hurdle, Lost, race};
+use crate::delivery::transport::socket::{Attempt, Socket};
+use crate::delivery::transport::tunnel::{Closed, Tunnel, Tunnels};
+use crate::delivery::way_out::{Part, WayOut};
 
-/// How long an address has before the next is tried beside it (RFC 8305, section 8), or its share of the time where that is
-/// less.
-const NEXT_AFTER: Duration = Duration::from_millis(250);
-/// Addresses of one name that are tried at once: each takes a file descriptor. Beyond it the oldest attempt gives way when it
-/// has had its share of the time. Four are two addresses of each family, which alternate.
-const ATTEMPTS_MAX: usize = 4;
 /// How long an address is tried first because it worked when the one before it did not. So most calls to a dead address are
 /// saved, and one that is back is used again soon.
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -39,6 +37,8 @@ const ORIGINS_MAX: usize = 4096;
 pub(crate) struct Dial {
     /// Decides on the very address that is dialled.
     pub policy: Arc<Policy>,
+    /// Where calls leave from, and through which proxy.
+    pub way_out: Arc<WayOut>,
     /// What worked lately.
     pub worked: Worked,
 }
@@ -84,28 +84,6 @@ impl Worked {
     }
 }
 
-/// Why an attempt was not begun, or failed.
-enum Hurdle {
-    /// This process lacks something, with the reason.
-    Exhausted(String),
-    Failed(io::Error),
-    Refused(SocketAddr, Denial),
-}
-
-impl Hurdle {
-    /// Notes why the call fails, when it is not for what the endpoint did.
-    fn note(self, details: &ConnectionDetails) -> Error {
-        match self {
-            Hurdle::Failed(error) => return Error::Io(error),
-            Hurdle::Refused(address, denial) => {
-                note_denial(&denial, details.uri.host().unwrap_or_default(), address)
-            }
-            Hurdle::Exhausted(reason) => note(|exchange| exchange.exhausted = Some(reason)),
-        }
-        Error::ConnectionFailed
-    }
-}
-
 impl Dial {
     /// Refuses an address of this machine's, unless the operator has allowed it.
     fn may(&self, address: SocketAddr) -> Result<(), Hurdle> {
@@ -116,74 +94,119 @@ impl Dial {
         }
     }
 
-    fn begin(&self, address: SocketAddr, deadline: Instant, attempts: &Bulkhead) -> Result<Attempt, Hurdle> {
-        let lack = |what: &str| Hurdle::Exhausted(what.into());
-        let turn = attempts.take(1).ok_or_else(|| lack("too many attempts"))?;
+    /// Refuses an address that the egress policy refuses.
+    fn check(&self, address: SocketAddr, deadline: Instant) -> Result<(), Hurdle> {
         if let Some(denial) = self.policy.denial(address, deadline) {
             return Err(Hurdle::Refused(address, denial));
         }
-        self.may(address)?;
-        let descriptor =
-            fd_budget::take(1).ok_or_else(|| lack("all file descriptors for calls are in use"))?;
-        Attempt::begin(address, descriptor, turn).map_err(|error| hurdle(error, address))
+        self.may(address)
     }
 
-    /// Makes connections to these addresses, one after the other or beside each other, and takes the first that is made.
-    fn race(&self, details: &ConnectionDetails, addresses: &[SocketAddr]) -> Result<Attempt, Error> {
-        let (limit, start) = (left(details), Instant::now());
-        let deadline = start + limit;
-        let share = limit / u32::try_from(addresses.len().max(1)).expect("at most 16");
-        let pause = share.min(NEXT_AFTER);
-        let mut waiting: VecDeque<_> = addresses.iter().copied().collect();
-        let attempts = Bulkhead::new(ATTEMPTS_MAX);
-        let mut running: Vec<Attempt> = Vec::new();
-        let (mut next, mut failure) = (start, Error::HostNotFound);
-        loop {
-            let now = Instant::now();
-            if now >= deadline {
-                return Err(Error::Timeout(details.timeout.reason));
+    /// Connects to one of the endpoint's addresses.
+    fn straight(&self, details: &ConnectionDetails, addresses: &[SocketAddr]) -> Result<Tunnel, Error> {
+        let deadline = Instant::now() + left(details);
+        let begin = |address, turn| {
+            self.check(address, deadline)?;
+            begin(&self.way_out, address, turn)
+        };
+        let attempt = race(addresses, deadline, begin).map_err(|lost| self.give_up(lost, details))?;
+        Ok(Tunnel { endpoint: attempt.address, round_trip: attempt.round_trip(), attempt })
+    }
+
+    /// Has the proxy connect to one of the endpoint's addresses.
+    fn through(
+        &self,
+        proxy: &Proxy,
+        details: &ConnectionDetails,
+        addresses: &[SocketAddr],
+    ) -> Result<Tunnel, Error> {
+        let deadline = Instant::now() + left(details);
+        let tunnels = Tunnels {
+            way_out: &self.way_out,
+            proxy,
+            names: &self.policy.names,
+            begin: |address, turn| begin(&self.way_out, address, turn),
+            deadline,
+        };
+        let check = |endpoint: SocketAddr, proxies: &[SocketAddr]| {
+            self.check(endpoint, deadline)?;
+            match self.policy.proxy(endpoint, proxies) {
+                Some(denial) => Err(Hurdle::Refused(endpoint, denial)),
+                None => Ok(()),
             }
-            let mut hurdle = None;
-            match waiting.front() {
-                Some(address) if running.is_empty() || now >= next => {
-                    match self.begin(*address, deadline, &attempts) {
-                        Ok(attempt) => {
-                            waiting.pop_front();
-                            running.push(attempt);
-                            next = now + pause;
-                        }
-                        Err(Hurdle::Exhausted(_))
-                            if running.first().is_some_and(|oldest| now >= oldest.since + share) =>
-                        {
-                            running.remove(0);
-                        }
-                        Err(Hurdle::Exhausted(_)) if !running.is_empty() => next = now + pause,
-                        Err(failed) => {
-                            waiting.pop_front();
-                            hurdle = Some(failed);
-                        }
-                    }
-                }
-                None if running.is_empty() => return Err(failure),
-                more => {
-                    let until = if more.is_some() { next.min(deadline) } else { deadline };
-                    match first_ended(&running, until - now)? {
-                        None => {}
-                        Some((at, Ok(()))) => return Ok(running.swap_remove(at)),
-                        Some((at, Err(error))) => {
-                            hurdle = Some(self::hurdle(error, running.remove(at).address));
-                            next = now;
-                        }
-                    }
-                }
+        };
+        tunnels.open(addresses, check).map_err(|closed| match closed {
+            Closed::Late => self.give_up(Lost::Late, details),
+            Closed::Hurdle(hurdle) => self.give_up(Lost::Hurdle(hurdle), details),
+            Closed::Unreachable(what) => failed(|exchange| exchange.unreachable = Some(what)),
+            Closed::NoWayOut(why) => failed(|exchange| exchange.no_way_out = Some(why)),
+            Closed::Unclear => failed(|exchange| exchange.refusal_unclear = true),
+            Closed::ResolverBusy => failed(|exchange| exchange.resolver_busy = true),
+        })
+    }
+
+    /// Notes why there is no connection, when it is not for what the endpoint did.
+    fn give_up(&self, lost: Lost, details: &ConnectionDetails) -> Error {
+        match lost {
+            Lost::Late => Error::Timeout(details.timeout.reason),
+            Lost::Hurdle(Hurdle::Failed(error)) => Error::Io(error),
+            Lost::Hurdle(Hurdle::Refused(address, denial)) => {
+                note_denial(&denial, details.uri.host().unwrap_or_default(), address);
+                Error::ConnectionFailed
             }
-            match hurdle {
-                None => {}
-                Some(Hurdle::Failed(error)) => failure = Error::Io(error),
-                Some(hurdle) => return Err(hurdle.note(details)),
+            Lost::Hurdle(Hurdle::Exhausted(reason)) => failed(|exchange| exchange.exhausted = Some(reason)),
+            Lost::Hurdle(Hurdle::Nowhere(ip)) => {
+                let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+                failed(|exchange| exchange.unreachable = Some(format!("no call leaves over {family}")))
+            }
+            Lost::Hurdle(Hurdle::NoSource(source, error)) => {
+                let why = format!(
+                    "no call can leave from {source}, which --bind-address names ({error}); give the host this address \
+                     again, or restart the daemon with another one"
+                );
+                self.way_out.note_lack(Part::Source(source), why.clone());
+                failed(|exchange| exchange.no_way_out = Some(why))
             }
         }
     }
+}
+
+/// Begins a connection, without asking whether the address may be called.
+fn begin(way_out: &WayOut, address: SocketAddr, turn: Permit) -> Result<Attempt, Hurdle> {
+    let source = match way_out.sources.towards(address.ip()) {
+        Source::Any => None,
+        Source::Own(source) => Some(source),
+        Source::Nowhere => return Err(Hurdle::Nowhere(address.ip())),
+    };
+    let lack = || Hurdle::Exhausted("all file descriptors for calls are in use".into());
+    let descriptor = fd_budget::take(1).ok_or_else(lack)?;
+    let begun = Attempt::begin(address, source, descriptor, turn)
+        .map_err(|unbegun| Hurdle::unbegun(unbegun, address))?;
+    if let Some(source) = source {
+        way_out.note_works(Part::Source(source));
+    }
+    Ok(begun)
+}
+
+/// Connects to the proxy, and asks it for nothing. Blocks until `deadline` at most.
+///
+/// # Errors
+///
+/// What is wrong with it, in words.
+pub(crate) fn try_proxy(
+    way_out: &WayOut,
+    names: &Resolver,
+    proxy: &Proxy,
+    deadline: Instant,
+) -> Result<(), String> {
+    let begin = |address, turn| begin(way_out, address, turn);
+    Tunnels { way_out, proxy, names, begin, deadline }.try_proxy()
+}
+
+/// Notes why there is no connection.
+fn failed(change: impl FnOnce(&mut Exchange)) -> Error {
+    note(change);
+    Error::ConnectionFailed
 }
 
 impl<In: Transport> Connector<In> for Dial {
@@ -200,11 +223,13 @@ impl<In: Transport> Connector<In> for Dial {
             addresses
                 .iter()
                 .try_for_each(|address| self.may(*address))
-                .map_err(|hurdle| hurdle.note(details))?;
+                .map_err(|hurdle| self.give_up(Lost::Hurdle(hurdle), details))?;
             self.worked.prefer(origin, &mut addresses, Instant::now());
         }
-        let attempt = self.race(details, &addresses)?;
-        let (address, round_trip) = (attempt.address, attempt.round_trip());
+        let Tunnel { attempt, endpoint: address, round_trip } = match &self.way_out.proxy {
+            None => self.straight(details, &addresses)?,
+            Some(proxy) => self.through(proxy, details, &addresses)?,
+        };
         note(|exchange| (exchange.remote, exchange.round_trip) = (Some(address), round_trip));
         if let Some(first) = first.filter(|_| several) {
             self.worked.note(origin, address, first, Instant::now());
@@ -213,48 +238,9 @@ impl<In: Transport> Connector<In> for Dial {
     }
 }
 
-fn hurdle(error: io::Error, address: SocketAddr) -> Hurdle {
-    if is_exhaustion(&error, address) { Hurdle::Exhausted(error.to_string()) } else { Hurdle::Failed(error) }
-}
-
-/// Whether an error of the system's when connecting says that this process lacks something, and is not the endpoint's doing:
-/// file descriptors, memory, buffers, local ports.
-fn is_exhaustion(error: &io::Error, address: SocketAddr) -> bool {
-    const OURS: [Errno; 5] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EAGAIN];
-    let code = error.raw_os_error().map(Errno::from_raw);
-    // The system says so when local ports have run out, and also where there is no address to call from (no IPv6 here),
-    // which waiting does not mend. Datagrams have ports of their own.
-    let ports = || code == Some(Errno::EADDRNOTAVAIL) && has_source(address);
-    code.is_some_and(|code| OURS.contains(&code)) || ports()
-}
-
-fn has_source(address: SocketAddr) -> bool {
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    UdpSocket::bind((any, 0)).is_ok_and(|socket| socket.connect(address).is_ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_we_run_short_of_is_ours_and_a_missing_source_address_is_not() {
-        let local = SocketAddr::from(([127, 0, 0, 1], 9));
-        let error = |errno: Errno| io::Error::from_raw_os_error(errno as i32);
-        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL] {
-            assert!(is_exhaustion(&error(errno), local), "{errno}");
-        }
-        for errno in [Errno::ECONNREFUSED, Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::ETIMEDOUT] {
-            assert!(!is_exhaustion(&error(errno), local), "{errno}");
-        }
-        // Nothing can be sent to this address, as to an IPv6 address from a machine without IPv6.
-        let nowhere = SocketAddr::from(([255, 255, 255, 255], 9));
-        assert!(!is_exhaustion(&error(Errno::EADDRNOTAVAIL), nowhere));
-        assert!(!is_exhaustion(&io::Error::other("no code"), local));
-    }
 
     #[test]
     fn what_worked_is_tried_first_for_a_minute_and_no_longer() {

@@ -40,6 +40,12 @@ pub(crate) struct Exchange {
     pub unresolved: Option<String>,
     /// What this process ran short of, before anything was sent.
     pub exhausted: Option<String>,
+    /// The proxy, or the lack of an address to leave from, says that the endpoint cannot be reached: in words.
+    pub unreachable: Option<String>,
+    /// What is wrong with the way out of this host.
+    pub no_way_out: Option<String>,
+    /// The proxy refuses the endpoint, and it is not known yet whether it refuses this one alone.
+    pub refusal_unclear: bool,
     /// Lookups of other names left no thread for the lookup of this one.
     pub resolver_busy: bool,
     /// The TLS handshake was going on when the call ended.

@@ -5,15 +5,17 @@
 
 use std::io;
 use std::mem::offset_of;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, getsockopt, recv, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, recv, send,
+    setsockopt, socket,
 };
 use nix::{getsockopt_impl, libc, sockopt_impl};
 use ureq::Error;
@@ -149,6 +151,21 @@ impl Transport for Socket {
     }
 }
 
+/// Why no attempt was begun.
+#[derive(Debug)]
+pub(crate) enum Unbegun {
+    /// No connection can leave from this address.
+    Source(IpAddr, Errno),
+    /// There is no socket, or no way to the address.
+    Connection(Errno),
+}
+
+impl From<Errno> for Unbegun {
+    fn from(error: Errno) -> Unbegun {
+        Unbegun::Connection(error)
+    }
+}
+
 /// A connection that is being made. Dropping it gives it up.
 #[derive(Debug)]
 pub(crate) struct Attempt {
@@ -163,21 +180,37 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Begins to connect, and does not wait.
+    /// Begins to connect, from this address of the host's if it is given, and does not wait.
     ///
     /// # Errors
     ///
     /// An error that the system gives at once.
-    pub(crate) fn begin(address: SocketAddr, descriptor: Permit, turn: Permit) -> io::Result<Attempt> {
+    pub(crate) fn begin(
+        address: SocketAddr,
+        source: Option<IpAddr>,
+        descriptor: Permit,
+        turn: Permit,
+    ) -> Result<Attempt, Unbegun> {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let stream = TcpStream::from(socket(family, SockType::Stream, flags, None)?);
+        if let Some(source) = source {
+            // The port is chosen when it connects: each endpoint has all of them.
+            setsockopt(&stream, IpBindAddressNoPort, &true)?;
+            let local = SockaddrStorage::from(SocketAddr::new(source, 0));
+            bind(stream.as_raw_fd(), &local).map_err(|error| Unbegun::Source(source, error))?;
+        }
         match connect(stream.as_raw_fd(), &SockaddrStorage::from(address)) {
             // An interrupted one goes on as well.
             Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(Unbegun::Connection(error)),
         }
         Ok(Attempt { address, since: Instant::now(), stream, descriptor, _turn: turn })
+    }
+
+    /// The connection, which does not block.
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.stream
     }
 
     /// The round trip of the handshake, when the connection is made. The kernel measures it, so a busy process does not lengthen
@@ -236,7 +269,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let permit = || fd_budget::take(1).expect("the limit of a test run is far away");
         let address = listener.local_addr().expect("bound");
-        let attempt = Attempt::begin(address, permit(), permit()).expect("a socket");
+        let attempt = Attempt::begin(address, None, permit(), permit()).expect("a socket");
         let made = first_ended(std::slice::from_ref(&attempt), Duration::from_secs(30)).expect("a wait");
         assert!(matches!(made, Some((0, Ok(())))), "{made:?}");
         thread::sleep(LATE);
