@@ -78,7 +78,8 @@ async fn accept(store: &Store, flags: &Migrate) -> Result<()> {
             accept_copy = decision.name(),
             skipped = last.1,
             site,
-            "daemons may run on this database; the pending rows that `skipped` counts were marked done without calls"
+            "daemons may run on this database, and new events go to the enabled webhooks in it; the pending rows that `skipped` counts \
+             were marked done without calls"
         ),
         (Some(_), _) => {
             tracing::info!(

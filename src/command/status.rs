@@ -204,8 +204,8 @@ fn line(installation: &Installation) -> String {
     let site = site.as_ref().map_or("no site".to_owned(), |site| format!("site {}", printable(site)));
     let copy = installation.difference().map(|difference| {
         format!(
-            "; this is a copy ({difference}): no daemon runs here until it is accepted (promptpal-relay migrate \
-             --accept-copy=skip, or =deliver)"
+            "; this is a copy ({difference}): no daemon runs here until it is accepted. First disable its webhooks \
+             that are not yours, then run promptpal-relay migrate --accept-copy=skip (or =deliver)"
         )
     });
     format!(

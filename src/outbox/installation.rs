@@ -71,7 +71,9 @@ impl Installation {
         match self.difference() {
             None => Ok(()),
             Some(difference) => Err(Error::Installation(format!(
-                "database {} is a copy ({difference}), and nothing is sent from a copy until you say so: run {ACCEPT}",
+                "database {} is a copy ({difference}), and nothing is sent from a copy until you say so. Afterwards new events go to \
+                 the URLs of relay.webhooks: first disable in this database what is not yours. Then run {ACCEPT}, with the login that ran \
+                 migrate for the original",
                 self.database
             ))),
         }

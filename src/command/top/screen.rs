@@ -282,7 +282,7 @@ fn draw_foot(frame: &mut Frame, area: Rect, state: &State) {
     let told = match (&state.lost, &state.mode, &state.notice) {
         (_, Mode::Confirm { question, .. }, _) => Line::styled(clean(question), reversed),
         (Some(why), ..) => {
-            let text = format!("{}; what you see is {} s old", clean(why), state.stale_s);
+            let text = format!("what you see is {} s old: {}", state.stale_s, clean(why));
             Line::styled(text, colour(state, Color::Red).add_modifier(Modifier::REVERSED))
         }
         (None, Mode::Filter, _) => {
