@@ -43,3 +43,4 @@ mod takeover;
 mod terminal;
 mod top;
 mod unmet;
+mod upgrade;
