@@ -10,8 +10,6 @@ use std::io::Write;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use tokio_postgres::error::SqlState;
-
 use crate::cli::{Global, Migrate};
 use crate::command::progress::Progress;
 use crate::config;
@@ -204,7 +202,7 @@ impl<'a> Step<'a> {
         loop {
             let wait = waits.next().expect("they go round and round");
             match self.try_once(store, wait).await {
-                Err(error) if error.sqlstate() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {}
+                Err(error) if error.is_lock_timeout() => {}
                 result => return result,
             }
             self.execute(store, "ROLLBACK").await?;

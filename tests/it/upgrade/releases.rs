@@ -71,6 +71,15 @@ fn build(name: &str, fill: impl FnOnce(&Path, &str)) -> PathBuf {
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
+    // Cargo tells the tests of what package they are. Dependencies whose build looks at that would be built again, now and by the
+    // next command of the developer.
+    let of_the_tests = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"];
+    for (variable, _) in env::vars_os() {
+        let name = variable.to_string_lossy();
+        if of_the_tests.iter().any(|prefix| name.starts_with(prefix)) {
+            cargo.env_remove(&variable);
+        }
+    }
     let built = cargo.current_dir(&folder).stdin(Stdio::null()).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     profile.join(program)
