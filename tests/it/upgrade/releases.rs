@@ -18,14 +18,15 @@ use promptpal_relay::inside::outbox::MIGRATIONS;
 
 use crate::support::BINARY;
 
-/// What the copy needs, but for the manifest. Cargo wants the files of all targets that it names.
-const COPIED: &[&str] =
-    &["Cargo.lock", "rust-toolchain.toml", "benches", "packaging", "sql", "src", "tests/support"];
-/// What the copy has with a change.
-const MANIFEST: &str = "Cargo.toml";
+/// What the copy needs besides what is edited. Cargo wants the files of all targets that the manifest names.
+const COPIED: &[&str] = &["rust-toolchain.toml", "benches", "packaging", "sql", "src", "tests/support"];
+/// Where the package has its name, and the program.
+const MANIFESTS: [&str; 2] = ["Cargo.toml", "Cargo.lock"];
+/// Where the migrations are listed.
 const LIST: &str = "src/outbox/migrations.rs";
-/// The part of the manifest that names the program. The copy's has another name, so that it lies beside ours.
-const PROGRAM: &str = "[[bin]]\nname = \"promptpal-relay\"\n";
+/// That name. The other release has another one, because cargo would take two packages of one name and version for the same:
+/// each build would take parts of the other.
+const NAME: &str = "name = \"promptpal-relay\"\n";
 
 /// Two releases, one after the other.
 pub struct Releases {
@@ -37,10 +38,7 @@ pub struct Releases {
 pub fn releases() -> &'static Releases {
     static RELEASES: OnceLock<Releases> = OnceLock::new();
     RELEASES.get_or_init(|| match env::var("PREVIOUS_RELEASE") {
-        Ok(tag) => Releases {
-            old: build("previous", |folder, program| extract(&tag, folder, program)),
-            new: BINARY.into(),
-        },
+        Ok(tag) => Releases { old: build("previous", |folder| extract(&tag, folder)), new: BINARY.into() },
         Err(_) => Releases { old: BINARY.into(), new: next_release().clone() },
     })
 }
@@ -56,16 +54,20 @@ pub fn compatible(oldest_daemon: i32) -> String {
     include_str!("compatible.sql").replace("{before}", &oldest_daemon.to_string())
 }
 
-/// Builds the program of another release beside ours, with the dependencies that are built already. `fill` makes its source;
-/// the program is called by the name that it gets.
-fn build(name: &str, fill: impl FnOnce(&Path, &str)) -> PathBuf {
+/// Builds the program of another release beside ours, with the dependencies that are built already. `fill` makes its source
+/// in a folder, all but the manifests, and returns where these are.
+fn build(name: &str, fill: impl FnOnce(&Path) -> PathBuf) -> PathBuf {
     let ours = Path::new(BINARY);
     let profile = ours.parent().unwrap();
     let target = profile.parent().unwrap();
     let folder = target.join("releases").join(name);
     let program = format!("promptpal-relay-{name}");
     fs::create_dir_all(&folder).unwrap();
-    fill(&folder, &PROGRAM.replace("promptpal-relay", &program));
+    let manifests = fill(&folder);
+    for file in MANIFESTS {
+        let renamed = NAME.replace("promptpal-relay", &program);
+        edit(&manifests.join(file), &folder.join(file), NAME, &renamed);
+    }
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--locked", "--bin", &program, "--target-dir"]).arg(target);
     if profile.ends_with("release") {
@@ -86,20 +88,20 @@ fn build(name: &str, fill: impl FnOnce(&Path, &str)) -> PathBuf {
 }
 
 /// Takes the source of a tag.
-fn extract(tag: &str, folder: &Path, program: &str) {
+fn extract(tag: &str, folder: &Path) -> PathBuf {
     let archive = folder.with_extension("tar");
     let mut git = Command::new("git");
     git.args(["archive", "--format=tar", "--output"]).arg(&archive).arg(tag);
     assert!(git.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success(), "there is no {tag}");
     let mut tar = Command::new("tar");
-    tar.arg("-xf").arg(&archive).arg("-C").arg(folder);
+    // With the date of now: cargo would take an older tag than the one before for built.
+    tar.arg("-xmf").arg(&archive).arg("-C").arg(folder);
     assert!(tar.status().unwrap().success());
-    let manifest = folder.join(MANIFEST);
-    edit(&manifest, &manifest, PROGRAM, program);
+    folder.to_owned()
 }
 
 /// Takes this source, and adds a migration.
-fn add_migration(folder: &Path, program: &str) {
+fn add_migration(folder: &Path) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for name in COPIED {
         copy(&root.join(name), &folder.join(name));
@@ -109,9 +111,8 @@ fn add_migration(folder: &Path, program: &str) {
     write(&folder.join(&file), compatible(newest).as_bytes());
     let end = "];\n\nconst fn migration";
     let longer = format!("    migration({}, \"next\", include_str!(\"../../{file}\")),\n{end}", newest + 1);
-    for (name, part, by) in [(MANIFEST, PROGRAM, program), (LIST, end, &longer)] {
-        edit(&root.join(name), &folder.join(name), part, by);
-    }
+    edit(&root.join(LIST), &folder.join(LIST), end, &longer);
+    root.to_owned()
 }
 
 /// Copies a file or a folder, but for what is edited. A file that is gone here stays there: no build reads it.
@@ -126,10 +127,10 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Writes a file with another text in the place of a part of it.
+/// Writes a file with another text in the place of a part of it, wherever that stands.
 fn edit(from: &Path, to: &Path, part: &str, by: &str) {
     let text = fs::read_to_string(from).unwrap();
-    assert_eq!(text.matches(part).count(), 1, "{}: {part}", from.display());
+    assert!(text.contains(part), "{}: {part}", from.display());
     write(to, text.replace(part, by).as_bytes());
 }
 
