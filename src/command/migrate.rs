@@ -53,6 +53,7 @@ pub async fn run(global: &Global, flags: &Migrate) -> Result<()> {
     match &state {
         State::Current => tracing::info!("the schema is current"),
         State::Behind(missing) => {
+            require_stopped(&store, missing, applied.last().map_or(0, |newest| newest.version)).await?;
             let mut progress = Progress::beside_lines(missing.len(), "migrations");
             for migration in MIGRATIONS.iter().filter(|m| missing.contains(&m.version)) {
                 Step::migration(migration, &progress).apply(&store).await?;
@@ -78,6 +79,24 @@ pub async fn run(global: &Global, flags: &Migrate) -> Result<()> {
     }
     Step::each_time(ROLES, "creating the group roles").apply(&store).await?;
     accept(&store, flags).await
+}
+
+/// Succeeds when no daemon runs, or when daemons of the schema as it is work with each missing migration. A daemon that runs does
+/// not look at the schema. Of daemons that start in this moment this knows nothing.
+///
+/// # Errors
+///
+/// [`Error::Schema`] with the migration.
+async fn require_stopped(store: &Store, missing: &[i32], applied: i32) -> Result<()> {
+    let Some(migration) = migrations::first_incompatible(missing, applied) else { return Ok(()) };
+    if store.has_installation().await? && store.daemon_runs().await? {
+        return Err(Error::Schema(format!(
+            "a daemon runs on this database, and does not work with migration {} ({}): stop all daemons, then run migrate again; \
+             nothing was changed",
+            migration.version, migration.name
+        )));
+    }
+    Ok(())
 }
 
 /// Does what the flags say of a copy and of the site.
@@ -280,6 +299,19 @@ fn script(flags: &Migrate) -> String {
              END IF;\nEND IF;\nEND\n$promptpal_relay_guard$;\n\n",
         );
     }
+    // It refuses what daemons that run do not work with.
+    let marks: Vec<String> = MIGRATIONS.iter().map(|m| format!("({}, {})", m.version, mark(m))).collect();
+    script.push_str(&format!(
+        "DO $promptpal_relay_guard$\nBEGIN\nIF to_regclass('relay.installation') IS NOT NULL THEN\n\
+         IF EXISTS (SELECT FROM (VALUES {}) AS m (version, oldest_daemon)\n\
+         WHERE NOT EXISTS (SELECT FROM relay.migrations a WHERE a.version = m.version)\n\
+         AND coalesce(m.oldest_daemon::integer, m.version) > (SELECT max(a.version) FROM relay.migrations a))\n\
+         AND (\n{}) THEN\n\
+         RAISE EXCEPTION 'a daemon runs on this database, and does not work with the new schema: stop all daemons, then run this script again';\n\
+         END IF;\nEND IF;\nEND\n$promptpal_relay_guard$;\n\n",
+        marks.join(", "),
+        migrations::DAEMON_RUNS
+    ));
     for migration in MIGRATIONS {
         // A DO block with the text inside: plain SQL, and a condition.
         script.push_str(&format!(
@@ -294,7 +326,7 @@ fn script(flags: &Migrate) -> String {
             name = migration.name,
             sql = migration.sql,
             checksum = migration.checksum(),
-            oldest_daemon = migration.oldest_daemon().map_or("NULL".into(), |oldest| oldest.to_string()),
+            oldest_daemon = mark(migration),
         ));
     }
     script.push_str(ROLES);
@@ -309,6 +341,11 @@ fn script(flags: &Migrate) -> String {
         ));
     }
     script
+}
+
+/// The mark of a migration in SQL.
+fn mark(migration: &Migration) -> String {
+    migration.oldest_daemon().map_or("NULL".into(), |oldest| oldest.to_string())
 }
 
 #[cfg(test)]

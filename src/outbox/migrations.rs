@@ -55,6 +55,9 @@ pub(crate) const ROLES: &str = include_str!("../../sql/roles.sql");
 /// Accepts a copy and names the site. Run last, when it was asked for, outside a transaction.
 pub(crate) const ACCEPT_COPY: &str = include_str!("../../sql/accept_copy.sql");
 
+/// Tells whether a daemon runs. The printed SQL asks, too.
+pub(crate) const DAEMON_RUNS: &str = include_str!("../../sql/queries/migrations/daemon_runs.sql");
+
 impl Migration {
     /// SHA-256 of the text, in hexadecimal.
     pub fn checksum(&self) -> String {
@@ -70,6 +73,12 @@ impl Migration {
         let head = self.sql.lines().take_while(|line| line.starts_with("--"));
         head.filter_map(|line| line.strip_prefix(OLDEST_DAEMON)).find_map(|number| number.trim().parse().ok())
     }
+}
+
+/// The first of the `missing` migrations with which the daemons of a schema do not work that has those up to `applied`.
+pub(crate) fn first_incompatible(missing: &[i32], applied: i32) -> Option<&'static Migration> {
+    let is_missing = |m: &&Migration| missing.contains(&m.version);
+    MIGRATIONS.iter().filter(is_missing).find(|m| m.oldest_daemon().is_none_or(|oldest| oldest > applied))
 }
 
 /// The newest migration of this program.
@@ -202,6 +211,11 @@ impl Store {
         )
         .await?;
         Ok(())
+    }
+
+    /// Whether a daemon runs on this database. Needs relay.installation, and all that came before it.
+    pub async fn daemon_runs(&self) -> Result<bool> {
+        Ok(self.one("finding daemons", DAEMON_RUNS, &[]).await?.get(0))
     }
 
     /// The session that has held a lock on a table of ours for longest, in words; none when no other session holds one.

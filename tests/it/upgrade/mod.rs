@@ -202,6 +202,36 @@ async fn the_printed_sql_of_the_next_release_upgrades_and_writes_the_mark() {
 }
 
 #[tokio::test]
+async fn migrate_leaves_a_schema_alone_whose_daemons_do_not_work_with_what_is_missing() {
+    let database = Database::new().await;
+    let (_, script, _) = outcome(database.command(&["migrate", "--print"]));
+    let mut relay = Relay::start(&database, &[]);
+    // The newest migration of this program has no mark for the daemons before; its objects are there already.
+    let newest = MIGRATIONS.last().unwrap();
+    assert_eq!(newest.oldest_daemon(), None, "take another migration for this test");
+    let forget = format!("DELETE FROM relay.migrations WHERE version = {}", newest.version);
+    database.client.batch_execute(&forget).await.unwrap();
+    let told = refused(Path::new(BINARY), &["migrate"], &database.url);
+    let named = format!("does not work with migration {} ({})", newest.version, newest.name);
+    assert!(told.contains(&named) && told.contains("stop all daemons"), "{told}");
+    let printed = async || {
+        let error = database.client.batch_execute(&script).await.unwrap_err();
+        database.client.batch_execute("ROLLBACK").await.unwrap();
+        error.as_db_error().unwrap().message().to_owned()
+    };
+    let told = printed().await;
+    assert!(told.contains("stop all daemons"), "{told}");
+
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(0), "{}", relay.log());
+    // Now it is applied, and meets what is there.
+    let (_, _, stderr) = outcome(database.command(&["migrate"]));
+    assert!(stderr.contains(&format!("applying migration {}", newest.version)), "{stderr}");
+    let told = printed().await;
+    assert!(told.contains("already exists"), "{told}");
+}
+
+#[tokio::test]
 async fn inserts_go_on_while_migrate_waits_for_a_report() {
     let database = Database::new().await;
     let report = connect(&database.url).await;
