@@ -1,6 +1,9 @@
 -- The bookkeeping: the table in which migrate writes down what it has applied. migrate runs this file before the
 -- migrations, each time.
 --
+-- A daemon that is older than the schema cannot know the files that came after it. So the table says which older daemons
+-- work with a migration: migrate copies the line "Oldest daemon" of the file's head into oldest_daemon.
+--
 -- The owner of a table can put a trigger on it, and the trigger runs with the rights of the user who writes there. A user
 -- who may create schemas may have made the schema relay before migrate. So migrate works only in a schema of its own user,
 -- of relay_owner or of a superuser.
@@ -30,17 +33,20 @@ BEGIN
     END IF;
     IF to_regclass('relay.migrations') IS NULL THEN
         CREATE TABLE relay.migrations (
-            version     integer     NOT NULL,
-            name        text        NOT NULL,
-            checksum    text        NOT NULL,
-            applied_at  timestamptz NOT NULL DEFAULT now(),
-            CONSTRAINT migrations_pkey PRIMARY KEY (version)
+            version        integer     NOT NULL,
+            name           text        NOT NULL,
+            checksum       text        NOT NULL,
+            applied_at     timestamptz NOT NULL DEFAULT now(),
+            oldest_daemon  integer,
+            CONSTRAINT migrations_pkey PRIMARY KEY (version),
+            CONSTRAINT migrations_oldest_daemon_is_older CHECK (oldest_daemon >= 1 AND oldest_daemon < version)
         );
         COMMENT ON TABLE relay.migrations IS 'Migrations that were applied, written by promptpal-relay migrate.';
         COMMENT ON COLUMN relay.migrations.version IS 'Number of the file under sql/migrations.';
         COMMENT ON COLUMN relay.migrations.name IS 'Name of the file.';
         COMMENT ON COLUMN relay.migrations.checksum IS 'SHA-256 of the file; a changed file is refused.';
         COMMENT ON COLUMN relay.migrations.applied_at IS 'When.';
+        COMMENT ON COLUMN relay.migrations.oldest_daemon IS 'Daemons whose newest migration is this one or a later one work with the schema, too. Null: only daemons that know the migration do.';
     END IF;
     SELECT CASE WHEN c.relkind <> 'r' THEN 'it is not a table'
                 WHEN NOT r.rolsuper AND r.rolname NOT IN (current_user, 'relay_owner') THEN format('it belongs to %s', r.rolname)

@@ -125,6 +125,11 @@ impl Error {
         }
     }
 
+    /// Whether a statement has waited for a lock for as long as the session's `lock_timeout` lets it.
+    pub fn is_lock_timeout(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+
     /// Whether Postgres refused a statement because we may not make it.
     pub fn is_privilege(&self) -> bool {
         self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) && !self.is_row_security()

@@ -104,7 +104,7 @@ pub mod inside {
         pub use crate::model::trace_context::TraceParent;
     }
     pub mod outbox {
-        pub use crate::outbox::migrations::MIGRATIONS;
+        pub use crate::outbox::migrations::{MIGRATIONS, Migration};
         pub use crate::outbox::{Liveness, Peer, Role, Sleep, Store, Target};
     }
     pub mod top {

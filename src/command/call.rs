@@ -17,7 +17,7 @@ use crate::outbox::{Repeat, Role, Store};
 /// [`Error::Failed`] when the log has no such call.
 pub async fn run(global: &Global, id: i64, json: bool) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
-    migrations::require_current(&store).await?;
+    migrations::require_usable(&store).await?;
     let Some(call) = store.call(id).await? else {
         return Err(Error::Failed(format!(
             "there is no call {id} in relay.webhook_calls: calls are kept for --retain-calls (30 days unless set)"

@@ -105,7 +105,7 @@ pub async fn run(global: &Global, calls: &Calls) -> Result<()> {
 
 async fn connect(settings: &Settings) -> Result<Store> {
     let store = Store::connect(settings, Role::Command).await?;
-    migrations::require_current(&store).await?;
+    migrations::require_usable(&store).await?;
     Ok(store)
 }
 

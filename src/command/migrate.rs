@@ -2,6 +2,9 @@
 //! asked to.
 //!
 //! Each migration is one transaction, in which it is written down; so an interrupted migrate is simply run again.
+//!
+//! While a transaction waits for a lock on a table, each later statement on the table waits behind it, inserts of the
+//! application included. So a transaction waits for a lock only for a moment, gives up, and is tried again.
 
 use std::io::Write;
 use std::pin::pin;
@@ -19,8 +22,14 @@ use crate::outbox::{Role, Store};
 const LOCK_RETRY: Duration = Duration::from_millis(100);
 /// How often progress is told of a statement that takes longer than this.
 const PROGRESS: Duration = Duration::from_secs(2);
-/// How long to wait for another migrate.
+/// How long to wait for another migrate, and how long a transaction is tried for want of a lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
+/// The limit on each wait for a lock of a transaction's tries, one after the other and over again. Inserts wait no longer
+/// behind it. It is below Postgres' `deadlock_timeout` (1 s), so that of two transactions that wait for each other ours gives
+/// way. Each third try is above it: then Postgres ends an autovacuum that holds the lock.
+const LOCK_WAITS: [&str; 3] = ["400ms", "400ms", "1200ms"];
+/// The pause between two tries: what has waited behind one is done before the next one begins.
+const LOCK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Applies what is missing, and does what the flags say of a copy and of the site.
 ///
@@ -32,7 +41,7 @@ pub async fn run(global: &Global, flags: &Migrate) -> Result<()> {
     let store = Store::connect(&settings, Role::Command).await?;
     migrations::check_server(&store.server().await?)?;
     lock(&store).await?;
-    apply(&store, BOOKKEEPING, "preparing relay.migrations").await?;
+    Step::each_time(BOOKKEEPING, "preparing relay.migrations").apply(&store).await?;
     // Before anything else is changed.
     if flags.accept_copy.is_none() && store.has_installation().await? {
         let installation = store.installation().await?;
@@ -40,12 +49,14 @@ pub async fn run(global: &Global, flags: &Migrate) -> Result<()> {
         installation.require_same_site(flags.site.as_deref())?;
     }
     let applied = told("reading relay.migrations", store.migrations(), None).await?;
-    match migrations::compare(&applied) {
+    let state = migrations::compare(&applied);
+    match &state {
         State::Current => tracing::info!("the schema is current"),
         State::Behind(missing) => {
+            require_stopped(&store, missing, applied.last().map_or(0, |newest| newest.version)).await?;
             let mut progress = Progress::beside_lines(missing.len(), "migrations");
             for migration in MIGRATIONS.iter().filter(|m| missing.contains(&m.version)) {
-                apply_one(&store, migration, &progress).await?;
+                Step::migration(migration, &progress).apply(&store).await?;
                 progress.add(1);
                 if !progress.says("migrations") {
                     tracing::info!(version = migration.version, name = migration.name, "migrated");
@@ -57,10 +68,35 @@ pub async fn run(global: &Global, flags: &Migrate) -> Result<()> {
                 tracing::info!(migrations = missing.len(), "migrated");
             }
         }
-        other => return other.problem().map_or(Ok(()), Err),
+        // Its roles are the newer program's, too.
+        State::Compatible(migration) => {
+            return Err(Error::Schema(format!(
+                "there is nothing to migrate: the schema has {}",
+                migrations::describe_newer(*migration)
+            )));
+        }
+        State::Newer(_) | State::Changed(_) => return state.problem().map_or(Ok(()), Err),
     }
-    apply(&store, ROLES, "creating the group roles").await?;
+    Step::each_time(ROLES, "creating the group roles").apply(&store).await?;
     accept(&store, flags).await
+}
+
+/// Succeeds when no daemon runs, or when daemons of the schema as it is work with each missing migration. A daemon that runs does
+/// not look at the schema. Of daemons that start in this moment this knows nothing.
+///
+/// # Errors
+///
+/// [`Error::Schema`] with the migration.
+async fn require_stopped(store: &Store, missing: &[i32], applied: i32) -> Result<()> {
+    let Some(migration) = migrations::first_incompatible(missing, applied) else { return Ok(()) };
+    if store.has_installation().await? && store.daemon_runs().await? {
+        return Err(Error::Schema(format!(
+            "a daemon runs on this database, and does not work with migration {} ({}): stop all daemons, then run migrate again; \
+             nothing was changed",
+            migration.version, migration.name
+        )));
+    }
+    Ok(())
 }
 
 /// Does what the flags say of a copy and of the site.
@@ -69,8 +105,8 @@ async fn accept(store: &Store, flags: &Migrate) -> Result<()> {
         return Ok(());
     }
     let before = store.last_accepted().await?;
-    apply(store, &asked(flags), "saying what was asked").await?;
-    apply(store, ACCEPT_COPY, "accepting this database").await?;
+    run_alone(store, &asked(flags), "saying what was asked").await?;
+    run_alone(store, ACCEPT_COPY, "accepting this database").await?;
     let site = store.installation().await?.site;
     let site = site.as_deref().unwrap_or("none");
     match (flags.accept_copy, store.last_accepted().await?) {
@@ -121,8 +157,16 @@ async fn lock(store: &Store) -> Result<()> {
     Ok(())
 }
 
-async fn apply(store: &Store, sql: &str, doing: &str) -> Result<()> {
+/// Runs statements outside a transaction of ours.
+async fn run_alone(store: &Store, sql: &str, doing: &str) -> Result<()> {
     told(doing, store.batch_execute(sql), None).await.map_err(Error::postgres(doing.to_owned()))
+}
+
+/// Says how it goes: behind the bar, or in the log where there is none.
+fn tell(progress: Option<&Progress>, text: String) {
+    if !progress.is_some_and(|progress| progress.says(text.as_str())) {
+        tracing::info!("{text}");
+    }
 }
 
 /// Waits for a statement, and says so now and then: the statement may wait for a lock of another session.
@@ -133,31 +177,86 @@ async fn told<T>(doing: &str, work: impl Future<Output = T>, progress: Option<&P
         match tokio::time::timeout(PROGRESS, &mut work).await {
             Ok(done) => return done,
             Err(_) => {
-                let text = format!(
-                    "{doing}: not done after {} s; pg_blocking_pids() tells which session holds it up",
-                    start.elapsed().as_secs()
+                tell(
+                    progress,
+                    format!(
+                        "{doing}: not done after {} s; pg_blocking_pids() tells whether another session holds it up",
+                        start.elapsed().as_secs()
+                    ),
                 );
-                if !progress.is_some_and(|progress| progress.says(text.as_str())) {
-                    tracing::info!("{text}");
-                }
             }
         }
     }
 }
 
-/// The migration and its record in one transaction: a failure takes back both.
-async fn apply_one(store: &Store, migration: &Migration, progress: &Progress) -> Result<()> {
-    let doing = format!("applying migration {} ({})", migration.version, migration.name);
-    let apply = async |sql| {
-        let done = told(&doing, store.batch_execute(sql), Some(progress)).await;
-        done.map_err(Error::postgres(doing.clone()))
-    };
-    apply("BEGIN").await?;
-    apply(migration.sql).await?;
-    let checksum = migration.checksum();
-    let record = store.record_migration(migration.version, migration.name, &checksum);
-    told(&doing, record, Some(progress)).await?;
-    apply("COMMIT").await
+/// A file that is applied in one transaction.
+struct Step<'a> {
+    doing: String,
+    sql: &'static str,
+    // Written down in the same transaction.
+    record: Option<&'a Migration>,
+    progress: Option<&'a Progress>,
+}
+
+impl<'a> Step<'a> {
+    /// A file that every migrate applies.
+    fn each_time(sql: &'static str, doing: &str) -> Step<'a> {
+        Step { doing: doing.to_owned(), sql, record: None, progress: None }
+    }
+
+    fn migration(migration: &'a Migration, progress: &'a Progress) -> Step<'a> {
+        let doing = format!("applying migration {} ({})", migration.version, migration.name);
+        Step { doing, sql: migration.sql, record: Some(migration), progress: Some(progress) }
+    }
+
+    /// Applies it, its record included: a failure takes back both. Tries again for as long as another session holds a lock that
+    /// it needs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`] after [`LOCK_PATIENCE`], with the session that held a lock then.
+    async fn apply(&self, store: &Store) -> Result<()> {
+        let start = Instant::now();
+        let mut last_told = None::<Instant>;
+        let mut waits = LOCK_WAITS.iter().cycle();
+        loop {
+            let wait = waits.next().expect("they go round and round");
+            match self.try_once(store, wait).await {
+                Err(error) if error.is_lock_timeout() => {}
+                result => return result,
+            }
+            self.execute(store, "ROLLBACK").await?;
+            let holder = store.oldest_holder().await?.map(|holder| format!(": {holder}")).unwrap_or_default();
+            let text = format!(
+                "{}: not done after {:.1} s; another session holds a lock that this needs{holder}",
+                self.doing,
+                start.elapsed().as_secs_f64()
+            );
+            if start.elapsed() > LOCK_PATIENCE {
+                return Err(Error::Failed(format!("{text}; end that session, then run migrate again")));
+            }
+            if last_told.is_none_or(|told| told.elapsed() > PROGRESS) {
+                last_told = Some(Instant::now());
+                tell(self.progress, text);
+            }
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
+    }
+
+    /// One try, which waits for each lock no longer than `wait`.
+    async fn try_once(&self, store: &Store, wait: &str) -> Result<()> {
+        self.execute(store, &format!("BEGIN; SET LOCAL lock_timeout = '{wait}'")).await?;
+        self.execute(store, self.sql).await?;
+        if let Some(migration) = self.record {
+            told(&self.doing, store.record_migration(migration), self.progress).await?;
+        }
+        self.execute(store, "COMMIT").await
+    }
+
+    async fn execute(&self, store: &Store, sql: &str) -> Result<()> {
+        let done = told(&self.doing, store.batch_execute(sql), self.progress).await;
+        done.map_err(Error::postgres(self.doing.clone()))
+    }
 }
 
 /// Writes SQL to standard output that does what [`run`] does, when psql or any other client runs it. Needs no
@@ -179,8 +278,13 @@ fn script(flags: &Migrate) -> String {
          {BOOKKEEPING}\n-- One at a time.\nLOCK TABLE relay.migrations IN SHARE ROW EXCLUSIVE MODE;\n\n",
         env!("CARGO_PKG_VERSION")
     );
+    script.push_str(&format!(
+        "-- Inserts wait behind this script while it waits for a lock. So it gives up soon; then run it again.\n\
+         SET LOCAL lock_timeout = '{}';\n\n",
+        LOCK_WAITS[LOCK_WAITS.len() - 1]
+    ));
     // The script refuses a newer schema, as run() does.
-    let newest = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or_default();
+    let newest = migrations::newest();
     script.push_str(&format!(
         "DO $promptpal_relay_guard$\nBEGIN\nIF EXISTS (SELECT FROM relay.migrations WHERE version > {newest}) THEN\n\
          RAISE EXCEPTION 'the schema is newer than this script: install a newer promptpal-relay';\n\
@@ -196,12 +300,26 @@ fn script(flags: &Migrate) -> String {
              END IF;\nEND IF;\nEND\n$promptpal_relay_guard$;\n\n",
         );
     }
+    // It refuses what daemons that run do not work with.
+    let marks: Vec<String> = MIGRATIONS.iter().map(|m| format!("({}, {})", m.version, mark(m))).collect();
+    script.push_str(&format!(
+        "DO $promptpal_relay_guard$\nBEGIN\nIF to_regclass('relay.installation') IS NOT NULL THEN\n\
+         IF EXISTS (SELECT FROM (VALUES {}) AS m (version, oldest_daemon)\n\
+         WHERE NOT EXISTS (SELECT FROM relay.migrations a WHERE a.version = m.version)\n\
+         AND coalesce(m.oldest_daemon::integer, m.version) > (SELECT max(a.version) FROM relay.migrations a))\n\
+         AND (\n{}) THEN\n\
+         RAISE EXCEPTION 'a daemon runs on this database, and does not work with the new schema: stop all daemons, then run this script again';\n\
+         END IF;\nEND IF;\nEND\n$promptpal_relay_guard$;\n\n",
+        marks.join(", "),
+        migrations::DAEMON_RUNS
+    ));
     for migration in MIGRATIONS {
         // A DO block with the text inside: plain SQL, and a condition.
         script.push_str(&format!(
             "DO $promptpal_relay_guard$\nBEGIN\nIF NOT EXISTS (SELECT FROM relay.migrations WHERE version = {version}) THEN\n\
              EXECUTE $promptpal_relay_migration$\n{sql}\n$promptpal_relay_migration$;\n\
-             INSERT INTO relay.migrations (version, name, checksum) VALUES ({version}, '{name}', '{checksum}');\n\
+             INSERT INTO relay.migrations (version, name, checksum, oldest_daemon)\n\
+             VALUES ({version}, '{name}', '{checksum}', {oldest_daemon});\n\
              ELSIF NOT EXISTS (SELECT FROM relay.migrations WHERE version = {version} AND checksum = '{checksum}') THEN\n\
              RAISE EXCEPTION 'migration {version} in the database differs from this script''s: relay.migrations has another checksum';\n\
              END IF;\nEND\n$promptpal_relay_guard$;\n\n",
@@ -209,6 +327,7 @@ fn script(flags: &Migrate) -> String {
             name = migration.name,
             sql = migration.sql,
             checksum = migration.checksum(),
+            oldest_daemon = mark(migration),
         ));
     }
     script.push_str(ROLES);
@@ -223,6 +342,11 @@ fn script(flags: &Migrate) -> String {
         ));
     }
     script
+}
+
+/// The mark of a migration in SQL.
+fn mark(migration: &Migration) -> String {
+    migration.oldest_daemon().map_or("NULL".into(), |oldest| oldest.to_string())
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ async fn connect(global: &Global, which: &Which) -> Result<(Store, Target)> {
         _ => return Err(Error::Usage("give either --webhook N or --project N".into())),
     };
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
-    migrations::require_current(&store).await?;
+    migrations::require_usable(&store).await?;
     Ok((store, target))
 }
 

@@ -87,7 +87,7 @@ impl Open {
 /// [`Error::Installation`] on a copy. Rows that were inserted before an error stay.
 pub async fn run(global: &Global, replay: &Replay) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
-    migrations::require_current(&store).await?;
+    migrations::require_usable(&store).await?;
     let screen = Screen::of_stdout();
     if replay.wait.is_some() {
         // No daemon would deliver the rows, and a login that may not read the log would not see what comes of them.

@@ -22,7 +22,7 @@ const CLOCKS: Duration = Duration::from_secs(3600);
 /// [`Error::Failed`] when the call failed, or was not made in time; [`Error::Installation`] on a copy, where nothing is inserted.
 pub async fn run(global: &Global, webhook_id: i64, wait: Duration, json: bool) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
-    migrations::require_current(&store).await?;
+    migrations::require_usable(&store).await?;
     // No daemon would deliver it.
     store.installation().await?.require_original()?;
     let start = Instant::now();

@@ -96,13 +96,15 @@ struct WithoutCall {
 /// [`Error::Failed`] when no instance runs, after everything was printed. Not at a standby, where that cannot be known.
 pub async fn run(global: &Global, flags: &cli::Status) -> Result<()> {
     let store = Store::connect(&config::database(global)?, Role::Command).await?;
-    migrations::require_current(&store).await?;
+    let newer = migrations::require_usable(&store).await?;
     let read = |error| Error::Failed(format!("reading the status: {error}"));
     let mut value: Value = serde_json::from_str(&store.status().await?).map_err(read)?;
     let installation = store.installation().await?;
     value["database"] = as_json(&installation);
     let holders = locks::held_for_long(&store).await?;
     value["lock_holders"] = locks::json(&holders);
+    let known = migrations::newest();
+    value["schema"] = json!({"migration": newer.unwrap_or(known), "known_migration": known});
     let screen = Screen::coloured_as(flags.color);
     let text = value.to_string();
     let status: Status = serde_json::from_value(value).map_err(read)?;
@@ -110,6 +112,9 @@ pub async fn run(global: &Global, flags: &cli::Status) -> Result<()> {
         screen.line(&text)?;
     } else {
         screen.fact(Some(!installation.is_copy), "database", &line(&installation))?;
+        if let Some(migration) = newer {
+            screen.fact(None, "schema", &migrations::describe_newer(migration))?;
+        }
         for fact in facts(&status, store.oldest().await?) {
             screen.fact(fact.good, fact.name, &fact.text)?;
         }

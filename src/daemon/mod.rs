@@ -70,6 +70,7 @@ use crate::dispatch::pool::Pool;
 use crate::error::{Error, Result, one_line};
 use crate::model::memory::Memory;
 use crate::model::row::{ClaimKey, Finished, Owned};
+use crate::outbox::migrations;
 use crate::telemetry::failure_log::Failures;
 use crate::telemetry::health::{Health, Source};
 use crate::telemetry::http::Server;
@@ -119,6 +120,13 @@ pub(crate) async fn run(config: &Config, stop: Stop) -> Result<()> {
         result = daemon.live(results) => result,
         never = daemon.tell(server) => match never {},
         error = drain.overdue() => Err(error),
+    }
+}
+
+/// Says that another program has upgraded the schema, and that this daemon goes on.
+fn tell_newer(sessions: &SessionSet) {
+    if let Some(migration) = sessions.newer_schema {
+        tracing::warn!(migration, "the schema has {}", migrations::describe_newer(migration));
     }
 }
 
@@ -175,6 +183,7 @@ impl Daemon<'_> {
         self.health.set(Source::Sessions, None);
         systemd::ready();
         tracing::info!(epoch = sessions.instance.epoch(), database = %self.config.database.describe(), "relaying");
+        tell_newer(&sessions);
         let mut loops = self.loops(results);
         while let Err(error) = loops.run(&sessions).await {
             // Our sessions are not ours (a pooler): nothing that is done on them can be relied on.
@@ -197,6 +206,7 @@ impl Daemon<'_> {
             self.metrics.reconnects.inc();
             self.health.set(Source::Sessions, None);
             tracing::info!(epoch = sessions.instance.epoch(), "found Postgres again");
+            tell_newer(&sessions);
         }
         tracing::info!("drained");
         if let Err(error) = sessions.instance.retire().await {

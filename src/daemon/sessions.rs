@@ -40,6 +40,8 @@ pub(super) struct SessionSet {
     pub claim: Store,
     /// Finishes.
     pub finish: Store,
+    /// The newest migration of a schema that is newer than this program and works with it.
+    pub newer_schema: Option<i32>,
     // Since when they have waited in vain, as the server said when it was last asked.
     unresponsive: Cell<Overdue>,
 }
@@ -79,7 +81,7 @@ impl SessionSet {
         adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
     ) -> Result<SessionSet> {
         let [listen, claim, finish] = older.replaced(settings).await?;
-        migrations::require_current(&listen).await?;
+        let newer_schema = migrations::require_usable(&listen).await?;
         // Each of them: in the middle of a failover they may have reached different servers.
         origin.require(&listen).await?;
         tokio::try_join!(origin.require(&claim), origin.require(&finish))?;
@@ -92,7 +94,7 @@ impl SessionSet {
         migrations::require_own_code(instance.session()).await?;
         membership.connected(instance.server_started(), Instant::now());
         instance.look_around(membership, Instant::now()).await?;
-        Ok(SessionSet { instance, claim, finish, unresponsive: Cell::default() })
+        Ok(SessionSet { instance, claim, finish, newer_schema, unresponsive: Cell::default() })
     }
 
     /// What is left of it, to be kept until another session set has adopted its rows. `epochs` are ours that may have rows.

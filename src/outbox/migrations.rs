@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
+use tokio_postgres::Row;
 
 use crate::error::{Error, Result};
 use crate::outbox::Store;
 use crate::postgres::OLDEST_SERVER;
+
+/// What begins the line of a migration's head that marks it compatible.
+const OLDEST_DAEMON: &str = "-- Oldest daemon: ";
 
 /// One file under `sql/migrations`.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +55,9 @@ pub(crate) const ROLES: &str = include_str!("../../sql/roles.sql");
 /// Accepts a copy and names the site. Run last, when it was asked for, outside a transaction.
 pub(crate) const ACCEPT_COPY: &str = include_str!("../../sql/accept_copy.sql");
 
+/// Tells whether a daemon runs. The printed SQL asks, too.
+pub(crate) const DAEMON_RUNS: &str = include_str!("../../sql/queries/migrations/daemon_runs.sql");
+
 impl Migration {
     /// SHA-256 of the text, in hexadecimal.
     pub fn checksum(&self) -> String {
@@ -59,6 +66,35 @@ impl Migration {
             hex
         })
     }
+
+    /// The oldest daemon that works with the schema once this migration is applied, named by its newest migration: the line
+    /// `-- Oldest daemon: N` in the head of the file. None: only a daemon that knows the migration works with it.
+    pub fn oldest_daemon(&self) -> Option<i32> {
+        let head = self.sql.lines().take_while(|line| line.starts_with("--"));
+        head.filter_map(|line| line.strip_prefix(OLDEST_DAEMON)).find_map(|number| number.trim().parse().ok())
+    }
+}
+
+/// The first of the `missing` migrations with which the daemons of a schema do not work that has those up to `applied`.
+pub(crate) fn first_incompatible(missing: &[i32], applied: i32) -> Option<&'static Migration> {
+    let is_missing = |m: &&Migration| missing.contains(&m.version);
+    MIGRATIONS.iter().filter(is_missing).find(|m| m.oldest_daemon().is_none_or(|oldest| oldest > applied))
+}
+
+/// The newest migration of this program.
+pub(crate) fn newest() -> i32 {
+    MIGRATIONS.last().expect("there are migrations").version
+}
+
+/// A migration as relay.migrations has it.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// Its number.
+    pub version: i32,
+    /// SHA-256 of its text, in hexadecimal.
+    pub checksum: String,
+    /// What [`Migration::oldest_daemon`] was.
+    pub oldest_daemon: Option<i32>,
 }
 
 /// How the schema of a database compares with this program's.
@@ -66,37 +102,44 @@ impl Migration {
 pub(crate) enum State {
     /// Exactly this program's.
     Current,
+    /// This program's, and migrations after them that are marked as working with this program; the newest of them.
+    Compatible(i32),
     /// The database lacks these migrations; all of them when there is no schema.
     Behind(Vec<i32>),
-    /// It has a version that this program does not know.
+    /// It has this migration, which this program does not know, and which is not marked as working with it.
     Newer(i32),
     /// This applied migration differs from the file of that number.
     Changed(i32),
 }
 
-/// Compares what was applied with [`MIGRATIONS`].
-pub(crate) fn compare(applied: &[(i32, String, String)]) -> State {
-    let applied: BTreeMap<i32, &str> =
-        applied.iter().map(|(version, _, checksum)| (*version, checksum.as_str())).collect();
-    let known = |version: i32| MIGRATIONS.iter().any(|m| m.version == version);
-    if let Some(version) = applied.keys().copied().rfind(|version| !known(*version)) {
-        return State::Newer(version);
+/// Compares what was applied with [`MIGRATIONS`]. The mark of each unknown migration counts, not that of the newest one alone.
+pub(crate) fn compare(applied: &[Applied]) -> State {
+    let applied: BTreeMap<i32, &Applied> = applied.iter().map(|a| (a.version, a)).collect();
+    let is_known = |version: i32| MIGRATIONS.iter().any(|m| m.version == version);
+    let unknown: Vec<&Applied> = applied.values().copied().filter(|a| !is_known(a.version)).collect();
+    let works_with_us = |a: &Applied| a.oldest_daemon.is_some_and(|oldest| oldest <= newest());
+    if let Some(refused) = unknown.iter().rfind(|a| !works_with_us(a)) {
+        return State::Newer(refused.version);
     }
     if let Some(changed) =
-        MIGRATIONS.iter().find(|m| applied.get(&m.version).is_some_and(|sum| *sum != m.checksum()))
+        MIGRATIONS.iter().find(|m| applied.get(&m.version).is_some_and(|a| a.checksum != m.checksum()))
     {
         return State::Changed(changed.version);
     }
     let missing: Vec<i32> =
         MIGRATIONS.iter().map(|m| m.version).filter(|version| !applied.contains_key(version)).collect();
-    if missing.is_empty() { State::Current } else { State::Behind(missing) }
+    match unknown.last() {
+        _ if !missing.is_empty() => State::Behind(missing),
+        Some(newest) => State::Compatible(newest.version),
+        None => State::Current,
+    }
 }
 
 impl State {
-    /// The error for an operator, unless the schema is this program's.
+    /// The error for an operator, unless this program works with the schema.
     pub(crate) fn problem(&self) -> Option<Error> {
         let text = match self {
-            State::Current => return None,
+            State::Current | State::Compatible(_) => return None,
             State::Behind(missing) if missing.len() == MIGRATIONS.len() => {
                 "the schema relay is missing in this database: run promptpal-relay migrate".into()
             }
@@ -107,7 +150,9 @@ impl State {
                 )
             }
             State::Newer(version) => format!(
-                "the schema is newer than this program (it has migration {version}): install a newer promptpal-relay"
+                "the schema is newer than this program (it has migration {version}, which does not work with a program of \
+                 migration {}): install a newer promptpal-relay",
+                newest()
             ),
             State::Changed(version) => format!(
                 "migration {version} in the database differs from this program's: relay.migrations has another \
@@ -115,6 +160,14 @@ impl State {
             ),
         };
         Some(Error::Schema(text))
+    }
+
+    /// The newest migration of a schema that is newer than this program and works with it.
+    fn newer(&self) -> Option<i32> {
+        match self {
+            State::Compatible(version) => Some(*version),
+            _ => None,
+        }
     }
 }
 
@@ -138,18 +191,44 @@ impl Store {
         Ok(Server { version: row.get(0), encoding: row.get(1), has_migrations: row.get(2) })
     }
 
-    /// What `migrate` has applied: version, name, checksum.
-    pub async fn migrations(&self) -> Result<Vec<(i32, String, String)>> {
+    /// What `migrate` has applied, in order.
+    pub async fn migrations(&self) -> Result<Vec<Applied>> {
         let sql = include_str!("../../sql/queries/migrations/applied.sql");
         let rows = self.rows("reading relay.migrations", sql, &[]).await?;
-        Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+        let applied =
+            |row: &Row| Applied { version: row.get(0), checksum: row.get(1), oldest_daemon: row.get(2) };
+        Ok(rows.iter().map(applied).collect())
     }
 
     /// Writes down a migration. The caller runs it in the migration's transaction.
-    pub async fn record_migration(&self, version: i32, name: &str, checksum: &str) -> Result<()> {
+    pub async fn record_migration(&self, migration: &Migration) -> Result<()> {
         let sql = include_str!("../../sql/queries/migrations/record.sql");
-        self.rows("recording the migration", sql, &[&version, &name, &checksum]).await?;
+        let (checksum, oldest_daemon) = (migration.checksum(), migration.oldest_daemon());
+        self.rows(
+            "recording the migration",
+            sql,
+            &[&migration.version, &migration.name, &checksum, &oldest_daemon],
+        )
+        .await?;
         Ok(())
+    }
+
+    /// Whether a daemon runs on this database. Needs relay.installation, and all that came before it.
+    pub async fn daemon_runs(&self) -> Result<bool> {
+        Ok(self.one("finding daemons", DAEMON_RUNS, &[]).await?.get(0))
+    }
+
+    /// The session that has held a lock on a table of ours for longest, in words; none when no other session holds one.
+    pub async fn oldest_holder(&self) -> Result<Option<String>> {
+        let sql = include_str!("../../sql/queries/migrations/holder.sql");
+        let rows = self.rows("finding the holder of a lock", sql, &[]).await?;
+        Ok(rows.first().map(|row| {
+            let (pid, login, kind): (i32, Option<String>, Option<String>) =
+                (row.get(0), row.get(1), row.get(2));
+            let who = login.or(kind).unwrap_or_default();
+            let since = row.get::<_, Option<f64>>(3).map(|s| format!(", in a transaction for {s:.0} s"));
+            format!("session {pid} ({who}{})", since.unwrap_or_default())
+        }))
     }
 
     /// Takes the lock of `migrate` for this session. Returns whether no other migrate has it.
@@ -222,21 +301,44 @@ pub(crate) async fn require_own_code(store: &Store) -> Result<()> {
     }
 }
 
-/// Succeeds when the schema is exactly this program's.
+/// Succeeds when this program works with the schema. Returns the newest migration of a schema that is newer than this program.
 ///
 /// # Errors
 ///
 /// [`Error::Schema`] or [`Error::Config`], saying what to do.
-pub(crate) async fn require_current(store: &Store) -> Result<()> {
-    state(store).await?.problem().map_or(Ok(()), Err)
+pub(crate) async fn require_usable(store: &Store) -> Result<Option<i32>> {
+    let state = state(store).await?;
+    match state.problem() {
+        Some(error) => Err(error),
+        None => Ok(state.newer()),
+    }
+}
+
+/// What an operator is told of a schema that is newer than this program, which works with it.
+pub(crate) fn describe_newer(migration: i32) -> String {
+    format!(
+        "migration {migration}, newer than this program's {}, which works with it: install the newer promptpal-relay here, too",
+        newest()
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn applied() -> Vec<(i32, String, String)> {
-        MIGRATIONS.iter().map(|m| (m.version, m.name.to_owned(), m.checksum())).collect()
+    fn applied() -> Vec<Applied> {
+        MIGRATIONS.iter().map(|m| applied_as(m.version, m.checksum(), m.oldest_daemon())).collect()
+    }
+
+    fn applied_as(version: i32, checksum: String, oldest_daemon: Option<i32>) -> Applied {
+        Applied { version, checksum, oldest_daemon }
+    }
+
+    /// This program's schema with migrations after it, each with its mark.
+    fn newer(marks: &[Option<i32>]) -> State {
+        let mut applied = applied();
+        applied.extend((newest() + 1..).zip(marks).map(|(v, mark)| applied_as(v, String::new(), *mark)));
+        compare(&applied)
     }
 
     #[test]
@@ -250,14 +352,56 @@ mod tests {
     fn a_schema_is_current_behind_newer_or_changed() {
         assert_eq!(compare(&applied()), State::Current);
         assert_eq!(compare(&[]), State::Behind(MIGRATIONS.iter().map(|m| m.version).collect()));
-        let mut newer = applied();
-        newer.push((9999, "future".into(), String::new()));
-        assert_eq!(compare(&newer), State::Newer(9999));
+        assert_eq!(newer(&[None]), State::Newer(newest() + 1));
         let mut changed = applied();
-        changed[0].2 = "0".into();
+        changed[0].checksum = "0".into();
         assert_eq!(compare(&changed), State::Changed(1));
         for state in [State::Behind(vec![1]), State::Newer(9999), State::Changed(1)] {
             assert_eq!(state.problem().map(|error| error.exit_code()), Some(78));
+        }
+    }
+
+    #[test]
+    fn a_newer_schema_is_usable_when_each_migration_after_this_programs_says_so() {
+        let here = newest();
+        assert_eq!(newer(&[Some(here)]), State::Compatible(here + 1));
+        assert_eq!(newer(&[Some(here - 1)]), State::Compatible(here + 1));
+        assert_eq!(newer(&[Some(here), Some(here)]), State::Compatible(here + 2));
+        // The second one works with the first one's daemon, and not with this.
+        assert_eq!(newer(&[Some(here), Some(here + 1)]), State::Newer(here + 2));
+        assert_eq!(newer(&[None, Some(here)]), State::Newer(here + 1));
+        assert_eq!(newer(&[Some(here), None]), State::Newer(here + 2));
+        assert!(State::Compatible(here + 1).problem().is_none());
+    }
+
+    #[test]
+    fn a_newer_schema_that_lacks_a_migration_or_has_another_one_is_refused_though_it_is_marked() {
+        let later = applied_as(newest() + 1, String::new(), Some(newest()));
+        let mut lacking = applied();
+        lacking[2] = later.clone();
+        assert_eq!(compare(&lacking), State::Behind(vec![3]));
+        let mut changed = applied();
+        changed[2].checksum = "0".into();
+        changed.push(later);
+        assert_eq!(compare(&changed), State::Changed(3));
+    }
+
+    #[test]
+    fn the_mark_stands_in_the_head_of_a_migration() {
+        let mark = |sql| migration(14, "next", sql).oldest_daemon();
+        assert_eq!(mark("-- Something new.\n--\n-- Oldest daemon: 13\n\nSELECT 1;"), Some(13));
+        assert_eq!(mark("-- Something new.\n\nSELECT 1;\n-- Oldest daemon: 13\n"), None);
+        assert_eq!(mark("-- Oldest daemon: the last\n\nSELECT 1;"), None);
+    }
+
+    /// A mark with a slip of the pen would be none.
+    #[test]
+    fn each_mark_is_understood_and_names_an_older_daemon() {
+        for migration in MIGRATIONS {
+            let is_meant = migration.sql.to_lowercase().contains("oldest daemon");
+            assert_eq!(is_meant, migration.oldest_daemon().is_some(), "{}", migration.name);
+            let is_older = |oldest| (1..migration.version).contains(&oldest);
+            assert!(migration.oldest_daemon().is_none_or(is_older), "{}", migration.name);
         }
     }
 }

@@ -58,8 +58,8 @@ impl Role {
             Role::Retention => {
                 "SET lock_timeout = '200ms'; SET enable_seqscan = off; SET enable_bitmapscan = off"
             }
-            // What the values select differs much, and a person does not notice the time of planning. A command,
-            // `migrate` included, waits for locks no longer than the site wants.
+            // What the values select differs much, and a person does not notice the time of planning. A command
+            // waits for locks no longer than the site wants; `migrate` sets a limit of its own.
             Role::Command => "RESET lock_timeout; SET plan_cache_mode = force_custom_plan",
             // A refresh goes from the ends of indexes to few rows, and sorts none of a table. It knows the ids and times that it
             // wants, so it is planned for them. A person waits for a lock, or for a slow server, no longer than this.

@@ -43,4 +43,5 @@ mod takeover;
 mod terminal;
 mod top;
 mod unmet;
+mod upgrade;
 mod way_out;

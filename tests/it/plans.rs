@@ -53,6 +53,8 @@ const SMALL: &[&str] = &[
     "instances/keep_alive",
     "check/lock_holders",
     "migrations/applied",
+    "migrations/daemon_runs",
+    "migrations/holder",
     "status/minutes_ago",
     "instances/not_at_work",
     "sleep_lock/notify_peers",

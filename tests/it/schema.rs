@@ -133,7 +133,7 @@ async fn migrate_tells_what_it_waits_for() {
     other.batch_execute("BEGIN; CREATE TABLE relay.outbox ()").await.unwrap();
     let child = database.command(&["migrate"]).stderr(Stdio::piped()).spawn().unwrap();
     let waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
-                 AND now() > query_start + interval '3 s'";
+                 AND application_name = 'promptpal-relay command' AND now() > backend_start + interval '2 s'";
     database.eventually(waits).await;
     other.batch_execute("ROLLBACK").await.unwrap();
     let output = child.wait_with_output().unwrap();

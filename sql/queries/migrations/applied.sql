@@ -3,7 +3,7 @@
 -- Locks:      none.
 -- Index:      migrations_pkey.
 -- Parameters: none.
--- Returns:    version, name, checksum; in order of version.
-SELECT m.version, m.name, m.checksum
+-- Returns:    version, checksum, oldest_daemon; in order of version.
+SELECT m.version, m.checksum, m.oldest_daemon
   FROM relay.migrations m
  ORDER BY m.version

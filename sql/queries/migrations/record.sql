@@ -5,6 +5,7 @@
 -- Parameters: $1 integer  version
 --             $2 text     name
 --             $3 text     checksum
+--             $4 integer  the oldest daemon that works with it; null: only daemons that know it do
 -- Returns:    nothing.
-INSERT INTO relay.migrations (version, name, checksum)
-VALUES ($1, $2, $3)
+INSERT INTO relay.migrations (version, name, checksum, oldest_daemon)
+VALUES ($1, $2, $3, $4)

@@ -337,6 +337,6 @@ async fn within_silence_limit<T>(work: impl Future<Output = Result<T>>) -> Optio
 
 async fn connect(settings: &Settings) -> Result<Store> {
     let store = Store::connect(settings, Role::Top).await?;
-    migrations::require_current(&store).await?;
+    migrations::require_usable(&store).await?;
     Ok(store)
 }

@@ -34,7 +34,12 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_promptpal-relay");
 
 /// The program with these arguments, and without the settings that the environment of the tests has for it.
 pub fn program(arguments: &[&str], database_url: &str) -> Command {
-    let mut command = Command::new(BINARY);
+    program_at(Path::new(BINARY), arguments, database_url)
+}
+
+/// The program of another release, with these arguments.
+pub fn program_at(path: &Path, arguments: &[&str], database_url: &str) -> Command {
+    let mut command = Command::new(path);
     for (variable, _) in env::vars_os() {
         let name = variable.to_string_lossy();
         if name.starts_with("PG") || name.starts_with("PROMPTPAL_RELAY_") || name == "DATABASE_URL" {

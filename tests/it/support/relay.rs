@@ -15,7 +15,7 @@ use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{BINARY, DEADLINE, Database, LOOK, ends, memory_peak, program, scrape};
+use super::{BINARY, DEADLINE, Database, LOOK, ends, memory_peak, program, program_at, scrape};
 
 /// A clock that only the programs which use it go by.
 pub struct Clock {
@@ -70,6 +70,11 @@ impl Relay {
     /// Starts it with loopback allowed.
     pub fn spawn(database_url: &str, arguments: &[&str]) -> Relay {
         Relay::spawn_with(program(RUN, database_url), arguments, |_| ())
+    }
+
+    /// Starts the daemon of another release with loopback allowed.
+    pub fn spawn_at(path: &Path, database_url: &str, arguments: &[&str]) -> Relay {
+        Relay::spawn_with(program_at(path, RUN, database_url), arguments, |_| ())
     }
 
     /// Starts it by this command.
