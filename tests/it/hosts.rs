@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use promptpal_relay::inside::demo::{Cluster, Stop};
 
 use crate::support::hosts::{HERE, Host, Net, apart};
+use crate::support::scrape::{until_answer, until_unhealthy};
 use crate::support::{Database, Receiver, Relay, Reply};
 
 /// The port of each server: on a host of its own it is free.
@@ -54,8 +55,6 @@ impl Server {
             "wal_retrieve_retry_interval=200ms",
             "wal_receiver_timeout=5s",
             "wal_sender_timeout=5s",
-            // For pg_rewind.
-            "wal_log_hints=on",
         ];
         let cluster = host.run(|| Cluster::start(&settings).unwrap());
         let url = format!("host={} port={PORT} {WHO}", cluster.socket_dir().display());
@@ -65,6 +64,11 @@ impl Server {
     fn boot(&mut self) {
         let Server { host, cluster, .. } = self;
         host.run(|| cluster.boot().unwrap());
+    }
+
+    fn reboot(&mut self) {
+        self.cluster.halt(Stop::Fast);
+        self.boot();
     }
 
     /// Kills the server with SIGKILL; its other processes notice.
@@ -132,17 +136,28 @@ fn both() -> String {
 impl World {
     /// The first server is the primary. With `synchronous` it waits for the standby with each commit.
     async fn start(synchronous: bool) -> World {
+        World::start_with(synchronous, [""; 2]).await
+    }
+
+    /// As [`World::start`], with more in the relays' URLs.
+    async fn start_with(synchronous: bool, more: [&str; 2]) -> World {
         let servers = thread::scope(|scope| {
             [(1, 2), (2, 1)]
                 .map(|(number, peer)| scope.spawn(move || Server::start(number, peer)))
                 .map(|server| server.join().unwrap())
         });
-        let [first, mut second] = servers;
-        let network = "host all,replication all 10.77.1.0/24 trust\n";
-        let rules = fs::OpenOptions::new().append(true).open(format!("{}/pg_hba.conf", first.data()));
-        rules.unwrap().write_all(network.as_bytes()).unwrap();
+        let [mut first, mut second] = servers;
+        // The standby gets both with the data. The second is for pg_rewind, which starts the server by itself.
+        let lines = [
+            ("pg_hba.conf", "host all,replication all 10.77.1.0/24 trust\n"),
+            ("postgresql.conf", "wal_log_hints = on\n"),
+        ];
+        for (file, line) in lines {
+            let file = fs::OpenOptions::new().append(true).open(format!("{}/{file}", first.data()));
+            file.unwrap().write_all(line.as_bytes()).unwrap();
+        }
+        first.reboot();
         let database = Database::on(&first.url).await;
-        database.client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
         second.follow(&first);
         let follows = |state: &str| format!("SELECT count(*) = 1 FROM pg_stat_replication WHERE {state}");
         database.eventually(&follows("state = 'streaming'")).await;
@@ -154,14 +169,16 @@ impl World {
         let posts = Arc::<Mutex<Vec<Post>>>::default();
         let receiver = receiver(posts.clone());
         database.webhook(1, &receiver.url("/")).await;
-        let relay = |number: u8| {
+        let relay = |number: u8, more: &str| {
             let host = Host::new(number, &[Net::Db, Net::Out]);
             let name = format!("relay{number}");
-            let flags = ["--allow-net", "10.77.2.0/24", "--user-agent-version", &name, "--log-level", "debug"];
-            let relay = host.run(|| Relay::spawn(&format!("{} target_session_attrs=read-write", both()), &flags).ready());
+            let flags =
+                ["--allow-net", "10.77.2.0/24", "--user-agent-version", &name, "--log-level", "debug"];
+            let url = format!("{} target_session_attrs=read-write {more}", both());
+            let relay = host.run(|| Relay::spawn(&url, &flags).ready());
             (host, relay)
         };
-        let relays = [relay(3), relay(4)];
+        let relays = [relay(3, more[0]), relay(4, more[1])];
         let app = App::start();
         let world = World { servers: [first, second], relays, app, posts, _receiver: receiver };
         world.until_steady().await;
@@ -333,7 +350,8 @@ impl Books {
             by_prompt.entry(post.prompt).or_default().push(post);
             assert_eq!(*prompts.entry(&post.id).or_insert(post.prompt), post.prompt, "one id, two events");
         }
-        let unmarked = by_prompt.iter().filter(|(prompt, posts)| posts.len() > 1 && records.get(prompt) == Some(&false));
+        let unmarked =
+            by_prompt.iter().filter(|(prompt, posts)| posts.len() > 1 && records.get(prompt) == Some(&false));
         let mut unmarked: Vec<i64> = unmarked.map(|(prompt, _)| *prompt).collect();
         unmarked.sort_unstable();
         for prompt in &unmarked {
@@ -368,6 +386,11 @@ async fn promote(server: &Server) {
     assert!(database.client.query_one("SELECT pg_promote()", &[]).await.unwrap().get::<_, bool>(0));
 }
 
+/// Whether a relay has lost its sessions and looks for Postgres.
+fn is_looking(relay: &Relay) -> bool {
+    relay.journal().iter().any(|line| line["level"] == "WARN")
+}
+
 /// Ends all sessions of relays at a server: each relay looks for the primary again.
 async fn end_sessions(server: &Server) {
     let database = Database::at(&server.url).await;
@@ -393,14 +416,26 @@ fn a_switchover_repeats_no_call() {
 }
 
 #[test]
-fn a_failover_repeats_no_call() {
-    apart("hosts::a_failover_repeats_no_call", async {
+fn a_failover_repeats_no_call_whatever_becomes_of_the_old_primary() {
+    apart("hosts::a_failover_repeats_no_call_whatever_becomes_of_the_old_primary", async {
         let mut world = World::start(true).await;
         let harm = Instant::now();
         world.servers[0].kill();
         promote(&world.servers[1]).await;
         world.until_steady().await;
+        // It comes back as a primary, which takes writes. The relays have it first in their URL.
+        world.servers[0].boot();
+        let old = Database::at(&world.servers[0].url).await;
+        let open = old.number("SELECT count(*) FROM relay.outbox WHERE done_at IS NULL").await;
+        println!("the old primary has {open} rows that it takes for pending");
+        end_sessions(&world.servers[1]).await;
+        world.until_steady().await;
+        let here = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'promptpal-relay %'";
+        assert_eq!(old.number(here).await, 0, "no relay works on the old primary");
+        drop(old);
+        // It becomes a standby.
         let [old, new] = &mut world.servers;
+        old.cluster.halt(Stop::Fast);
         Database::at(&new.url).await.client.batch_execute("CHECKPOINT").await.unwrap();
         let from = format!("host={} port={PORT} {WHO}", new.host.address(Net::Db));
         old.tool("pg_rewind", &["--no-sync", "--target-pgdata", &old.data(), "--source-server", &from]);
@@ -415,15 +450,38 @@ fn a_failover_repeats_no_call() {
 #[test]
 fn a_failover_from_a_host_that_is_gone_repeats_no_call() {
     apart("hosts::a_failover_from_a_host_that_is_gone_repeats_no_call", async {
-        let mut world = World::start(true).await;
+        // One of the relays waits for a silent host for longer than its peer waits for it.
+        let mut world = World::start_with(true, ["connect_timeout=30", ""]).await;
         let harm = Instant::now();
         world.servers[0].host.cut(Net::Db);
         world.servers[0].kill();
+        // Both wait for the host that is gone.
+        world
+            .until("both look for Postgres", || world.relays.iter().all(|(_, relay)| is_looking(relay)))
+            .await;
+        let promoted = Instant::now();
         promote(&world.servers[1]).await;
         world.until_steady().await;
+        println!("promoted {:?} after the cut", promoted - harm);
         let books = world.settle("failover from a host that is gone", harm, 1).await;
-        assert_eq!((books.unmarked.len(), books.lost, books.vanished), (0, 0, 0));
-        assert_eq!(books.repeated, 0);
+        assert_eq!((books.repeated, books.lost, books.vanished), (0, 0, 0));
+    });
+}
+
+#[test]
+fn a_standby_that_is_cut_off_holds_up_records_and_is_told() {
+    apart("hosts::a_standby_that_is_cut_off_holds_up_records_and_is_told", async {
+        let world = World::start(true).await;
+        let harm = Instant::now();
+        world.servers[1].host.cut(Net::Db);
+        let (host, relay) = &world.relays[0];
+        let why = host.run(|| until_unhealthy(relay.port(), |why| why.contains("standby")));
+        println!("told after {:?}: {why}", harm.elapsed());
+        world.servers[1].host.heal(Net::Db);
+        world.until_steady().await;
+        host.run(|| until_answer(relay.port(), "/healthz", |status, _| status == 200));
+        let books = world.settle("the standby is cut off", harm, 0).await;
+        assert_eq!((books.repeated, books.lost, books.vanished), (0, 0, 0));
     });
 }
 
@@ -456,20 +514,27 @@ fn a_database_that_is_cut_off_and_comes_back_goes_on() {
         let harm = Instant::now();
         world.servers[0].host.cut(Net::Db);
         let database = Database::at(&world.servers[0].url).await;
-        let none = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name LIKE 'promptpal-relay %'";
+        let none =
+            "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name LIKE 'promptpal-relay %'";
         database.eventually(none).await;
         println!("the server has ended all sessions after {:?}", harm.elapsed());
         // Each relay is somewhere between two tries.
         let refused = world.relays.iter().map(|(_, relay)| relay.journal().len()).collect::<Vec<_>>();
         world
             .until("both try", || {
-                world.relays.iter().zip(&refused).all(|((_, relay), before)| relay.journal().len() > before + 1)
+                world
+                    .relays
+                    .iter()
+                    .zip(&refused)
+                    .all(|((_, relay), before)| relay.journal().len() > before + 1)
             })
             .await;
         let healed = Instant::now();
         world.servers[0].host.heal(Net::Db);
         let reconnects = "promptpal_relay_reconnects_total";
-        world.until("the relays are back", || (0..2).all(|relay| world.metric(relay, reconnects) >= 1.0)).await;
+        world
+            .until("the relays are back", || (0..2).all(|relay| world.metric(relay, reconnects) >= 1.0))
+            .await;
         println!("both are back {:?} after the end of the cut of {:?}", healed.elapsed(), healed - harm);
         world.until_steady().await;
         let books = world.settle("the database is cut off", harm, 0).await;

@@ -140,7 +140,8 @@ impl Host {
             setns(&self.namespace, CloneFlags::CLONE_NEWNET).unwrap();
             job()
         };
-        thread::scope(|scope| scope.spawn(there).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread::scope(|scope| scope.spawn(there).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Its address.
