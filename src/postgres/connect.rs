@@ -69,7 +69,8 @@ const RELIED_ON: &str = "SET search_path = pg_catalog, pg_temp; SET row_security
 const CHECK_CLIENT: (&str, &str) = ("client_connection_check_interval", "'10s'");
 
 /// Whether this server can be written to; asked in the same breath as the settings are made.
-const CAN_WRITE: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
+const CAN_WRITE: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean, \
+                         current_setting('default_transaction_read_only')::boolean";
 
 impl Settings {
     /// Opens a session. `role` says in `pg_stat_activity` what it is for ("claim", "listen", …): the session's
@@ -277,14 +278,19 @@ impl Settings {
             _ => None,
         });
         let says = |column| row.and_then(|row| row.get(column)) == Some("t");
-        let (standby, read_only) = (says(0), says(1));
+        let (standby, read_only, by_default) = (says(0), says(1), says(2));
         let refused = match self.access {
             Access::Any => false,
             Access::Write => read_only,
             Access::Primary => standby,
         };
         if refused {
-            let why = if standby { "it is a standby" } else { "default_transaction_read_only is on" };
+            let why = match (standby, by_default) {
+                (true, _) => "it is a standby",
+                (false, true) => "default_transaction_read_only is on",
+                // The transaction began while it was a standby.
+                (false, false) => "it was promoted a moment ago",
+            };
             return Err(Error::Failed(format!(
                 "{}: it cannot be written to ({why}); name the primary, or all hosts of the cluster",
                 self.doing(host)

@@ -45,13 +45,19 @@ impl Server {
     /// Starts a server on a host; it follows the server of number `peer` whenever it is a standby.
     fn start(number: u8, peer: u8) -> Server {
         let host = Host::new(number, &[Net::Db]);
-        let primary = format!("primary_conninfo=host={} port={PORT} user=postgres", Net::Db.address(peer));
+        // A standby asks a silent primary again soon.
+        let primary = format!(
+            "primary_conninfo=host={} port={PORT} user=postgres connect_timeout=2",
+            Net::Db.address(peer)
+        );
         let port = format!("port={PORT}");
         let settings = [
             port.as_str(),
             "listen_addresses=*",
             &primary,
-            // A standby tries again soon, and gives a server up that is away.
+            // For pg_rewind, which looks for where the servers parted.
+            "wal_keep_size=256MB",
+            // Each gives the other one up that is away.
             "wal_retrieve_retry_interval=200ms",
             "wal_receiver_timeout=5s",
             "wal_sender_timeout=5s",
@@ -482,6 +488,23 @@ fn a_standby_that_is_cut_off_holds_up_records_and_is_told() {
         host.run(|| until_answer(relay.port(), "/healthz", |status, _| status == 200));
         let books = world.settle("the standby is cut off", harm, 0).await;
         assert_eq!((books.repeated, books.lost, books.vanished), (0, 0, 0));
+    });
+}
+
+#[test]
+fn a_failover_that_loses_events_mixes_up_none() {
+    apart("hosts::a_failover_that_loses_events_mixes_up_none", async {
+        let mut world = World::start(false).await;
+        // The standby gets nothing any more of what is delivered.
+        world.servers[1].host.cut(Net::Db);
+        world.until_steady().await;
+        let harm = Instant::now();
+        world.servers[0].kill();
+        world.servers[1].host.heal(Net::Db);
+        promote(&world.servers[1]).await;
+        world.until_steady().await;
+        let books = world.settle("failover to a standby that lagged", harm, 1).await;
+        assert!(books.lost >= STEADY && books.vanished >= STEADY, "lost at the database");
     });
 }
 
