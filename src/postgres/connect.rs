@@ -307,8 +307,8 @@ impl Settings {
         let timeline = Timeline::read(&timeline);
         if let Some(Err(old)) = timeline.as_ref().map(|timeline| self.newest.admit(timeline)) {
             return Err(Error::Failed(format!(
-                "{}: it is an old primary (its timeline is {}, and the relay has been on timeline {}); stop it, or make it a \
-                 standby; if it is the right one, restart the relay",
+                "{}: it is an old primary (timeline {}, after timeline {} on another server); stop it, or make it a standby. If \
+                 it is the right one, restart the relay",
                 self.doing(host),
                 old.number,
                 old.newest

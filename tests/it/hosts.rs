@@ -28,7 +28,7 @@ const PORT: u16 = 5432;
 const WHO: &str = "user=postgres dbname=postgres";
 /// An application that uses the relay gives up a statement after this time, and connects anew.
 const STATEMENT_MAX: Duration = Duration::from_secs(3);
-/// So many events arrive before a test does harm, and afterwards.
+/// Number of events that arrive before a test does harm, and afterwards.
 const STEADY: usize = 150;
 
 // ---- the hosts ----------------------------------------------------------------------------------------------------
@@ -232,16 +232,9 @@ impl World {
         println!("{what}: {books:?}; {} inserts without an answer", written.unknown);
         for (_, relay) in &self.relays {
             assert!(!relay.log().contains("panicked"), "{}", relay.log());
-            if env_says_logs() {
-                println!("{}", relay.log());
-            }
         }
         books
     }
-}
-
-fn env_says_logs() -> bool {
-    std::env::var_os("HOSTS_LOGS").is_some()
 }
 
 /// A receiver that answers within 20 ms, and one event in ten after a second.
