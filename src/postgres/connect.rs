@@ -306,13 +306,16 @@ impl Settings {
         });
         let timeline = Timeline::read(&timeline);
         if let Some(Err(old)) = timeline.as_ref().map(|timeline| self.newest.admit(timeline)) {
-            return Err(Error::Failed(format!(
+            let error = Error::Failed(format!(
                 "{}: it is an old primary (timeline {}, after timeline {} on another server); stop it, or make it a standby. If \
                  it is the right one, restart the relay",
                 self.doing(host),
                 old.number,
                 old.newest
-            )));
+            ));
+            // Another host may serve us, and then no failure is told; but two servers that take writes need an operator.
+            tracing::warn!(error = one_line(&error), "a server is passed over");
+            return Err(error);
         }
         Ok(timeline)
     }

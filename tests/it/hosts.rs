@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use promptpal_relay::inside::demo::{Cluster, Stop};
 
@@ -201,7 +202,8 @@ impl World {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !is_so() {
             if Instant::now() > deadline {
-                let logs: Vec<String> = self.relays.iter().map(|(_, relay)| relay.log()).collect();
+                let told = |(_, relay): &(Host, Relay)| format!("runs: {}\n{}", runs(relay), relay.log());
+                let logs: Vec<String> = self.relays.iter().map(told).collect();
                 panic!("never: {what}\n{}", logs.join("\n----\n"));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -390,6 +392,12 @@ fn is_looking(relay: &Relay) -> bool {
     relay.journal().iter().any(|line| line["level"] == "WARN")
 }
 
+/// Whether the process of a relay has not ended.
+fn runs(relay: &Relay) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(relay.pid()), flags).unwrap() == WaitStatus::StillAlive
+}
+
 /// Ends all sessions of relays at a server: each relay looks for the primary again.
 async fn end_sessions(server: &Server) {
     let database = Database::at(&server.url).await;
@@ -431,6 +439,12 @@ fn a_failover_repeats_no_call_whatever_becomes_of_the_old_primary() {
         world.until_steady().await;
         let here = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'promptpal-relay %'";
         assert_eq!(old.number(here).await, 0, "no relay works on the old primary");
+        // The operator reads it, although another server is there.
+        for (_, relay) in &world.relays {
+            relay.until_told("the old primary", |line| {
+                line["error"].as_str().is_some_and(|error| error.contains("it is an old primary"))
+            });
+        }
         drop(old);
         // It becomes a standby.
         let [old, new] = &mut world.servers;
