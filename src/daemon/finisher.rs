@@ -6,7 +6,8 @@
 
 use std::cell::Cell;
 use std::collections::HashSet;
-use std::time::Instant;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::daemon::backoff::Backoff;
@@ -27,6 +28,8 @@ use crate::telemetry::metrics::Metrics;
 /// When sessions were lost so many times while a commit was under way, and no commit succeeded in between, a large record may
 /// be the cause. Then all large records of the next commit are cut.
 const LOST_MAX: u32 = 3;
+/// A commit that takes longer is told. It still counts: what it records is never posted again.
+const COMMIT_LATE: Duration = Duration::from_secs(10);
 /// Most rows of one commit that have a line each in the journal when their calls are not recorded. All are counted.
 const FENCED_LINES_MAX: usize = 100;
 /// Most calls of such a row that are named.
@@ -230,7 +233,7 @@ impl Recorder<'_> {
         let mut backoff = Backoff::new(self.config.database.user());
         loop {
             self.commits.under_way.set(true);
-            let recorded = self.finish.finish(epoch, rows).await;
+            let recorded = self.tell_when_late(rows.len(), self.finish.finish(epoch, rows)).await;
             let error = match recorded {
                 Ok(done) => {
                     self.commits.under_way.set(false);
@@ -267,6 +270,28 @@ impl Recorder<'_> {
                 }
             }
         }
+    }
+}
+
+impl Recorder<'_> {
+    /// Waits for a commit of the records of so many rows. When it takes long, the operator is told what may hold it up:
+    /// neither a lock nor a standby that is away is an error of the session.
+    async fn tell_when_late<T>(&self, rows: usize, commit: impl Future<Output = T>) -> T {
+        let mut commit = pin!(commit);
+        tokio::select! {
+            done = &mut commit => return done,
+            () = tokio::time::sleep(COMMIT_LATE) => {}
+        }
+        let why = format!(
+            "Postgres has not committed the records of {rows} rows for {} s: another session holds a lock, or the standby that a \
+             synchronous replication waits for is away",
+            COMMIT_LATE.as_secs()
+        );
+        tracing::warn!("{why}; no call is made again for it");
+        self.health.set(Source::Finish, Some(why));
+        let done = commit.await;
+        self.health.set(Source::Finish, None);
+        done
     }
 }
 

@@ -81,6 +81,10 @@ impl SessionSet {
         adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
     ) -> Result<SessionSet> {
         let [listen, claim, finish] = older.replaced(settings).await?;
+        // In the middle of a failover, too, one that claims here and records there would record nothing.
+        if [&claim, &finish].iter().any(|session| session.timeline != listen.timeline) {
+            return Err(Error::Failed("the sessions have reached different servers of a failover".into()));
+        }
         let newer_schema = migrations::require_usable(&listen).await?;
         // Each of them: in the middle of a failover they may have reached different servers.
         origin.require(&listen).await?;

@@ -1,5 +1,5 @@
 //! The schema `relay`: each file under `sql/queries` belongs to one typed function, in a file for each folder there. Only
-//! `postgres/backend.sql` belongs to the room `postgres`. Never knows HTTP, threads or policy: the callers decide what to
+//! those under `postgres` belong to the room of that name. Never knows HTTP, threads or policy: the callers decide what to
 //! claim, when to finish and what a failure means.
 //!
 //! [`Store`] is a session with its prepared statements. A function of it is one round trip and one transaction of its own,

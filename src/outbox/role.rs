@@ -72,7 +72,9 @@ impl Role {
             Role::Metrics => {
                 "SET statement_timeout = '5s'; SET enable_seqscan = off; SET enable_bitmapscan = off"
             }
-            Role::Listen => "",
+            // What it writes must not wait for a standby: while one is away, the instance would take its own session for lost,
+            // and could not register anew. A standby that has a claim has the registration before it, too.
+            Role::Listen => "SET synchronous_commit = local",
         }
     }
 }

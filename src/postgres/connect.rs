@@ -17,8 +17,10 @@ use crate::error::{Error, Result, one_line};
 use crate::postgres::backend;
 use crate::postgres::hosts::{self, Host, Place};
 use crate::postgres::passfile;
+use crate::postgres::race;
 use crate::postgres::session::Session;
 use crate::postgres::settings::{self, Access, Settings};
+use crate::postgres::timeline::Timeline;
 use crate::postgres::tls;
 use crate::tls::handshake;
 
@@ -67,15 +69,17 @@ const RELIED_ON: &str = "SET search_path = pg_catalog, pg_temp; SET row_security
 const CHECK_CLIENT: (&str, &str) = ("client_connection_check_interval", "'10s'");
 
 /// Whether this server can be written to; asked in the same breath as the settings are made.
-const CAN_WRITE: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
+const CAN_WRITE: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean, \
+                         current_setting('default_transaction_read_only')::boolean";
 
 impl Settings {
     /// Opens a session. `role` says in `pg_stat_activity` what it is for ("claim", "listen", …): the session's
     /// `application_name` is `promptpal-relay claim`, unless the user has set one. `setup` are statements that make
     /// its settings (`SET`, `RESET`).
     ///
-    /// Tries the hosts, and the addresses of each, in order until one accepts. A server that refuses for good (password,
-    /// certificate, database) ends the search, as in libpq; one that is away, starting or read-only does not. Takes
+    /// Tries the hosts, and the addresses of each, in order until one accepts. One that does not answer for half a second lets
+    /// the next one begin, unless any server will do (see [`race`]). A server that refuses for good (password, certificate,
+    /// database) ends the search, as in libpq. One that is away, starting, read-only or an old primary does not. Takes
     /// `connect_timeout` (5 s by default) for each address at most.
     ///
     /// # Errors
@@ -86,18 +90,18 @@ impl Settings {
 
     async fn connect_once(&self, role: &str, setup: &str) -> Result<Session> {
         let tls = self.tls.connector()?;
-        let mut failures = Vec::new();
-        for host in &self.hosts {
-            match self.connect_host(host, role, setup, &tls).await {
-                Ok(session) => return Ok(session),
-                Err(error) if error.may_pass() => failures.push(error),
-                Err(error) => return Err(error),
+        let attempt = async |number: usize| self.connect_host(&self.hosts[number], role, setup, &tls).await;
+        race::first(self.hosts.len(), self.in_turn(), attempt).await.map_err(|mut failures| {
+            match failures.len() {
+                1 => failures.swap_remove(0),
+                _ => Error::Servers(failures),
             }
-        }
-        match failures.len() {
-            1 => Err(failures.swap_remove(0)),
-            _ => Err(Error::Servers(failures)),
-        }
+        })
+    }
+
+    /// Whether the order of the hosts is a choice among servers that all would do.
+    fn in_turn(&self) -> bool {
+        self.access == Access::Any
     }
 
     /// Tries the addresses of one host; the last failure speaks for all.
@@ -124,19 +128,18 @@ impl Settings {
                 found.await?.map(|found| Some(found.ip())).collect()
             }
         };
-        let mut failure = Error::Failed(format!("{}: the name has no address", self.doing(host)));
-        for address in addresses {
-            match self.in_time(host, self.connect_address(host, address, role, setup, tls.clone())).await {
-                Err(error) if error.may_pass() => failure = error,
-                decided => {
-                    if let (Ok(_), Some(address)) = (&decided, address) {
-                        self.reached.add(address, host.port);
-                    }
-                    return decided;
-                }
+        let attempt = async |number: usize| {
+            let address: Option<IpAddr> = addresses[number];
+            let session =
+                self.in_time(host, self.connect_address(host, address, role, setup, tls.clone())).await?;
+            if let Some(address) = address {
+                self.reached.add(address, host.port);
             }
-        }
-        Err(failure)
+            Ok(session)
+        };
+        let none = || Error::Failed(format!("{}: the name has no address", self.doing(host)));
+        let taken = race::first(addresses.len(), self.in_turn(), attempt).await;
+        taken.map_err(|mut failures| failures.pop().unwrap_or_else(none))
     }
 
     async fn connect_address(
@@ -165,9 +168,9 @@ impl Settings {
         }
         let no_password = self.complete_password(&mut config, host);
         // On the heap: a connection in the making is large, and there are two of them beside each other here.
-        let session = Box::pin(self.open(&mut config, host, role, &tls, no_password)).await?;
+        let mut session = Box::pin(self.open(&mut config, host, role, &tls, no_password)).await?;
         Box::pin(self.require_backend(&session, &config, host, &tls)).await?;
-        self.settle(&session, host, setup).await?;
+        session.timeline = self.settle(&session, host, setup).await?;
         tracing::debug!(server = %host, role, "connected to Postgres");
         Ok(session)
     }
@@ -242,8 +245,8 @@ impl Settings {
         }
     }
 
-    /// One round trip: makes the session's settings and asks whether the server can be written to.
-    async fn settle(&self, session: &Session, host: &Host, setup: &str) -> Result<()> {
+    /// One round trip: makes the session's settings and asks whether the server can be written to, and on which timeline.
+    async fn settle(&self, session: &Session, host: &Host, setup: &str) -> Result<Option<Timeline>> {
         let options = self.config.get_options().unwrap_or_default();
         let set = |(name, value): &(&str, &str)| match options.contains(name) {
             true => String::new(),
@@ -262,7 +265,11 @@ impl Settings {
         batch.push_str("; ");
         batch.push_str(CAN_WRITE);
         let check = set(&CHECK_CLIENT);
-        let (answer, check) = tokio::join!(session.simple_query(&batch), session.batch_execute(&check));
+        let (answer, check, timeline) = tokio::join!(
+            session.simple_query(&batch),
+            session.batch_execute(&check),
+            session.simple_query(include_str!("../../sql/queries/postgres/timeline.sql"))
+        );
 
         let messages = answer.map_err(Error::postgres(format!("{}, session settings", self.doing(host))))?;
         // The last one: settings may give rows, too.
@@ -271,14 +278,19 @@ impl Settings {
             _ => None,
         });
         let says = |column| row.and_then(|row| row.get(column)) == Some("t");
-        let (standby, read_only) = (says(0), says(1));
+        let (standby, read_only, by_default) = (says(0), says(1), says(2));
         let refused = match self.access {
             Access::Any => false,
             Access::Write => read_only,
             Access::Primary => standby,
         };
         if refused {
-            let why = if standby { "it is a standby" } else { "default_transaction_read_only is on" };
+            let why = match (standby, by_default) {
+                (true, _) => "it is a standby",
+                (false, true) => "default_transaction_read_only is on",
+                // The transaction began while it was a standby.
+                (false, false) => "it was promoted a moment ago",
+            };
             return Err(Error::Failed(format!(
                 "{}: it cannot be written to ({why}); name the primary, or all hosts of the cluster",
                 self.doing(host)
@@ -287,7 +299,25 @@ impl Settings {
         if let Err(error) = check {
             tracing::debug!(error = one_line(&error), "Postgres does not watch for clients that are gone");
         }
-        Ok(())
+        let timeline = timeline.unwrap_or_else(|error| {
+            // Some services that are no Postgres inside have no timelines; they have no old primaries either.
+            tracing::debug!(error = one_line(&error), "Postgres does not tell its timeline");
+            Vec::new()
+        });
+        let timeline = Timeline::read(&timeline);
+        if let Some(Err(old)) = timeline.as_ref().map(|timeline| self.newest.admit(timeline)) {
+            let error = Error::Failed(format!(
+                "{}: it is an old primary (timeline {}, after timeline {} on another server); stop it, or make it a standby. If \
+                 it is the right one, restart the relay",
+                self.doing(host),
+                old.number,
+                old.newest
+            ));
+            // Another host may serve us, and then no failure is told; but two servers that take writes need an operator.
+            tracing::warn!(error = one_line(&error), "a server is passed over");
+            return Err(error);
+        }
+        Ok(timeline)
     }
 
     /// Sorts an error of tokio-postgres by what helps: by SQLSTATE and by the type of the cause.

@@ -9,8 +9,10 @@ mod conninfo;
 mod hosts;
 mod keywords;
 mod passfile;
+mod race;
 mod session;
 mod settings;
+mod timeline;
 mod tls;
 
 pub(crate) use connect::OLDEST_SERVER;

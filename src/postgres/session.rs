@@ -14,6 +14,7 @@ use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::{AsyncMessage, Client, Connection};
 
 use crate::error::{Error, one_line};
+use crate::postgres::timeline::Timeline;
 
 /// How long a dropped session may take to say goodbye and to see its last statement through. A session whose server no longer
 /// answers must not keep its socket for longer.
@@ -29,6 +30,8 @@ pub struct Session {
     beside: Arc<Beside>,
     ended: watch::Receiver<bool>,
     role: String,
+    /// The timeline that the server writes on; none where it does not tell.
+    pub timeline: Option<Timeline>,
     /// Dropped with the session, which is what the task waits for.
     _held: oneshot::Sender<()>,
 }
@@ -69,7 +72,7 @@ impl Session {
             }
             end.send_replace(true);
         });
-        Session { client, beside, ended, role: role.to_owned(), _held }
+        Session { client, beside, ended, role: role.to_owned(), timeline: None, _held }
     }
 
     /// Resolves when a NOTIFY has come since the last call; many are one. Never resolves once the connection is gone:

@@ -18,6 +18,7 @@ use crate::postgres::backend::Proved;
 use crate::postgres::conninfo::{self, Params, SPACES};
 use crate::postgres::hosts::{Host, Place, hosts};
 use crate::postgres::keywords::{bad, fill_in, refuse_what_is_not_done};
+use crate::postgres::timeline::Newest;
 use crate::postgres::tls::{self, Identity, Mode, Root};
 
 /// One address try, name resolution and handshakes included. Long enough for a slow login, short enough that the
@@ -64,6 +65,8 @@ pub struct Settings {
     pub reached: Reached,
     /// Which servers keep a session's backend, by this value and its clones.
     pub(super) proved: Proved,
+    /// The newest timeline that this value and its clones have been on.
+    pub(super) newest: Newest,
     /// Reads the URL's file again; none where the URL came from elsewhere.
     renewal: Option<Renewal>,
 }
@@ -126,6 +129,7 @@ impl Settings {
             connect_timeout,
             reached,
             proved: Proved::default(),
+            newest: Newest::default(),
             renewal: None,
         })
     }

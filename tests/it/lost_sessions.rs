@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use promptpal_relay::inside::demo::Cluster;
 
 use crate::scenes::{busy, cut_off, outcomes, terminate};
+use crate::support::scrape::{until_answer, until_unhealthy};
 use crate::support::{Database, Gate, Network, Receiver, Relay, as_user, connect, gated};
 
 #[tokio::test]
@@ -343,8 +344,11 @@ async fn a_session_that_waits_for_a_lock_is_not_taken_for_lost() {
                  AND application_name IN ('promptpal-relay claim', 'promptpal-relay finish')
                  AND query_start < clock_timestamp() - interval '7 s'";
     database.eventually(waits).await;
+    // The operator reads what holds the records up.
+    until_unhealthy(relay.port(), |why| why.contains("Postgres has not committed the records"));
     lock.rollback().await.unwrap();
     database.all_done().await;
+    until_answer(relay.port(), "/healthz", |status, _| status == 200);
     assert_eq!(relay.reconnects(), 0.0);
     assert_eq!(outcomes(&database).await, [(true, false)]);
 }

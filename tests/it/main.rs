@@ -14,6 +14,7 @@ mod dba_questions;
 mod delivery;
 mod drain;
 mod hostile;
+mod hosts;
 mod identity;
 mod locks;
 mod logging;

@@ -43,6 +43,7 @@ const REST: i64 = 400;
 /// Queries that read none of our tables, or only those that stay small.
 const SMALL: &[&str] = &[
     "postgres/backend",
+    "postgres/timeline",
     "instances/declare_dead",
     "instances/end_sessions",
     "instances/draw_lock",
@@ -316,7 +317,8 @@ fn a_query_has_a_head_and_is_run_by_the_file_that_its_folder_names() {
     for query in query_files() {
         let room = query.split('/').next().unwrap();
         let source = match room {
-            "postgres" => "src/postgres/backend.rs".to_owned(),
+            "postgres" if query == "postgres/backend" => "src/postgres/backend.rs".to_owned(),
+            "postgres" => "src/postgres/connect.rs".to_owned(),
             room => format!("src/outbox/{room}.rs"),
         };
         let include = format!("include_str!(\"../../sql/queries/{query}.sql\")");

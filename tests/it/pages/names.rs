@@ -29,6 +29,7 @@ const FOREIGN_VARIABLES: &[&str] = &["PROMPTPAL_RELAY_PG_BIN"];
 /// names in examples, systemd.
 const FOREIGN_NAMES: &[&str] = &[
     "app_user",
+    "connect_timeout",
     "create_time",
     "default_model",
     "pgbouncer",
@@ -42,6 +43,7 @@ const FOREIGN_NAMES: &[&str] = &[
     "webhook_calls_YYYYMMDD",
     "prompt_calls",
     "pg_restore",
+    "pg_rewind",
     "pg_upgrade",
     "last_look",
     "pool_mode",

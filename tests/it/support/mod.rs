@@ -2,6 +2,7 @@
 //! child process. Conditions are waited for with a deadline, never for a time.
 
 mod database;
+pub mod hosts;
 mod network;
 mod pty;
 mod receiver;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
@@ -57,7 +57,7 @@ impl Gate {
     }
 }
 
-/// An HTTP server on loopback whose answers the test scripts. It records each request before it answers.
+/// An HTTP server, on loopback if not said otherwise, whose answers the test scripts. It records each request before it answers.
 pub struct Receiver {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -77,16 +77,21 @@ struct Shared {
 impl Receiver {
     /// Starts a receiver that remembers the requests.
     pub fn start(script: impl Fn(&Message) -> Reply + Send + Sync + 'static) -> Receiver {
-        Receiver::listen(true, Box::new(script))
+        Receiver::listen(Ipv4Addr::LOCALHOST, true, Box::new(script))
+    }
+
+    /// Starts a receiver that listens at this address and does not remember the requests.
+    pub fn at(address: Ipv4Addr, script: impl Fn(&Message) -> Reply + Send + Sync + 'static) -> Receiver {
+        Receiver::listen(address, false, Box::new(script))
     }
 
     /// Starts a receiver that does not remember them, for a great many requests.
     pub fn forgetful(script: impl Fn(&Message) -> Reply + Send + Sync + 'static) -> Receiver {
-        Receiver::listen(false, Box::new(script))
+        Receiver::at(Ipv4Addr::LOCALHOST, script)
     }
 
-    fn listen(remember: bool, script: Box<Script>) -> Receiver {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    fn listen(address: Ipv4Addr, remember: bool, script: Box<Script>) -> Receiver {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         // The system may reset connections that the queue has no room for, and this process may wait long for the
         // processor.
         socket2::SockRef::from(&listener).listen(BACKLOG).unwrap();
