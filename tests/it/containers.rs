@@ -129,9 +129,9 @@ async fn the_composition_sets_up_a_webhook_whose_receiver_prints_what_it_gets() 
         assert!(Instant::now() < deadline && receiver.0.try_wait().unwrap().is_none(), "it does not listen");
         thread::sleep(Duration::from_millis(10));
     }
-    database.webhook(1, &format!("http://127.0.0.1:{free}/")).await;
+    let webhook = database.webhook(1, &format!("http://127.0.0.1:{free}/")).await.to_string();
     let _relay = Relay::start(&database, &[]);
-    let (code, out, err) = outcome(database.command(&["send-test", "--webhook", "1"]));
+    let (code, out, err) = outcome(database.command(&["send-test", "--webhook", &webhook]));
     assert_eq!(code, 0, "{out}{err}");
     let mut printed = String::new();
     BufReader::new(receiver.0.stdout.take().unwrap()).read_line(&mut printed).unwrap();
