@@ -8,6 +8,7 @@
 mod chaos;
 mod claiming;
 mod commands;
+mod containers;
 mod copies;
 mod credentials;
 mod dba_questions;

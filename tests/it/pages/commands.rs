@@ -17,12 +17,18 @@ const FOREIGN: &[&str] = &[
     "dpkg",
     "echo",
     "export",
+    "install",
     "journalctl",
     "mkdir",
     "pg_dump",
     "pg_restore",
+    "podman",
     "printf",
+    "rust-audit-info",
+    "sha256sum",
     "sudo",
+    "systemd-sysusers",
+    "tar",
     "tee",
 ];
 

@@ -94,7 +94,9 @@ impl Page {
 /// All pages.
 pub fn all() -> Vec<Page> {
     let mut paths: Vec<String> =
-        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(str::to_owned).to_vec();
+        ["README.md", "CONTRIBUTING.md", "RELEASE.md", "SECURITY.md", "CHANGELOG.md"]
+            .map(str::to_owned)
+            .to_vec();
     let docs = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/docs")).unwrap();
     let is_page = |name: &String| name != "docs/pictures";
     let mut docs: Vec<String> = docs

@@ -9,8 +9,9 @@ use promptpal_relay::inside::model::ErrorKind;
 use super::{Page, all, bare};
 use crate::support::{BINARY, Database, Receiver, Relay, gated, outcome, program, repository_file, scrape};
 
-/// Flags of other programs: `pg_restore`, postgres_exporter, and the benchmark.
+/// Flags of other programs: `pg_restore`, postgres_exporter, the benchmark, `sha256sum`, and the scripts.
 const FOREIGN_FLAGS: &[&str] = &[
+    "--check",
     "--clean",
     "--extend",
     "--data-only",
@@ -18,6 +19,7 @@ const FOREIGN_FLAGS: &[&str] = &[
     "--no-deps",
     "--document-private-items",
     "--open",
+    "--package",
     "--test",
     "--lib",
 ];
