@@ -25,7 +25,7 @@ impl Nginx {
     pub fn start() -> Option<Nginx> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display();
-        // Free a moment ago; whoever takes it meanwhile makes this fail, and then there is none.
+        // Free a moment ago. When another program takes it meanwhile, this fails, and there is no nginx.
         let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
         let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()

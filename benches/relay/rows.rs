@@ -262,7 +262,7 @@ impl Bench<'_> {
         );
         let crossing = self.crossing(&database, 1).await;
         relay.stop();
-        // Dead rows before the first live one, which somebody's report keeps.
+        // Dead rows before the first live one: a report keeps them.
         let report = connect(&database.url).await;
         report
             .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM relay.outbox")

@@ -185,7 +185,7 @@ mod tests {
             assert_eq!(note(&mut failing, webhook, REFUSED, 60, now), []);
         }
         assert_eq!(failing.note(1, REFUSED, now + AFTER), None);
-        // Somebody answers, if only with an error: the network works.
+        // One endpoint answers, if only with an error: the network works.
         failing.note(9, STATUS, now + AFTER);
         assert_eq!(failing.note(1, REFUSED, now + AFTER), None, "it has begun anew");
         assert!(failing.note(2, REFUSED, now + AFTER).is_some());

@@ -67,7 +67,7 @@ impl Role {
                 "SET lock_timeout = '1s'; SET statement_timeout = '5s'; SET plan_cache_mode = force_custom_plan; \
                  SET enable_seqscan = off; SET enable_sort = off"
             }
-            // Somebody may have the pause of the same webhook open; the daemon tries again later.
+            // Another session may have the pause of the same webhook open; the daemon tries again later.
             Role::Pause => "SET lock_timeout = '1s'; SET statement_timeout = '10s'",
             Role::Metrics => {
                 "SET statement_timeout = '5s'; SET enable_seqscan = off; SET enable_bitmapscan = off"

@@ -88,7 +88,7 @@ impl Server {
             &["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "-D", "data"],
         );
         fs::write(server.path("data/pg_hba.conf"), RULES).expect("pg_hba.conf written");
-        // The port is free when it is drawn; whoever takes it before Postgres does costs one more draw.
+        // The port is free when it is drawn. When another program takes it before Postgres does, one more is drawn.
         for _ in 0..5 {
             server.port = free_port();
             if server

@@ -122,7 +122,7 @@ fn refused_addresses_cost_nothing() {
     }
     let live = live([127, 0, 0, 1], 0);
     let port = live.address.port();
-    // Nobody listens on these; a moment for each of them would be too long.
+    // No server listens on these; a moment for each of them would be too long.
     let mut addresses: Vec<IpAddr> = (2..17).map(|last| IpAddr::from([127, 0, 0, last])).collect();
     addresses.push(live.address.ip());
     let start = Instant::now();

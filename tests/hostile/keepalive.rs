@@ -205,8 +205,8 @@ fn what_came_with_an_encrypted_answer_is_not_the_next_calls() {
         }
     };
     let good = || ServerConfig::clone(&AUTHORITY.good());
-    // In one write, each a record of its own; 4 KiB of it are decrypted at once, and around there the other answer, or
-    // some of it, stays behind as it came from the wire.
+    // In one write, each a record of its own. 4 KiB of it are decrypted at once. Around there the other answer, or some of
+    // it, stays behind as it came from the wire.
     for body in (3780..3850).step_by(3) {
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {body}\r\n\r\n{}", "x".repeat(body));
         let mut config = good();

@@ -46,7 +46,7 @@ fn this_machines_public_addresses_are_not_called_unless_the_operator_allows_them
     let port = receiver.address.port();
     let strict = caller_to(allowing(&[]), |name| match name {
         "own.example." => Ok(vec![[8, 8, 4, 4].into()]),
-        // The first is somebody else's.
+        // The first is another host's.
         "mixed.example." => Ok(vec![[1, 1, 1, 1].into(), [8, 8, 4, 5].into()]),
         name => panic!("{name} is asked for"),
     });

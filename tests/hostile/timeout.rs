@@ -230,7 +230,7 @@ fn a_second_try_for_want_of_files_has_what_the_first_has_left_of_the_time() {
         return run_alone(NAME, "ulimit -n 60");
     }
     // The first try finds no file for its connection after most of the time. A connection that rests gives one up for the
-    // second try. The endpoint's system takes that, and nobody answers: a script would need files of its own.
+    // second try. The endpoint's system takes that, and no program answers: a script would need files of its own.
     let resting = Receiver::start(|peer| while peer.request().is_some() && peer.send(OK) {});
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (pause, files) = (LIMIT / 4 * 3, Arc::new(Mutex::new(Vec::new())));

@@ -204,7 +204,7 @@ struct Slot {
     relay: Relay,
     frozen: bool,
     draining: bool,
-    // How many rows its predecessors found to be somebody else's.
+    // How many rows its predecessors found to be another instance's.
     fenced: u64,
     // What its predecessors logged, by name.
     logs: Vec<(String, String)>,
@@ -410,7 +410,7 @@ async fn whatever_is_killed_the_books_are_right() {
                   OR (coalesce(c.error_message, '') LIKE '%8 KiB%') <> (length(o.user_agent) > 8192)";
     assert_eq!(database.number(cut).await, 0, "calls whose long text was not cut, or not marked");
 
-    // What was posted was committed, and what was posted twice was in the hands of somebody who was harmed.
+    // What was posted was committed, and what was posted twice was in the hands of an instance that was harmed.
     let sql = "SELECT o.prompt_id, c.repeated, '/' || substring(c.url from '[^/]*$') AS path, c.status_code,
                       c.response_truncated, length(c.response_body) AS kept,
                       c.response_body = repeat('x', length(c.response_body)) AS right
@@ -443,8 +443,8 @@ async fn whatever_is_killed_the_books_are_right() {
                 let harms = harmed.get(relay)?.iter();
                 harms.filter(|(harm, at)| which.contains(harm) && *at < before).max_by_key(|(_, at)| *at)
             };
-            // A frozen process may have been cut off at any time until it was thawed; or it was frozen with the call
-            // begun and not sent, and sent it when it was thawed, after the one who took the row over.
+            // A frozen process may have been cut off at any time until it was thawed. Or it was frozen with the call begun
+            // and not sent, and sent it when it was thawed, after the one that took the row over.
             let cause = last_harm(&pair[0].relay, pair[1].at, &[Harm::Killed, Harm::Frozen])
                 .or_else(|| last_harm(&pair[1].relay, pair[0].at, &[Harm::Frozen]));
             let Some((harm, at)) = cause else {

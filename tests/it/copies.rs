@@ -563,7 +563,7 @@ async fn a_subscriber_is_a_copy() {
 
 #[tokio::test]
 async fn a_running_daemon_that_finds_another_database_stops_and_names_what_it_cannot_record() {
-    // A copy that nobody has accepted, and a database that is an original of its own.
+    // A copy that no operator has accepted, and a database that is an original of its own.
     for accepted in [false, true] {
         let cluster = Cluster::start(&[]).unwrap();
         let admin = Database::at(&cluster.url("postgres")).await;

@@ -201,7 +201,7 @@ async fn a_webhook_that_cannot_be_read_keeps_nobody_from_the_log() {
         calls.1 + &status.1
     };
     assert!(shown().await.contains("2 test"));
-    // Somebody changes the table, and has not committed.
+    // Another session changes the table, and has not committed.
     let other = connect(&database.url).await;
     other.batch_execute("BEGIN; LOCK TABLE relay.webhooks IN ACCESS EXCLUSIVE MODE").await.unwrap();
     assert!(!shown().await.contains("2 test"));

@@ -88,7 +88,7 @@ async fn a_pause_holds_for_the_claim_after_its_commit_and_not_for_rows_that_were
     let _relay = Relay::start(&database, &[]);
     database.events(1, 1).await;
     receiver.wait_for(1);
-    // It takes part in the transaction of whoever pauses.
+    // It takes part in the transaction of the session that pauses.
     let other = connect(&database.url).await;
     other.batch_execute(&format!("BEGIN; SELECT relay.pause_webhook({id}, 'soon')")).await.unwrap();
     database.events(1, 1).await;
@@ -118,7 +118,7 @@ async fn what_was_held_back_is_delivered_once_through_a_kill_and_however_often_i
     database.events(1, 250).await;
     database.all_done().await;
     relay.kill();
-    // Rows that nobody has claimed when it is resumed are delivered as any.
+    // Rows that no daemon has claimed when it is resumed are delivered as any.
     database.events(1, 50).await;
     let out = succeeds(&database, &["resume", "--webhook", &flag, "--replay"]);
     assert!(
@@ -170,7 +170,7 @@ async fn two_who_resume_at_once_repeat_each_call_once() {
         answer.iter().filter(|message| matches!(message, SimpleQueryMessage::Row(_))).count()
     };
     assert_eq!(replayed(&again).await, 0);
-    // Nobody else waits: who claims, pauses, or reads.
+    // No other session waits: neither one that claims, nor one that pauses, nor one that reads.
     database.client.batch_execute("SELECT relay.pause_project(7)").await.unwrap();
     succeeds(&database, &["check"]);
     first.batch_execute("COMMIT").await.unwrap();
@@ -194,7 +194,7 @@ async fn a_replay_that_is_held_back_itself_is_the_one_that_is_open_and_is_delive
     database.all_done().await;
     let open = "SELECT count(*) FROM relay.open_failures WHERE error_kind = 'paused'";
     assert_eq!(database.number(open).await, 2);
-    // Somebody replays while it is paused: failed ones, or one of them by hand.
+    // An operator replays while it is paused: failed ones, or one of them by hand.
     for arguments in [
         &["replay", "--webhook", &flag, "--since", "1h", "--failed", "--yes"][..],
         &["replay", "--call", &database.number("SELECT max(id) FROM relay.webhook_calls").await.to_string()],
@@ -454,7 +454,7 @@ async fn the_application_pauses_and_a_reader_does_not_and_neither_does_the_daemo
         let code = result.as_ref().err().map(|error| error.code().unwrap().code().to_owned());
         assert_eq!(code.as_deref(), (!may).then_some("42501"), "{sql}");
     }
-    // Whoever owns a view in the place of the webhooks runs nothing by it, and hinders no pause.
+    // The owner of a view in the place of the webhooks runs nothing by it, and hinders no pause.
     let sql = "CREATE ROLE some_owner_of_a_view; CREATE SCHEMA theirs AUTHORIZATION some_owner_of_a_view;
                ALTER TABLE relay.webhooks RENAME TO kept;
                CREATE VIEW relay.webhooks AS SELECT * FROM relay.kept WHERE 1 / 0 = 1;

@@ -101,7 +101,7 @@ const SMALL: &[&str] = &[
     "replay/is_done",
     "replay/outcomes",
     "status/status",
-    // Every second, while somebody looks; a test of its own, too.
+    // Every second, while an operator looks; a test of its own, too.
     "top/sample",
     "check/unlisted_epochs",
     "pauses/pause",

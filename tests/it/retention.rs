@@ -580,7 +580,7 @@ async fn a_clock_is_judged_by_the_time_that_the_process_knows_to_have_passed() {
     assert!(turn.off_s.is_none() && turn.steady, "{turn:?}");
     steady(2).await;
     assert!(!begin(None).await.steady);
-    // The row is made again when somebody has taken it away.
+    // The row is made again when a DBA has taken it away.
     database.client.batch_execute("DELETE FROM relay.retention").await.unwrap();
     assert!(!begin(None).await.steady);
     assert!(begin(None).await.off_s.is_none());

@@ -183,7 +183,7 @@ async fn a_view_in_the_place_of_the_webhooks_lends_nobody_the_relays_rights() {
     database.events(1, 1).await;
     database.all_done().await;
     drop(relay);
-    // A view of a DBA's over somebody else's, who may change theirs at any time.
+    // A view of a DBA's over that of another role, which may change its own at any time.
     let columns =
         "id, project_id, name, description, url, event, enabled, signing_secret, created_at, updated_at";
     let sql = format!(
@@ -370,7 +370,7 @@ async fn migrate_hands_over_what_was_ours_and_not_what_somebody_else_made() {
             UNION ALL SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'relay') AS things
          WHERE owner <> 'relay_owner'::regrole";
     assert_eq!(database.number(not_ours).await, 0);
-    // As it was before, and with a function in it that reads the secrets as whoever owns it.
+    // As it was before, and with a function in it that reads the secrets as its owner.
     let sql = "REASSIGN OWNED BY relay_owner TO postgres;
                GRANT CREATE, USAGE ON SCHEMA relay TO mallory;
                SET ROLE mallory;
@@ -451,7 +451,7 @@ async fn a_dba_who_is_no_superuser_migrates_with_roles_and_without() {
     plain.all_done().await;
     drop(relay);
 
-    // Roles may be made: they are, and the maker needs nobody else's help, the second time too.
+    // Roles may be made: they are, and the maker needs no help of others, the second time too.
     let url = as_user(&cluster.url("dba"), "dba", "x");
     for _ in 0..2 {
         let (code, _, err) = outcome(program(&["migrate"], &url));

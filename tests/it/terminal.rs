@@ -81,7 +81,7 @@ async fn what_strangers_wrote_never_steers_the_terminal_of_who_reads_it() {
     assert_eq!(harmless(&database, &test).0, 0);
     drop(relay);
 
-    // An error of Postgres' that somebody's trigger words, as the last line on standard error.
+    // An error of Postgres' that a user's trigger words, as the last line on standard error.
     let sql = format!(
         "CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '%', E'{}'; END $$;
          CREATE TRIGGER refuse BEFORE INSERT ON relay.outbox FOR EACH ROW EXECUTE FUNCTION public.refuse()",

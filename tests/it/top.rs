@@ -322,7 +322,7 @@ async fn what_strangers_wrote_never_steers_the_live_screen() {
     client.execute("UPDATE relay.instances SET host = $1", &[&EVIL]).await.unwrap();
     let mut terminal = Terminal::start(&scene.top(), 400, 40);
     let harmless = |screen: &str| {
-        // A direction that turns, a text that nobody sees, a line of its own.
+        // A direction that turns, a text that no reader sees, a line of its own.
         assert!(!screen.contains(['\u{202e}', '\u{2066}', '\u{feff}', '\u{e0041}']), "{screen}");
         assert!(!screen.lines().any(|line| line.starts_with("<3>forged")), "{screen}");
         screen.matches(r"a\u001b[2J\u007f\u009b31m\u061c\u200e\u202eb").count()

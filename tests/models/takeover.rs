@@ -591,7 +591,7 @@ impl Model for Takeover {
                 match &mut instance.in_hand {
                     Some(row) if adopted => row.epoch = new,
                     row => {
-                        // Somebody else's by now, or done: its call is not begun, or gives a result that is nobody's.
+                        // Another instance's by now, or done: its call is not begun, or gives a result that belongs to no instance.
                         *robbed |= row.as_ref().is_some_and(|row| row.event == world.event)
                             && !world.done
                             && !world.late;
@@ -876,7 +876,7 @@ fn an_instance_that_has_lost_one_session_is_not_dead() {
 fn without_the_barrier_a_crash_posts_a_row_twice_and_takes_it_from_its_owner() {
     fails(Variant::NoBarrier, CRASH, NOT_REPEATED);
     fails(Variant::NoBarrier, CRASH, NOT_ROBBED);
-    // Nobody dies, nobody is late: the mark would be the only excuse.
+    // No instance dies, and none is late: the mark would be the only excuse.
     fails(Variant::NoBarrier, Bounds { deaths: 0, ..CRASH }, MARKED);
 }
 
