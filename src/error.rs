@@ -130,6 +130,11 @@ impl Error {
         self.sqlstate() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
+    /// Whether two sessions have waited for each other, and Postgres has ended this one's transaction.
+    pub fn is_deadlock(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::T_R_DEADLOCK_DETECTED)
+    }
+
     /// Whether Postgres refused a statement because we may not make it.
     pub fn is_privilege(&self) -> bool {
         self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) && !self.is_row_security()

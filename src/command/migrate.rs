@@ -222,7 +222,7 @@ impl<'a> Step<'a> {
         loop {
             let wait = waits.next().expect("they go round and round");
             match self.try_once(store, wait).await {
-                Err(error) if error.is_lock_timeout() => {}
+                Err(error) if error.is_lock_timeout() || error.is_deadlock() => {}
                 result => return result,
             }
             self.execute(store, "ROLLBACK").await?;
@@ -248,6 +248,9 @@ impl<'a> Step<'a> {
         self.execute(store, &format!("BEGIN; SET LOCAL lock_timeout = '{wait}'")).await?;
         self.execute(store, self.sql).await?;
         if let Some(migration) = self.record {
+            // A daemon may have started while this waited for a lock.
+            let applied = store.migrations().await?.last().map_or(0, |newest| newest.version);
+            require_stopped(store, &[migration.version], applied).await?;
             told(&self.doing, store.record_migration(migration), self.progress).await?;
         }
         self.execute(store, "COMMIT").await

@@ -13,7 +13,7 @@ use crate::daemon::origin::Origin;
 use crate::error::{Error, Result};
 use crate::outbox::migrations;
 use crate::outbox::{Role, Store};
-use crate::postgres::Settings;
+use crate::postgres::{Settings, Timeline};
 
 /// How long Postgres may take for an answer to what takes it a millisecond. After that the daemon treats the session as
 /// lost: packets may vanish without an error on either side.
@@ -81,8 +81,11 @@ impl SessionSet {
         adopt: impl AsyncFnOnce(&Instance) -> Result<()>,
     ) -> Result<SessionSet> {
         let [listen, claim, finish] = older.replaced(settings).await?;
-        // In the middle of a failover, too, one that claims here and records there would record nothing.
-        if [&claim, &finish].iter().any(|session| session.timeline != listen.timeline) {
+        // In the middle of a failover, too, one that claims here and records there would record nothing. Whether they have
+        // reached different clusters is asked below.
+        let differs =
+            |timeline: &Timeline| listen.timeline.as_ref().is_some_and(|first| first.differs(timeline));
+        if [&claim, &finish].iter().any(|session| session.timeline.as_ref().is_some_and(differs)) {
             return Err(Error::Failed("the sessions have reached different servers of a failover".into()));
         }
         let newer_schema = migrations::require_usable(&listen).await?;

@@ -2,17 +2,20 @@
 //!
 //! A proxy's refusal (403, 503, no HTTP at all …) says neither. An endpoint that the proxy does not want must not stop the calls
 //! to the others, and a proxy that refuses all must fail no call. So a refusal counts against an endpoint only when the proxy
-//! has let another call through between two refusals of this one.
+//! has let another call through between two refusals of this one, within the last minute.
 //!
 //! A pure rule, without a clock: each function gets the time.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Addresses that are remembered as refused: some hundred kilobytes. Beyond it all are forgotten, which costs each of them one
 /// more try.
 const REFUSED_MAX: usize = 4096;
+
+/// A tunnel that was opened longer ago says nothing of the proxy as it is now.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// What the proxy has refused, and when it last opened a tunnel.
 #[derive(Debug, Default)]
@@ -34,8 +37,16 @@ impl Refusals {
         if self.since.len() >= REFUSED_MAX && !self.since.contains_key(&address) {
             self.since.clear();
         }
-        let since = *self.since.entry(address).or_insert(now);
-        self.has_opened_since(since)
+        let since = self.since.entry(address).or_insert(now);
+        match self.opened {
+            Some(opened) if opened > *since && now - opened < FRESH => true,
+            // All may be refused by now: it begins anew.
+            Some(opened) if opened > *since => {
+                *since = now;
+                false
+            }
+            _ => false,
+        }
     }
 
     /// Whether the proxy has opened a tunnel since then.
@@ -46,8 +57,6 @@ impl Refusals {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn address(last: u16) -> SocketAddr {
@@ -63,9 +72,16 @@ mod tests {
         assert!(!refusals.note_refused(address(2), at(2)) && !refusals.note_refused(address(1), at(2)));
         refusals.note_opened(address(3), at(3));
         assert!(refusals.note_refused(address(2), at(4)) && refusals.note_refused(address(2), at(5)));
+        // The proxy may have broken long since.
+        assert!(
+            !refusals.note_refused(address(2), at(3) + FRESH)
+                && !refusals.note_refused(address(2), at(4) + FRESH)
+        );
+        refusals.note_opened(address(3), at(5) + FRESH);
+        assert!(refusals.note_refused(address(2), at(6) + FRESH));
         // One that got through again begins anew.
-        refusals.note_opened(address(2), at(6));
-        assert!(!refusals.note_refused(address(2), at(7)));
+        refusals.note_opened(address(2), at(7) + FRESH);
+        assert!(!refusals.note_refused(address(2), at(8) + FRESH));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The addresses of this host that calls leave from, where the operator names them.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use crate::error::{Error, Result};
@@ -69,14 +70,16 @@ impl Sources {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for one that it does not have.
+    /// [`Error::Failed`] for one that it does not have yet, as after a boot or while it is another host's: a restart may help.
+    /// [`Error::Config`] for one that it can never have.
     pub(crate) fn require_own(&self) -> Result<()> {
         for address in self.addresses() {
             UdpSocket::bind((address, 0)).map_err(|error| {
-                Error::Config(format!(
+                let text = format!(
                     "no call can leave from {address}, which --bind-address names: {error}; name an address that this host \
                      has (ip address shows them)"
-                ))
+                );
+                if error.kind() == ErrorKind::AddrNotAvailable { Error::Failed(text) } else { Error::Config(text) }
             })?;
         }
         Ok(())
@@ -108,11 +111,11 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_not_this_hosts_is_a_matter_of_configuration() {
+    fn an_address_that_is_not_this_hosts_may_be_it_after_a_restart() {
         let [own, other] = ips(["127.0.0.2", "192.0.2.1"]);
         assert!(Sources::new(&[own]).expect("one").require_own().is_ok());
         let error = Sources::new(&[other]).expect("one").require_own().expect_err("documentation's");
-        assert_eq!(error.exit_code(), 78);
+        assert_eq!(error.exit_code(), 1);
         assert!(error.to_string().contains("192.0.2.1"), "{error}");
     }
 }

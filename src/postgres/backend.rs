@@ -7,16 +7,17 @@
 //! time, and the two backends must differ. While both sessions are open, a backend that is kept for one cannot serve the
 //! other.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{self, Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -29,26 +30,26 @@ use crate::postgres::session::Session;
 const ROUNDS: u32 = 8;
 /// How long the witness may take: a pool in session mode may have no backend for it.
 const WITNESS_MAX: Duration = Duration::from_secs(3);
-/// Servers that are remembered, at most.
+/// Servers that are remembered, at most. Beyond it all are forgotten, and proved again.
 const PROVED_MAX: usize = 64;
+
+/// Whether it was proved of one server that its sessions keep their backends. Who holds the lock proves it, and other sessions
+/// with that server wait meanwhile.
+type Proof = Arc<Mutex<bool>>;
 
 /// Servers whose sessions keep their backends, as was proved. Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Proved(Arc<Mutex<Vec<String>>>);
+pub(super) struct Proved(Arc<sync::Mutex<HashMap<String, Proof>>>);
 
 impl Proved {
-    /// The list, for a session that is about to prove it of a server; other sessions wait meanwhile. None when it is known.
-    pub(super) async fn unless_known(&self, server: &str) -> Option<MutexGuard<'_, Vec<String>>> {
-        let known = self.0.lock().await;
-        (!known.iter().any(|one| one == server)).then_some(known)
+    /// What is known of this server.
+    pub(super) fn of(&self, server: String) -> Proof {
+        let mut servers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if servers.len() >= PROVED_MAX && !servers.contains_key(&server) {
+            servers.clear();
+        }
+        servers.entry(server).or_default().clone()
     }
-}
-
-/// Remembers that sessions with this server keep their backends.
-pub(super) fn remember(known: &mut Vec<String>, server: String) {
-    let surplus = (known.len() + 1).saturating_sub(PROVED_MAX);
-    known.drain(..surplus);
-    known.push(server);
 }
 
 /// Whether the session keeps its backend. `witness` opens another one in the same way, when it is needed.

@@ -209,11 +209,15 @@ impl Settings {
         tls: &MakeRustlsConnect,
     ) -> Result<()> {
         let server = format!("{host} {:?}", config.get_hostaddrs());
-        let Some(mut known) = self.proved.unless_known(&server).await else { return Ok(()) };
+        let proof = self.proved.of(server);
+        let mut is_proved = proof.lock().await;
+        if *is_proved {
+            return Ok(());
+        }
         let mut config = config.clone();
         let witness = self.open(&mut config, host, "witness", tls, None);
         match backend::is_kept(session, witness).await? {
-            true => backend::remember(&mut known, server),
+            true => *is_proved = true,
             false => return Err(Error::Pooled { doing: self.doing(host) }),
         }
         Ok(())

@@ -19,3 +19,4 @@ pub(crate) use connect::OLDEST_SERVER;
 pub use session::Session;
 pub use settings::Settings;
 pub(crate) use settings::has_password;
+pub(crate) use timeline::Timeline;

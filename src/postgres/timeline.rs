@@ -16,6 +16,11 @@ pub struct Timeline {
 }
 
 impl Timeline {
+    /// Whether the other one is another timeline of the same cluster.
+    pub fn differs(&self, other: &Timeline) -> bool {
+        self.cluster == other.cluster && self.number != other.number
+    }
+
     /// From the answer to `timeline.sql`; none from a standby.
     pub(super) fn read(answer: &[SimpleQueryMessage]) -> Option<Timeline> {
         let row = answer.iter().find_map(|message| match message {

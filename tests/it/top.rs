@@ -161,7 +161,10 @@ async fn top_shows_in_eighty_columns_whether_it_works_and_why_not() {
     // A larger terminal shows more of all.
     terminal.resize(200, 60);
     let screen =
-        terminal.until("drawn to the last line", |screen| last_line(screen, 60).starts_with("q quit"));
+        // Its height and its width change one after the other.
+        terminal.until("drawn to the last line, and with whole names", |screen| {
+            last_line(screen, 60).starts_with("q quit") && screen.contains("billing.example.net")
+        });
     snapshot("top_200x60", &scene.normal(&screen));
     terminal.types("q");
     assert!(terminal.ends().success());

@@ -99,7 +99,8 @@ impl<B: Fn(SocketAddr, Permit) -> Result<Attempt, Hurdle>> Tunnels<'_, B> {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(endpoints.len() - at).expect("at most 16");
             let (answer, tunnel) = self.ask(*endpoint, &proxies, start, Instant::now() + share)?;
-            if answer != Answer::Silent {
+            // A connection that is refused is no sign of the proxy's: the network may say so of a host that is gone.
+            if !matches!(answer, Answer::Silent | Answer::Broken(_)) {
                 self.way_out.note_sign_of_life();
             }
             match (answer, tunnel) {
@@ -323,9 +324,30 @@ fn judge(head: &[u8]) -> Option<(Answer, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::sources::Sources;
 
     fn judged(head: &str) -> Answer {
         judge(head.as_bytes()).expect("the head is whole").0
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_be_reached_gives_no_sign_of_life_to_calls_that_get_no_answer() {
+        let timeout = Duration::from_secs(10);
+        let start = Instant::now();
+        let proxy = Proxy::parse("http://192.0.2.1:3128").expect("a proxy");
+        let way_out = WayOut::new(Sources::default(), Some(proxy.clone()), timeout);
+        let gone = |_, _| Err(Hurdle::Failed(io::ErrorKind::HostUnreachable.into()));
+        let names = Resolver::system();
+        let tunnels = Tunnels {
+            way_out: &way_out,
+            proxy: &proxy,
+            names: &names,
+            begin: gone,
+            deadline: start + timeout,
+        };
+        let closed = tunnels.open(&[SocketAddr::from(([192, 0, 2, 9], 443))], |_, _| Ok(()));
+        assert!(matches!(closed, Err(Closed::NoWayOut(_))));
+        assert!(!way_out.has_sign_since(start) && way_out.lack().is_some());
     }
 
     #[test]
