@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::{BufReader, Write};
 use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use nix::sys::signal::Signal;
@@ -146,13 +146,21 @@ async fn a_stop_while_the_way_out_is_lacking_says_so_and_what_was_called_is_repe
         database.webhook(1, &receiver.url("/")).await;
     }
     let open = called.url("").rsplit_once(':').unwrap().1.to_owned();
+    // It refuses when it has opened its only tunnel: a tunnel after the refusal would say that it is about the endpoint.
+    let (first, turn) = mpsc::channel::<()>();
+    let turn = Mutex::new(turn);
     let proxy = Proxy::start(move |request| match request.path().rsplit_once(':') {
         Some((_, port)) if port == open => Answer::Tunnel,
-        _ => Answer::status(407),
+        _ => {
+            // Until the other end is dropped.
+            turn.lock().unwrap().recv().ok();
+            Answer::status(407)
+        }
     });
     let mut relay = Relay::start(&database, &["--proxy", &proxy.url(), "--timeout", "1s"]);
     database.events(1, 1).await;
     called.wait_for(1);
+    drop(first);
     relay.until("promptpal_relay_shortage_pauses_total", |pauses| pauses >= 2.0);
     relay.signal(Signal::SIGTERM);
     assert_eq!(relay.wait().code(), Some(1));
