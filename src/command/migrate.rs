@@ -92,7 +92,7 @@ async fn require_stopped(store: &Store, missing: &[i32], applied: i32) -> Result
     if store.has_installation().await? && store.daemon_runs().await? {
         return Err(Error::Schema(format!(
             "a daemon runs on this database, and does not work with migration {} ({}): stop all daemons, then run migrate again; \
-             nothing was changed",
+             this migration was not applied",
             migration.version, migration.name
         )));
     }
