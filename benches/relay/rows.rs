@@ -297,8 +297,8 @@ impl Bench<'_> {
         for per_second in [100_u64, 1000, 5000] {
             eprintln!("steady, {per_second} rows/s");
             let seconds = if self.full { 30 } else { 5 };
-            let (mut cpus, mut relays, mut commits, mut p99) =
-                (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let (mut cpus, mut relays, mut claims, mut finishes, mut commits, mut p99) =
+                (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for _ in 0..3 {
                 let database = self.server.database().await;
                 database.webhook(1, &self.receiver.url(0, "/")).await;
@@ -307,9 +307,13 @@ impl Bench<'_> {
                 self.load(&database, per_second, per_second).await;
                 let committed = transactions(&database).await;
                 let (server_cpu, relay_cpu) = (self.server.cpu(), relay.cpu());
+                let (claim, finish) =
+                    (database.session_cpu("claim").await, database.session_cpu("finish").await);
                 let count = per_second * seconds;
                 let samples = self.load(&database, per_second, count).await;
                 let calls = count as f64;
+                claims.push((database.session_cpu("claim").await - claim) / calls * 1e6);
+                finishes.push((database.session_cpu("finish").await - finish) / calls * 1e6);
                 let relay_cpu = (relay.cpu() - relay_cpu) / calls * 1e6;
                 relays.push(relay_cpu);
                 cpus.push(relay_cpu + (self.server.cpu() - server_cpu) / calls * 1e6);
@@ -330,6 +334,8 @@ impl Bench<'_> {
                 cpus,
             );
             table.add("  of the relay", "µs/call", Target::None, relays);
+            table.add("  of the session that claims", "µs/call", Target::None, claims);
+            table.add("  of the session that finishes", "µs/call", Target::None, finishes);
             table.add("  commits, the insert's included", "1/call", Target::None, commits);
             table.add("  commit to arrival, p99", "ms", latency, p99);
         }

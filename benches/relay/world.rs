@@ -74,6 +74,14 @@ impl Database {
         self.client.query_one(sql, &[]).await.unwrap().get(0)
     }
 
+    /// CPU seconds so far of the backend of one of the relay's sessions, by its role.
+    pub async fn session_cpu(&self, role: &str) -> f64 {
+        let sql =
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1";
+        let rows = self.client.query(sql, &[&format!("promptpal-relay {role}")]).await.unwrap();
+        rows.iter().map(|row| cpu(u32::try_from(row.get::<_, i32>(0)).unwrap())).sum()
+    }
+
     pub async fn webhook(&self, project_id: i64, url: &str) {
         self.run(&format!(
             "INSERT INTO relay.webhooks (project_id, name, url) VALUES ({project_id}, 'bench', '{url}')"

@@ -21,12 +21,9 @@ const COMPANY: Duration = Duration::from_millis(5);
 /// This many rows do not wait for more.
 const COMPANY_ENOUGH: usize = 32;
 
-/// Until when `rows` that are to be recorded wait for company, when the last commit began then; `now` when they do not wait.
-fn company(rows: usize, committed_at: Option<Instant>, now: Instant) -> Instant {
-    match committed_at {
-        Some(at) if rows < COMPANY_ENOUGH => now.max(at + COMPANY),
-        _ => now,
-    }
+/// Until when `rows` that are to be recorded wait for company, when the last commit began then; None when they do not wait.
+fn company(rows: usize, committed_at: Option<Instant>, now: Instant) -> Option<Instant> {
+    committed_at.map(|at| at + COMPANY).filter(|until| rows < COMPANY_ENOUGH && *until > now)
 }
 
 /// Rows to be recorded.
@@ -53,13 +50,13 @@ impl Inbox {
             _ = self.results.recv_many(&mut self.uncommitted, FINISH_MAX) => {}
             () = self.aside.due() => self.uncommitted.extend(self.aside.take()),
         }
-        let now = Instant::now();
-        let until = company(self.uncommitted.len(), self.committed_at, now);
-        while self.uncommitted.len() < COMPANY_ENOUGH {
-            let room = COMPANY_ENOUGH - self.uncommitted.len();
-            tokio::select! {
-                count = self.results.recv_many(&mut self.uncommitted, room) => if count == 0 { break },
-                () = tokio::time::sleep_until(until.into()) => break,
+        if let Some(until) = company(self.uncommitted.len(), self.committed_at, Instant::now()) {
+            // Each record that ends meanwhile would wake this task for nothing, if it waited for them.
+            tokio::time::sleep_until(until.into()).await;
+            while self.uncommitted.len() < FINISH_MAX
+                && let Ok(row) = self.results.try_recv()
+            {
+                self.uncommitted.push(row);
             }
         }
         self.committed_at = Some(Instant::now());
@@ -138,11 +135,11 @@ mod tests {
     #[test]
     fn a_record_waits_for_company_only_soon_after_a_commit_and_only_beside_few() {
         let start = Instant::now();
-        assert_eq!(company(1, None, start), start, "the first");
+        assert_eq!(company(1, None, start), None, "the first");
         let now = start + COMPANY / 5;
-        assert_eq!(company(1, Some(start), now), start + COMPANY);
-        assert_eq!(company(COMPANY_ENOUGH, Some(start), now), now);
-        assert_eq!(company(1, Some(start), start + COMPANY * 2), start + COMPANY * 2, "none came for long");
+        assert_eq!(company(1, Some(start), now), Some(start + COMPANY));
+        assert_eq!(company(COMPANY_ENOUGH, Some(start), now), None);
+        assert_eq!(company(1, Some(start), start + COMPANY * 2), None, "none came for long");
     }
 
     #[test]
