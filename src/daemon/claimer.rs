@@ -77,7 +77,7 @@ impl Claimer<'_> {
             }
             let Some(budget) = self.pool.claim_budget() else {
                 // A notification would be for nothing now. Peers that slept because this instance slept have to be told.
-                sleeper.release().await?;
+                sleeper.found_rows(true).await?;
                 if self.membership.owes_wake(sleeper.released()) {
                     self.membership.wake_peers(claim, Duration::ZERO).await?;
                 }
@@ -107,7 +107,7 @@ impl Claimer<'_> {
             sleeper.claimed(found.rows);
             if found.rows > 0 {
                 self.activity.note(Instant::now());
-                sleeper.release().await?;
+                sleeper.found_rows(found.more).await?;
                 let pause = match found.more {
                     true if self.membership.owes_wake(sleeper.released()) => Duration::ZERO,
                     true => WAKE_PEERS,
