@@ -121,7 +121,8 @@ impl<'a> Batches<'a> {
             self.claim.claim(self.cursor.id(), &self.dead, limit, self.epoch, park, bytes).await?;
         let more = more || rows.len() == limit;
         let last_id = rows.last().map(|row| row.id);
-        self.cursor.claimed(Claimed { last_id, more, took: start.elapsed() }, Instant::now());
+        let claimed = Claimed { last_id, rows: rows.len(), more, took: start.elapsed() };
+        self.cursor.claimed(claimed, Instant::now());
         self.metrics.claims.inc();
         let (parked, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.parked);
         self.metrics.parked.inc_by(parked.len() as u64);

@@ -18,6 +18,12 @@ use crate::model::snapshot::Snapshot;
 const RESCAN_SHARE: u32 = 20;
 /// A rescan of the whole queue that takes longer than this is costly: then most begin at the low-water mark.
 const WHOLE_CHEAP: Duration = Duration::from_millis(1);
+/// Where a rescan of the whole queue costs no more than this, a notification is answered by one instead of a claim above the
+/// cursor and a rescan after it.
+const WHOLE_FREE: Duration = Duration::from_micros(200);
+/// A row that is claimed costs about as much as a claim that finds nothing. So many rows are counted: where more are claimed,
+/// each costs less.
+const ROWS_COUNTED: u32 = 4;
 /// Rescans of the whole queue that nothing asks for take one part in so many of the time, with the same limit. One that
 /// takes more than 10 ms takes a larger part.
 const WHOLE_SHARE: u32 = 1000;
@@ -31,6 +37,7 @@ const RESCAN_MAX: Duration = Duration::from_secs(10);
 struct Rescan {
     until: i64,
     taken: Duration,
+    rows: usize,
     whole: bool,
 }
 
@@ -39,6 +46,8 @@ struct Rescan {
 pub(crate) struct Claimed {
     /// The highest id of its rows, if there were any.
     pub last_id: Option<i64>,
+    /// How many they are.
+    pub rows: usize,
     /// There may be more above it.
     pub more: bool,
     /// How long it took.
@@ -61,7 +70,9 @@ pub(crate) struct Cursor {
     low_water: LowWater,
     /// What the last rescan of the whole queue took.
     whole_took: Duration,
-    /// What the last claim above the cursor took that found nothing.
+    /// What such a rescan cost more than a claim above the cursor.
+    whole_cost: Duration,
+    /// What a claim above the cursor takes that finds nothing, as the last one with a row at most says.
     empty_took: Duration,
     /// No rescan of the whole queue begins before this, unless there is a reason for it.
     whole_at: Instant,
@@ -82,6 +93,7 @@ impl Cursor {
             whole: true,
             low_water: LowWater::default(),
             whole_took: Duration::ZERO,
+            whole_cost: Duration::ZERO,
             empty_took: Duration::ZERO,
             whole_at: now,
             owes_whole: false,
@@ -99,10 +111,10 @@ impl Cursor {
         self.wanted = true;
     }
 
-    /// Asks for a rescan after one claim above the cursor: a row there does not wait for a rescan.
+    /// Asks for a rescan. A row above the cursor does not wait for a costly one: then a claim above the cursor comes first.
     pub(crate) fn want_rescan_after_new(&mut self) {
         self.wanted = true;
-        self.above_first = true;
+        self.above_first = self.whole_cost > WHOLE_FREE;
     }
 
     /// Asks for a rescan of the whole queue: rows below the low-water mark may be free again.
@@ -133,37 +145,39 @@ impl Cursor {
         }
         let is_cheap = snapshot.is_none();
         let whole = is_cheap || self.whole || now >= self.whole_at || self.low_water.id() == 0;
-        self.rescan = Some(Rescan { until: self.id, taken: Duration::ZERO, whole });
+        self.rescan = Some(Rescan { until: self.id, taken: Duration::ZERO, rows: 0, whole });
         self.id = if whole { 0 } else { self.low_water.id() };
         (self.wanted, self.whole) = (false, false);
     }
 
     /// A claim from the cursor on has ended `now`: moves the cursor, and ends the rescan that is going on when it is through.
     pub(crate) fn claimed(&mut self, claimed: Claimed, now: Instant) {
-        let Claimed { last_id, more, took } = claimed;
+        let Claimed { last_id, rows, more, took } = claimed;
         self.id = last_id.unwrap_or(self.id);
         let Some(rescan) = &mut self.rescan else {
-            if last_id.is_none() {
-                self.empty_took = took;
+            // Of many rows the rows are most of the cost.
+            if rows <= 1 {
+                self.empty_took = took / parts(rows);
             }
             return;
         };
         rescan.taken += took;
+        rescan.rows += rows;
         if more && self.id < rescan.until {
             return;
         }
-        let Rescan { until, taken, whole } = *rescan;
+        let Rescan { until, taken, rows, whole } = *rescan;
         self.rescan = None;
         self.id = self.id.max(until);
         self.low_water.rescanned();
         self.owes_whole = !whole;
+        let cost = taken.saturating_sub(self.empty_took * parts(rows));
         if whole {
-            self.whole_took = taken;
+            (self.whole_took, self.whole_cost) = (taken, cost);
             self.whole_at = now + (taken * WHOLE_SHARE).min(RESCAN_MAX);
         }
         // What a costly one of the whole queue took says nothing of the next one, which begins at the low-water mark.
         let next_is_another = whole && taken >= WHOLE_CHEAP && self.low_water.id() > 0;
-        let cost = taken.saturating_sub(self.empty_took);
         self.rescan_at = if next_is_another { now } else { now + (cost * RESCAN_SHARE).min(RESCAN_MAX) };
     }
 
@@ -175,6 +189,11 @@ impl Cursor {
     }
 }
 
+/// What a claim with so many rows costs, in claims that find nothing.
+fn parts(rows: usize) -> u32 {
+    1 + u32::try_from(rows).unwrap_or(ROWS_COUNTED).min(ROWS_COUNTED)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,7 +201,7 @@ mod tests {
     const CHEAP: Duration = Duration::from_micros(100);
 
     fn found(last_id: Option<i64>, more: bool, took: Duration) -> Claimed {
-        Claimed { last_id, more, took }
+        Claimed { last_id, rows: usize::from(last_id.is_some()), more, took }
     }
 
     /// A cursor at 100 whose first rescan is through.
@@ -213,11 +232,16 @@ mod tests {
     }
 
     #[test]
-    fn a_notification_is_for_a_row_above_it_first() {
+    fn a_notification_is_for_a_row_above_it_first_where_a_rescan_costs() {
         let start = Instant::now();
         let mut cursor = at_100(start);
         cursor.want_rescan_after_new();
         let later = start + RESCAN_MAX;
+        assert!(cursor.is_rescan_due(later), "one claim finds both");
+        cursor.begin_rescan(None, later);
+        cursor.claimed(found(Some(101), false, 2 * WHOLE_FREE), later);
+        cursor.want_rescan_after_new();
+        let later = later + RESCAN_MAX;
         assert!(!cursor.is_rescan_due(later));
         assert!(cursor.is_rescan_due(later), "and then below it");
     }
@@ -229,6 +253,12 @@ mod tests {
         cursor.claimed(found(None, false, CHEAP), start);
         cursor.begin_rescan(None, start);
         cursor.claimed(found(None, false, CHEAP), start);
+        cursor.want_rescan();
+        assert_eq!(cursor.due_at(), Some(start));
+        // Nor is a row that it claims.
+        cursor.begin_rescan(None, start);
+        cursor.claimed(found(Some(101), false, 2 * CHEAP), start);
+        cursor.claimed(found(Some(102), false, 2 * CHEAP), start);
         cursor.want_rescan();
         assert_eq!(cursor.due_at(), Some(start));
     }
