@@ -13,6 +13,7 @@ mod nginx;
 mod peers;
 mod receiver;
 mod rows;
+mod soak;
 mod world;
 
 use std::env;

@@ -46,6 +46,9 @@ pub async fn all(full: bool, peers: bool, words: &[&str], table: &mut Table) {
     if wants("steady") {
         bench.steady_load().await;
     }
+    if wants("soak") {
+        bench.soak().await;
+    }
     if wants("insert") {
         bench.insert().await;
     }
