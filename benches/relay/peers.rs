@@ -32,7 +32,7 @@ struct Run {
 impl Bench<'_> {
     pub async fn peers(&mut self) {
         let program = build();
-        // They are slower, and their rate falls with the number of jobs rather than rises.
+        // They take longer for a job.
         let jobs = if self.full { BACKLOG } else { BACKLOG / 2 };
         let mut drains = vec![self.drain_plain(1).await];
         let mut peers: [Vec<Drain>; PEERS.len()] = Default::default();

@@ -18,7 +18,7 @@ use crate::log::Log;
 pub const SETTINGS: &str =
     "queue storage, 1 queue, 256 workers, no deadline, claims of 512, completions of 512 each 1 ms";
 const QUEUE: &str = "calls";
-/// 64, 128, 512 and 1,024 made less. Two claimers or two shards of completions made no difference beyond the noise.
+/// 64 and 128 made less, 512 and 1,024 no more. Nor did two claimers, or two shards of completions.
 const WORKERS: u32 = 256;
 /// Sessions of the pool at most.
 const SESSIONS: u32 = 20;
