@@ -16,24 +16,27 @@ use crate::receiver::Receiver;
 use crate::world::{BINARY, Database, INSERT, Relay, Server, connect, server_program};
 
 /// Rows of a backlog that is drained.
-const BACKLOG: u64 = 100_000;
+pub const BACKLOG: u64 = 100_000;
 /// Nothing is left to do.
-const DRAINED: &str = "SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL)";
+pub const DRAINED: &str = "SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL)";
 
-struct Bench<'a> {
-    server: Server,
-    receiver: Receiver,
+pub struct Bench<'a> {
+    pub server: Server,
+    pub receiver: Receiver,
     /// Takes the drains when there is one: it needs less of the machine than our own.
     nginx: Option<Nginx>,
-    full: bool,
-    table: &'a mut Table,
+    pub full: bool,
+    pub table: &'a mut Table,
 }
 
-pub async fn all(full: bool, words: &[&str], table: &mut Table) {
+/// Measures the rows that a word names, or all; the peers only when they are asked for.
+pub async fn all(full: bool, peers: bool, words: &[&str], table: &mut Table) {
     let nginx = Nginx::start();
     eprintln!("the drains' receiver: {}", if nginx.is_some() { "nginx" } else { "our own" });
     let mut bench = Bench { server: Server::start(), receiver: Receiver::start(), nginx, full, table };
-    let wants = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word));
+    let wants = |name: &str| {
+        if words.is_empty() { !peers } else { words.iter().any(|word| name.contains(word)) }
+    };
     if wants("drain") {
         bench.drain().await;
     }
@@ -42,6 +45,9 @@ pub async fn all(full: bool, words: &[&str], table: &mut Table) {
     }
     if wants("steady") {
         bench.steady_load().await;
+    }
+    if wants("soak") {
+        bench.soak().await;
     }
     if wants("insert") {
         bench.insert().await;
@@ -61,17 +67,21 @@ pub async fn all(full: bool, words: &[&str], table: &mut Table) {
     if wants("top") {
         bench.top().await;
     }
+    if peers {
+        bench.peers().await;
+    }
 }
 
 /// What a drain cost.
-struct Drain {
-    per_second: f64,
-    relay_cpu: f64,
-    postgres_cpu: f64,
-    wal: f64,
-    statements: f64,
-    hot: f64,
-    dead: f64,
+#[derive(Default)]
+pub struct Drain {
+    pub per_second: f64,
+    pub relay_cpu: f64,
+    pub postgres_cpu: f64,
+    pub wal: f64,
+    pub statements: f64,
+    pub hot: f64,
+    pub dead: f64,
 }
 
 /// What it is, the paths of the webhooks with how many there are of each, the rows, the flags.
@@ -133,17 +143,17 @@ impl Bench<'_> {
         }
     }
 
-    fn drain_url(&self, host: u16) -> String {
+    pub fn drain_url(&self, host: u16) -> String {
         self.nginx.as_ref().map_or_else(|| self.receiver.url(host, "/"), |nginx| nginx.url(host))
     }
 
     /// Requests of drains so far.
-    fn drained(&self) -> u64 {
+    pub fn drained(&self) -> u64 {
         self.nginx.as_ref().map_or_else(|| self.receiver.requests(), Nginx::requests)
     }
 
     /// Drains a backlog, spread over so many endpoints.
-    async fn drain_plain(&mut self, endpoints: u16) -> Drain {
+    pub async fn drain_plain(&mut self, endpoints: u16) -> Drain {
         let database = self.server.database().await;
         for n in 0..endpoints {
             database.webhook(i64::from(n), &self.drain_url(n)).await;
