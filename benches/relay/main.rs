@@ -11,6 +11,8 @@ mod measure;
 mod nginx;
 mod receiver;
 mod rows;
+mod several;
+mod slow;
 mod world;
 
 use std::env;

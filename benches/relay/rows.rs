@@ -16,17 +16,17 @@ use crate::receiver::Receiver;
 use crate::world::{BINARY, Database, INSERT, Relay, Server, connect, server_program};
 
 /// Rows of a backlog that is drained.
-const BACKLOG: u64 = 100_000;
+pub const BACKLOG: u64 = 100_000;
 /// Nothing is left to do.
-const DRAINED: &str = "SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL)";
+pub const DRAINED: &str = "SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL)";
 
-struct Bench<'a> {
-    server: Server,
+pub struct Bench<'a> {
+    pub server: Server,
     receiver: Receiver,
     /// Takes the drains when there is one: it needs less of the machine than our own.
     nginx: Option<Nginx>,
-    full: bool,
-    table: &'a mut Table,
+    pub full: bool,
+    pub table: &'a mut Table,
 }
 
 pub async fn all(full: bool, words: &[&str], table: &mut Table) {
@@ -36,6 +36,12 @@ pub async fn all(full: bool, words: &[&str], table: &mut Table) {
     let wants = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word));
     if wants("drain") {
         bench.drain().await;
+    }
+    if wants("several") {
+        bench.several().await;
+    }
+    if wants("slow") {
+        bench.slow().await;
     }
     if wants("latency") {
         bench.latency().await;
@@ -133,12 +139,12 @@ impl Bench<'_> {
         }
     }
 
-    fn drain_url(&self, host: u16) -> String {
+    pub fn drain_url(&self, host: u16) -> String {
         self.nginx.as_ref().map_or_else(|| self.receiver.url(host, "/"), |nginx| nginx.url(host))
     }
 
     /// Requests of drains so far.
-    fn drained(&self) -> u64 {
+    pub fn drained(&self) -> u64 {
         self.nginx.as_ref().map_or_else(|| self.receiver.requests(), Nginx::requests)
     }
 
@@ -188,7 +194,7 @@ impl Bench<'_> {
     }
 
     /// Waits until so many requests have come; returns the time since `start`.
-    async fn until(&self, requests: u64, start: Instant) -> Duration {
+    pub async fn until(&self, requests: u64, start: Instant) -> Duration {
         while self.drained() < requests {
             assert!(start.elapsed() < Duration::from_secs(600), "it does not drain");
             tokio::time::sleep(Duration::from_millis(20)).await;
