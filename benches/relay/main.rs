@@ -13,6 +13,8 @@ mod nginx;
 mod peers;
 mod receiver;
 mod rows;
+mod several;
+mod slow;
 mod soak;
 mod world;
 

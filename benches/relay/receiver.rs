@@ -57,7 +57,7 @@ impl Receiver {
     }
 }
 
-const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 21\r\n\r\n{\"status\":\"received\"}";
+pub const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 21\r\n\r\n{\"status\":\"received\"}";
 
 fn serve(mut stream: TcpStream, shared: &Shared) {
     stream.set_nodelay(true).unwrap();
@@ -112,7 +112,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
 }
 
 /// Where a request ends that has a Content-Length.
-fn request_end(bytes: &[u8]) -> Option<usize> {
+pub fn request_end(bytes: &[u8]) -> Option<usize> {
     let head = find(bytes, b"\r\n\r\n")? + 4;
     let at = find_ignoring_case(&bytes[..head], b"content-length:")? + 15;
     Some(head + number(&bytes[at..])? as usize)

@@ -40,6 +40,12 @@ pub async fn all(full: bool, peers: bool, words: &[&str], table: &mut Table) {
     if wants("drain") {
         bench.drain().await;
     }
+    if wants("several") {
+        bench.several().await;
+    }
+    if wants("slow") {
+        bench.slow().await;
+    }
     if wants("latency") {
         bench.latency().await;
     }
@@ -198,7 +204,7 @@ impl Bench<'_> {
     }
 
     /// Waits until so many requests have come; returns the time since `start`.
-    async fn until(&self, requests: u64, start: Instant) -> Duration {
+    pub async fn until(&self, requests: u64, start: Instant) -> Duration {
         while self.drained() < requests {
             assert!(start.elapsed() < Duration::from_secs(600), "it does not drain");
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -149,6 +149,12 @@ impl Relay {
         cpu(self.child.id())
     }
 
+    /// CPU seconds of its first thread, on which its loops run.
+    pub fn cpu_of_loops(&self) -> f64 {
+        let text = fs::read_to_string(format!("/proc/{0}/task/{0}/stat", self.child.id())).unwrap();
+        seconds(&fields(&text), [14, 15])
+    }
+
     /// Resident memory in MiB: now, and the most there was.
     pub fn memory(&self) -> (f64, f64) {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -190,20 +196,27 @@ pub fn server_program(server: &Server, name: &str) -> Option<PathBuf> {
 
 /// Fields of /proc/PID/stat, from the state (field 3) on.
 fn stat(pid: u32) -> io::Result<Vec<String>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(fields(&fs::read_to_string(format!("/proc/{pid}/stat"))?))
+}
+
+fn fields(text: &str) -> Vec<String> {
     let (_, rest) = text.rsplit_once(')').unwrap();
-    Ok(rest.split_whitespace().map(str::to_owned).collect())
+    rest.split_whitespace().map(str::to_owned).collect()
 }
 
 fn ticks(pid: u32, fields: [usize; 2]) -> f64 {
     // A process that has ended meanwhile counts with its parent.
     let Ok(stat) = stat(pid) else { return 0.0 };
+    seconds(&stat, fields)
+}
+
+fn seconds(stat: &[String], fields: [usize; 2]) -> f64 {
     let sum: f64 = fields.iter().map(|field| stat[field - 3].parse::<f64>().unwrap()).sum();
     // Always 100 on Linux: USER_HZ is part of its interface.
     sum / 100.0
 }
 
-fn cpu(pid: u32) -> f64 {
+pub fn cpu(pid: u32) -> f64 {
     ticks(pid, [14, 15])
 }
 

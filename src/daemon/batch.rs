@@ -106,15 +106,7 @@ impl<'a> Batches<'a> {
     ///
     /// When Postgres refuses the claim, or the session is lost.
     pub(super) async fn pending(&mut self, limit: usize, park: &[i64]) -> Result<Batch> {
-        self.note_peers();
-        let start = Instant::now();
-        if self.cursor.is_rescan_due(start) {
-            let snapshot = match self.cursor.needs_snapshot() {
-                true => Some(self.claim.snapshot().await?),
-                false => None,
-            };
-            self.cursor.begin_rescan(snapshot, start);
-        }
+        let start = self.begin().await?;
         let limit = limit.min(CLAIM_MAX);
         let bytes = self.pool.text_bytes();
         let Claim { rows, more } =
@@ -131,6 +123,35 @@ impl<'a> Batches<'a> {
             self.pool.note_parked(&projects);
         }
         Ok(Batch { rows, more })
+    }
+
+    /// Looks at the head of the queue instead of claiming it, and moves the cursor there: the rows before it are taken. None:
+    /// a claim would find nothing.
+    ///
+    /// # Errors
+    ///
+    /// When Postgres refuses the statement, or the session is lost.
+    pub(super) async fn head(&mut self) -> Result<Option<i64>> {
+        let start = self.begin().await?;
+        let head = self.claim.head(self.cursor.id(), &self.dead).await?;
+        let (last_id, more) = (head.map(|id| id - 1), head.is_some());
+        let passed = Claimed { last_id, rows: 0, more, took: start.elapsed() };
+        self.cursor.claimed(passed, Instant::now());
+        Ok(head)
+    }
+
+    /// Learns what has become of the peers, and begins a rescan when one is due. Returns when that began.
+    async fn begin(&mut self) -> Result<Instant> {
+        self.note_peers();
+        let start = Instant::now();
+        if self.cursor.is_rescan_due(start) {
+            let snapshot = match self.cursor.needs_snapshot() {
+                true => Some(self.claim.snapshot().await?),
+                false => None,
+            };
+            self.cursor.begin_rescan(snapshot, start);
+        }
+        Ok(start)
     }
 
     /// When a peer died or left, its rows may be anywhere in the queue, and no other instance may know of its parked rows.

@@ -1,6 +1,7 @@
 //! The claiming loop: claims what can start soon and hands it to the threads.
 //!
-//! Waits for capacity of the threads. When it found nothing more, it waits for a moment while rows come briskly. Otherwise it waits
+//! Waits for capacity of the threads. While it leaves rows to a senior instance, it waits for its next look at the head of the
+//! queue. When it found nothing more, it waits for a moment while rows come briskly. Otherwise it waits
 //! for a notification, the poll interval or a rescan that is due. It also wakes when the monitor finds that a peer is dead or
 //! has left. Owns the session that claims, the cursor and the sleep lock. Records nothing.
 
@@ -11,8 +12,10 @@ use crate::config::Config;
 use crate::daemon::activity::Activity;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::batch::Batches;
+use crate::daemon::deference::{self, Deference};
 use crate::daemon::in_hand::InHand;
 use crate::daemon::membership::Membership;
+use crate::daemon::processor;
 use crate::daemon::sessions::SessionSet;
 use crate::daemon::signals::Stop;
 use crate::daemon::sleeper::Sleeper;
@@ -52,6 +55,8 @@ struct Found {
     rows: usize,
     /// There may be more.
     more: bool,
+    /// There are pending rows that were left to a senior instance of this host.
+    left: bool,
 }
 
 impl Claimer<'_> {
@@ -65,6 +70,7 @@ impl Claimer<'_> {
         let mut sleeper = Sleeper::new(claim, instance.session(), self.config.poll_interval);
         let mut batches = Batches::new(claim, instance.epoch(), self.pool, self.membership, self.metrics);
         let mut backoff = Backoff::new(self.config.database.user());
+        let mut deference = Deference::default();
         while !self.stop.asked() {
             self.park_late(sessions).await?;
             if self.membership.is_recovering() {
@@ -86,7 +92,7 @@ impl Claimer<'_> {
                     () = self.stop.wait() => break,
                 }
             };
-            let found = match self.claim(&mut batches, &budget).await {
+            let found = match self.claim(&mut batches, &mut deference, instance.epoch(), &budget).await {
                 Ok(found) => found,
                 // Trying again helps against neither a lost session nor a pooler.
                 Err(error) if claim.is_closed() || matches!(error, Error::Pooled { .. }) => {
@@ -118,6 +124,22 @@ impl Claimer<'_> {
             if found.more {
                 continue;
             }
+            if found.left {
+                // A senior may die: the monitor goes on looking at the others.
+                self.activity.note(Instant::now());
+                // This instance is awake: no insert notifies it. Peers that slept because it slept have to be told.
+                sleeper.found_rows(true).await?;
+                if self.membership.owes_wake(sleeper.released()) {
+                    self.membership.wake_peers(claim, Duration::ZERO).await?;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(deference::LOOK) => {}
+                    () = self.membership.changed() => {}
+                    () = self.stop.wait() => break,
+                }
+                self.metrics.wakeup(deference::CAUSE);
+                continue;
+            }
             let cause = tokio::select! {
                 cause = sleeper.wait(batches.reason()) => cause?,
                 () = self.stop.wait() => break,
@@ -136,15 +158,43 @@ impl Claimer<'_> {
         self.stop_claiming(sessions).await
     }
 
-    /// Claims pending rows and parked ones, and hands out what is found.
-    async fn claim(&self, batches: &mut Batches<'_>, budget: &ClaimBudget) -> Result<Found> {
-        let pending = batches.pending(budget.limit, &budget.park).await?;
-        let rows = pending.rows.len();
-        self.hand_out(pending.rows);
+    /// Claims pending rows and parked ones, and hands out what is found. Leaves the pending ones to a senior instance while
+    /// [`Deference`] says so.
+    async fn claim(
+        &self,
+        batches: &mut Batches<'_>,
+        deference: &mut Deference,
+        epoch: i64,
+        budget: &ClaimBudget,
+    ) -> Result<Found> {
+        let mut found = Found { rows: 0, more: false, left: false };
+        if self.leaves(batches, deference, epoch).await? {
+            found.left = true;
+        } else {
+            let pending = batches.pending(budget.limit, &budget.park).await?;
+            (found.rows, found.more) = (pending.rows.len(), pending.more);
+            self.hand_out(pending.rows);
+        }
         let parked = batches.parked().await?;
-        let found = Found { rows: rows + parked.rows.len(), more: pending.more || parked.more };
+        found.rows += parked.rows.len();
+        found.more |= parked.more;
         self.hand_out(parked.rows);
         Ok(found)
+    }
+
+    /// Whether there are pending rows that are left to a senior instance of this host.
+    async fn leaves(&self, batches: &mut Batches<'_>, deference: &mut Deference, epoch: i64) -> Result<bool> {
+        let seniors = self.membership.seniors(epoch);
+        let now = Instant::now();
+        // The first instance of a host reads nothing.
+        if seniors > 0 && deference.wants_reading(now) {
+            deference.read(processor::read(), now);
+        }
+        if !deference.defers(seniors, now) {
+            return Ok(false);
+        }
+        let head = batches.head().await?;
+        Ok(head.is_some_and(|head| deference.leaves(head, seniors, Instant::now())))
     }
 
     /// Hands claimed rows to the threads. With `--after-crash record` rows that a dead instance had in hand are

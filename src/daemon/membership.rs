@@ -68,6 +68,11 @@ impl Membership {
         self.peers.borrow().alive()
     }
 
+    /// As [`Peers::seniors`].
+    pub(super) fn seniors(&self, epoch: i64) -> usize {
+        self.peers.borrow().seniors(epoch)
+    }
+
     /// As [`Peers::any_suspect`].
     pub(super) fn any_suspect(&self) -> bool {
         self.peers.borrow().any_suspect()

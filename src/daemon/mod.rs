@@ -7,13 +7,14 @@
 //! meanwhile, and their results wait.
 //!
 //! What the loops share has one owner each: the rows `in_hand`, the `membership` among the instances, the `activity`.
-//! Their rules are pure: [`cursor`], [`low_water`], [`wakeup`], `pace`, [`peers`], `stall`, `outage`, [`failing`].
+//! Their rules are pure: [`cursor`], `deference`, [`low_water`], [`wakeup`], `pace`, [`peers`], `stall`, `outage`, [`failing`].
 
 mod activity;
 mod backoff;
 mod batch;
 mod claimer;
 pub(crate) mod cursor;
+mod deference;
 mod drain;
 pub(crate) mod failing;
 mod finisher;
@@ -28,6 +29,7 @@ mod outage;
 mod pace;
 mod pauser;
 pub(crate) mod peers;
+mod processor;
 mod queue_age;
 mod reconnect;
 mod record;

@@ -27,6 +27,8 @@ pub struct Peers {
     suspects: HashMap<i64, Suspect>,
     dead: Vec<i64>,
     alive: usize,
+    /// Epochs of those of them that are on our host.
+    near: Vec<i64>,
     /// How many this instance has declared dead so far.
     declared_dead: u64,
 }
@@ -73,7 +75,8 @@ impl Peers {
         let before = (std::mem::take(&mut self.dead), self.is_recovering());
         let old = std::mem::take(&mut self.suspects);
         let alive = std::mem::take(&mut self.alive);
-        for Peer { epoch, round_trip, liveness } in found {
+        self.near = found.iter().filter(|peer| peer.near).map(|peer| peer.epoch).collect();
+        for Peer { epoch, round_trip, liveness, .. } in found {
             match liveness {
                 Liveness::Alive => self.alive += 1,
                 Liveness::Free | Liveness::Crashed => {
@@ -109,6 +112,11 @@ impl Peers {
         self.alive
     }
 
+    /// How many living ones on our host are senior to the instance of this epoch. All instances of a host agree on the order.
+    pub fn seniors(&self, epoch: i64) -> usize {
+        self.near.iter().filter(|senior| **senior < epoch).count()
+    }
+
     /// Whether an instance's lock is free, and not for long enough to declare it dead.
     pub fn any_suspect(&self) -> bool {
         !self.suspects.is_empty()
@@ -126,14 +134,14 @@ mod tests {
     use super::*;
 
     fn near(epoch: i64, liveness: Liveness) -> Peer {
-        Peer { epoch, round_trip: Duration::ZERO, liveness }
+        Peer { epoch, round_trip: Duration::ZERO, liveness, near: liveness == Liveness::Alive }
     }
 
     #[test]
     fn one_that_is_far_gets_longer() {
         let start = Instant::now();
         let mut peers = Peers::default();
-        let far = |epoch, round_trip| Peer { epoch, round_trip, liveness: Liveness::Free };
+        let far = |epoch, round_trip| Peer { epoch, round_trip, liveness: Liveness::Free, near: false };
         peers.learn(
             &[far(1, 2 * DEAD_AFTER / COMES_BACK), far(2, DEAD_AFTER_LOSS), near(3, Liveness::Free)],
             start,
@@ -158,6 +166,17 @@ mod tests {
             peers.learn(&[near(1, Liveness::Alive)], start + DEAD_AFTER),
             "what the other gave back is to be looked for"
         );
+    }
+
+    #[test]
+    fn the_instances_of_a_host_have_an_order_and_the_dead_are_not_in_it() {
+        let start = Instant::now();
+        let mut peers = Peers::default();
+        let far = Peer { near: false, ..near(4, Liveness::Alive) };
+        peers.learn(&[near(7, Liveness::Alive), near(3, Liveness::Alive), far], start);
+        assert_eq!([2, 5, 9].map(|epoch| peers.seniors(epoch)), [0, 1, 2]);
+        peers.learn(&[near(7, Liveness::Alive), near(3, Liveness::Free), far], start);
+        assert_eq!([2, 5, 9].map(|epoch| peers.seniors(epoch)), [0, 0, 1]);
     }
 
     #[test]

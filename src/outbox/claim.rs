@@ -54,6 +54,13 @@ impl Store {
         Ok(gather(&rows, epoch, text_bytes_max))
     }
 
+    /// The id of the first row above `cursor` that a claim would find, if there is one. See `head.sql`.
+    pub async fn head(&self, cursor: i64, dead: &[i64]) -> Result<Option<i64>> {
+        let sql = include_str!("../../sql/queries/claim/head.sql");
+        let rows = self.rows("looking at the head of the queue", sql, &[&cursor, &dead]).await?;
+        Ok(rows.first().map(|row| row.get(0)))
+    }
+
     /// Claims the oldest parked rows of each project, at most as many as the project's number in `capacities`. The
     /// bound of the texts is that of [`Store::claim`]. See `claim_parked.sql`.
     pub async fn claim_parked(

@@ -30,6 +30,8 @@ pub struct Peer {
     pub round_trip: Duration,
     /// Whether it lives.
     pub liveness: Liveness,
+    /// It lives on a host of the same name as ours.
+    pub near: bool,
 }
 
 /// What the liveness locks of a listed instance say.
@@ -132,6 +134,7 @@ impl Store {
             epoch: row.get("epoch"),
             round_trip: round_trip(row),
             liveness: liveness(row),
+            near: row.get("near"),
         };
         Ok(rows.iter().map(peer).collect())
     }

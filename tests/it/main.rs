@@ -38,6 +38,7 @@ mod scenes;
 mod schema;
 mod server_restart;
 mod service_unit;
+mod several;
 mod shipped_files;
 mod standby;
 mod support;

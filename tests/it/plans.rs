@@ -180,6 +180,8 @@ fn queries(in_hand: &[i64]) -> Vec<Query> {
             format!("0, '{{}}', {BATCH}, 1, {}, 1000000", array(LANES..2 * LANES)),
             BATCH,
         ),
+        of("claim/head", Role::Claim, "0, '{}'".into(), BATCH),
+        of("claim/head", Role::Claim, format!("{}, '{{5,6,7}}'", MANY / 2), BATCH),
         of("claim/claim_parked", Role::Claim, format!("{lanes}, {rooms}, '{{}}', 1, 1000000"), BATCH),
         of("claim/parked_projects", Role::Claim, "10000".into(), LANES),
         of("finish/finish", Role::Finish, finish, BATCH),

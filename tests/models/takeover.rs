@@ -144,6 +144,7 @@ impl Knowledge {
                 Seen::Crashed => Liveness::Crashed,
                 Seen::Dead => Liveness::Dead,
             },
+            near: false,
         };
         peers.learn(&self.found.iter().map(peer).collect::<Vec<_>>(), now);
         if let Some(server) = self.connected {

@@ -11,7 +11,8 @@
 -- Parameters: $1 bigint    our epoch
 --             $2 bigint[]  epochs to mark dead, if their locks are still free
 --             $3 integer   process id of this session's backend when it took its lock
--- Returns:    epoch, round trip in ms, and state:
+-- Returns:    epoch, round trip in ms, state, and near. near: the instance is alive, and its host has the name of ours. The state is
+--             one of these:
 --             alive      a session holds one of its locks
 --             free       no session does
 --             crashed    no session does, and the server has crashed since the instance registered
@@ -26,6 +27,7 @@ WITH held AS MATERIALIZED (
      WHERE h.keys = 1
 ), listed AS MATERIALIZED (
     SELECT i.epoch, i.round_trip_ms,
+           i.host = (SELECT own.host FROM relay.instances own WHERE own.epoch = $1) AS near,
            NOT EXISTS (SELECT FROM held h WHERE h.key = ANY (i.locks)) AS free
       FROM relay.instances i
      WHERE i.dead_at IS NULL
@@ -41,26 +43,27 @@ WITH held AS MATERIALIZED (
        AND i.dead_at IS NULL
     RETURNING i.epoch, i.round_trip_ms
 )
-SELECT epoch, round_trip_ms, 'declared' AS state
+SELECT epoch, round_trip_ms, 'declared' AS state, false AS near
   FROM declared
  UNION ALL
 SELECT l.epoch, l.round_trip_ms,
        CASE WHEN NOT l.free THEN 'alive'
             WHEN EXISTS (SELECT FROM relay.instances_since_crash s WHERE s.epoch = l.epoch) THEN 'free'
-            ELSE 'crashed' END
+            ELSE 'crashed' END,
+       NOT l.free AND coalesce(l.near, false)
   FROM listed l
  WHERE NOT EXISTS (SELECT FROM declared d WHERE d.epoch = l.epoch)
  UNION ALL
-SELECT i.epoch, i.round_trip_ms, 'dead'
+SELECT i.epoch, i.round_trip_ms, 'dead', false
   FROM relay.instances i
  WHERE i.dead_at IS NOT NULL
    AND i.cleared_at IS NULL
    AND pg_backend_pid() = $3
  UNION ALL
-SELECT $1, 0, 'elsewhere'
+SELECT $1, 0, 'elsewhere', false
  WHERE pg_backend_pid() <> $3
  UNION ALL
-SELECT $1, 0, 'unlisted'
+SELECT $1, 0, 'unlisted', false
  WHERE pg_backend_pid() = $3
    AND (relay.is_copy()
         OR NOT EXISTS (SELECT FROM relay.instances i WHERE i.epoch = $1 AND i.dead_at IS NULL))

@@ -212,6 +212,11 @@ impl Relay {
         scrape::value(&metrics, series).unwrap_or_else(|| panic!("no {series} in\n{metrics}"))
     }
 
+    /// A metric as it is now; none before it was counted for the first time.
+    pub fn metric_if_any(&self, series: &str) -> Option<f64> {
+        scrape::value(&scrape::get(self.port(), "/metrics").1, series)
+    }
+
     /// Waits until a metric has a value that is wanted.
     pub fn until(&self, series: &str, wanted: impl Fn(f64) -> bool) {
         scrape::until(self.port(), series, wanted);

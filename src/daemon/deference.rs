@@ -1,0 +1,150 @@
+//! Whether this instance leaves pending rows to a senior one on its own host.
+//!
+//! Instances on one host share its processors. When these are busy, a row that a second instance claims is not called earlier.
+//! The calls of both take longer, and there are more and smaller claims and finishes for the same rows. So a
+//! junior instance defers while its host has no processor to spare. It looks at the head of the queue now and then. When the
+//! head stands still, the seniors are full, slow, frozen or dead, and the junior claims.
+//!
+//! Pure: given the seniors, the processor's times, the head, and the time. Claims nothing and reads nothing.
+
+use std::time::{Duration, Instant};
+
+/// How long an instance that defers waits between two looks at the head of the queue.
+pub(super) const LOOK: Duration = Duration::from_millis(100);
+/// The name of such a wait in the metrics.
+pub(super) const CAUSE: &str = "deferred";
+/// When the head is the same row for this time, once for each senior, the instance claims. A busy senior claims each 20 ms, and
+/// a slow disk may hold it up for longer.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long the instance claims from then on before it defers again: a row waits for a frozen senior once in this time.
+const DISTRUST: Duration = Duration::from_secs(2);
+/// The least time between two readings of the processor's times. Over a shorter one a single wait decides.
+pub(super) const READ: Duration = Duration::from_millis(50);
+
+/// What a thread has had of a processor since it started, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Processor {
+    /// It ran for so long.
+    pub ran: u64,
+    /// It could have run for so long, and waited for a processor.
+    pub waited: u64,
+}
+
+impl Processor {
+    /// Whether there was none to spare `since` then: the thread waited for longer than it ran.
+    fn is_short(self, since: Processor) -> bool {
+        self.waited.saturating_sub(since.waited) > self.ran.saturating_sub(since.ran)
+    }
+}
+
+/// Whether this instance defers, and why.
+#[derive(Debug, Default)]
+pub(super) struct Deference {
+    /// The last reading.
+    processor: Option<(Processor, Instant)>,
+    is_short: bool,
+    /// The head of the queue, and since when it is that row.
+    head: Option<(i64, Instant)>,
+    /// The seniors let the head stand: until then this instance claims.
+    distrusts_until: Option<Instant>,
+}
+
+impl Deference {
+    /// Whether the processor's times are to be read again.
+    pub(super) fn wants_reading(&self, now: Instant) -> bool {
+        self.processor.is_none_or(|(_, read)| now - read >= READ)
+    }
+
+    /// Takes in a reading. None: it cannot be read, and so nothing is known to be short.
+    pub(super) fn read(&mut self, processor: Option<Processor>, now: Instant) {
+        self.is_short = match (processor, self.processor) {
+            (Some(processor), Some((before, _))) => processor.is_short(before),
+            _ => false,
+        };
+        self.processor = processor.map(|processor| (processor, now));
+    }
+
+    /// To be called before each claim, with the number of seniors on this host. True: the head of the queue is to be looked
+    /// at instead.
+    pub(super) fn defers(&mut self, seniors: usize, now: Instant) -> bool {
+        let defers = seniors > 0 && self.is_short && self.distrusts_until.is_none_or(|until| now >= until);
+        if !defers {
+            self.head = None;
+        }
+        defers
+    }
+
+    /// The head of the queue is this row `now`. True: it is left to the seniors.
+    pub(super) fn leaves(&mut self, head: i64, seniors: usize, now: Instant) -> bool {
+        let patience = PATIENCE * u32::try_from(seniors).unwrap_or(u32::MAX);
+        match self.head {
+            Some((id, since)) if id == head && now - since >= patience => {
+                (self.head, self.distrusts_until) = (None, Some(now + DISTRUST));
+                false
+            }
+            Some((id, _)) if id == head => true,
+            _ => {
+                self.head = Some((head, now));
+                true
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUSY: Processor = Processor { ran: 1, waited: 2 };
+
+    /// One whose host has no processor to spare.
+    fn short(now: Instant) -> Deference {
+        let mut deference = Deference::default();
+        deference.read(Some(Processor::default()), now);
+        deference.read(Some(BUSY), now);
+        deference
+    }
+
+    #[test]
+    fn it_defers_to_a_senior_while_the_processors_are_short() {
+        let now = Instant::now();
+        assert!(short(now).defers(1, now));
+        assert!(!short(now).defers(0, now), "the first of its host");
+        let mut spare = short(now);
+        spare.read(Some(Processor { ran: 11, waited: 3 }), now);
+        assert!(!spare.defers(1, now));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_short() {
+        let now = Instant::now();
+        let mut deference = short(now);
+        deference.read(None, now);
+        assert!(!deference.defers(1, now) && deference.wants_reading(now));
+        deference.read(Some(BUSY), now);
+        assert!(!deference.defers(1, now), "one reading says nothing");
+        assert!(!deference.wants_reading(now) && deference.wants_reading(now + READ));
+    }
+
+    #[test]
+    fn a_head_that_stands_still_is_claimed_and_the_next_ones_do_not_wait() {
+        let start = Instant::now();
+        let mut deference = short(start);
+        assert!(deference.leaves(7, 1, start));
+        assert!(deference.leaves(7, 1, start + PATIENCE / 2));
+        assert!(deference.leaves(8, 1, start + PATIENCE), "a senior claims");
+        assert!(!deference.leaves(8, 1, start + 2 * PATIENCE));
+        let end = start + 2 * PATIENCE + DISTRUST;
+        assert!(!deference.defers(1, end - LOOK) && deference.defers(1, end));
+    }
+
+    #[test]
+    fn the_instances_of_a_host_come_one_after_the_other() {
+        let start = Instant::now();
+        let (mut second, mut third) = (short(start), short(start));
+        assert!(second.leaves(7, 1, start) && third.leaves(7, 2, start));
+        assert!(!second.leaves(7, 1, start + PATIENCE));
+        assert!(third.leaves(7, 2, start + PATIENCE));
+        assert!(!third.leaves(7, 2, start + 2 * PATIENCE));
+    }
+}
