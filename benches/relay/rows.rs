@@ -18,7 +18,7 @@ use crate::world::{BINARY, Database, INSERT, Relay, Server, connect, server_prog
 /// Rows of a backlog that is drained.
 const BACKLOG: u64 = 100_000;
 /// Nothing is left to do.
-const DRAINED: &str = "SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL)";
+pub const DRAINED: &str = "SELECT NOT EXISTS (SELECT FROM relay.outbox WHERE done_at IS NULL)";
 
 struct Bench<'a> {
     server: Server,
@@ -55,6 +55,7 @@ pub async fn all(full: bool, words: &[&str], table: &mut Table) {
     if wants("memory") {
         bench.memory().await;
     }
+    crate::https::all(&bench.server, full, wants, bench.table).await;
     if wants("idle") {
         bench.idle().await;
     }
