@@ -20,14 +20,16 @@ use crate::delivery::transport::names::Names;
 use crate::delivery::transport::recorder::Recorder;
 use crate::delivery::transport::repair::HEAD_BYTES_MAX;
 use crate::delivery::transport::tls::Tls;
+use crate::delivery::transport::tls_sessions::ENDPOINTS_MAX;
 use crate::delivery::way_out::WayOut;
 
 /// Idle connections rest for less than Node's Express leaves them open (5 s).
 const IDLE_MAX: Duration = Duration::from_secs(3);
 /// Idle connections of one endpoint: as many as it may have calls in flight by default.
 const IDLE_CONNECTIONS: usize = 32;
-/// Endpoints whose connections are kept. Beyond it the one that was called longest ago goes.
-pub(crate) const AGENTS_MAX: usize = 1024;
+/// Endpoints whose connections are kept: as many as have their TLS sessions kept. Beyond it the one that was called longest ago
+/// goes.
+const AGENTS_MAX: usize = ENDPOINTS_MAX;
 /// More than the longest head: ureq must see that it is too long.
 const INPUT_BYTES: usize = HEAD_BYTES_MAX + 4 * 1024;
 /// Space for a request. A longer request goes out in pieces, but none of its lines does.
