@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
 #![allow(missing_docs, reason = "not a library")]
 
+mod https;
 mod measure;
 mod nginx;
 mod peers;

@@ -67,6 +67,7 @@ pub async fn all(full: bool, peers: bool, words: &[&str], table: &mut Table) {
     if wants("memory") {
         bench.memory().await;
     }
+    crate::https::all(&bench.server, full, wants, bench.table).await;
     if wants("idle") {
         bench.idle().await;
     }

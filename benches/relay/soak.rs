@@ -101,10 +101,10 @@ impl Bench<'_> {
         let peak = relay.memory().1;
         relay.stop();
         database.drop().await;
-        self.tell(&p99, &standing, minute, peak);
+        self.tell_minutes(&p99, &standing, minute, peak);
     }
 
-    fn tell(&mut self, p99: &[f64], standing: &[Standing], minute: Duration, peak: f64) {
+    fn tell_minutes(&mut self, p99: &[f64], standing: &[Standing], minute: Duration, peak: f64) {
         let of = |pick: fn(&Standing) -> f64| standing.iter().map(pick).collect::<Vec<_>>();
         let size = of(|s| s.table + s.indexes);
         // The first two reports have ended by then, and what they held back is free for new rows.

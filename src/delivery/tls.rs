@@ -12,7 +12,7 @@ use rustls::{CertificateError, ClientConfig, RootCertStore};
 use ureq::tls::{PemItem, parse_pem};
 
 use crate::error::{Error, Result};
-use crate::tls::handshake::judged;
+use crate::tls::handshake::{judged, require_few};
 use crate::tls::verifier::{Demands, add, client_config, provider, usable};
 
 /// Reads the system's certificates and those of `ca_file`, for TLS 1.2 and 1.3.
@@ -22,7 +22,10 @@ use crate::tls::verifier::{Demands, add, client_config, provider, usable};
 /// [`Error::Config`] when the file cannot be read, or has no certificate in it.
 pub(crate) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>> {
     let demands = Authorities::new(roots(ca_file)?);
-    Ok(Arc::new(client_config(demands).with_no_client_auth()))
+    let mut config = client_config(demands).with_no_client_auth();
+    // Compressed certificates are larger in memory than on the wire, by which sessions are measured.
+    config.cert_decompressors.clear();
+    Ok(Arc::new(config))
 }
 
 /// The system's certificates and those of `--ca-file`.
@@ -86,6 +89,7 @@ impl Demands for Authorities {
         name: &ServerName<'_>,
         now: UnixTime,
     ) -> std::result::Result<(), rustls::Error> {
+        require_few(between)?;
         let verified = match &self.web_pki {
             // No answer about revocation: rustls does not look at it.
             Some(web_pki) => web_pki.verify_server_cert(server, between, name, &[], now).map(|_| ()),

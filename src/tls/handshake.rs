@@ -17,6 +17,9 @@ use x509_cert::{Certificate, Version};
 /// Lengths of RSA keys that ring takes.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
+/// Most certificates that a server may send with its own. webpki follows a chain of six; some servers send what no chain needs.
+const CERTIFICATES_MAX: usize = 16;
+
 /// Reasons that rustls has no word for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Reason {
@@ -25,6 +28,8 @@ enum Reason {
     OldVersion,
     /// The server's own key, an RSA one of so many bits.
     KeyLength(usize),
+    /// The number of certificates that come with the server's own.
+    ManyCertificates(usize),
     /// The key of an authority in the chain.
     AuthorityKeyLength(usize),
     /// The signature in the handshake is not of the certificate's key.
@@ -45,6 +50,10 @@ impl fmt::Display for Reason {
             Reason::KeyLength(bits) => {
                 write!(f, "the certificate's key is an RSA key of {bits} bits, and {from} to {to} are accepted")
             }
+            Reason::ManyCertificates(count) => write!(
+                f,
+                "the server sends {count} certificates with its own, and {CERTIFICATES_MAX} are accepted"
+            ),
             Reason::AuthorityKeyLength(bits) => write!(
                 f,
                 "the certificate's authority has an RSA key of {bits} bits, and {from} to {to} are accepted"
@@ -124,6 +133,15 @@ pub(crate) fn judged_key(error: rustls::Error, server: &CertificateDer<'_>) -> r
         Some(bits) if !RSA_BITS.contains(&bits) => Reason::KeyLength(bits).into(),
         _ => Reason::NoProof.into(),
     }
+}
+
+/// Refuses more certificates with the server's own than a server has use for. Their bytes are bounded by rustls. But each takes some
+/// bytes more in memory for as long as the connection lives. 10,000 of one byte each are 64 KiB on the wire, and ten times that here.
+pub(crate) fn require_few(between: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+    if between.len() > CERTIFICATES_MAX {
+        return Err(Reason::ManyCertificates(between.len()).into());
+    }
+    Ok(())
 }
 
 /// Refuses a certificate of version 1 or 2, which webpki cannot read. `openssl x509 -req` before OpenSSL 3.2 makes

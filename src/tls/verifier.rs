@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -11,6 +12,8 @@ use rustls::crypto::{
 };
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
 
 use crate::tls::handshake::{judged_key, require_version_3};
 
@@ -60,6 +63,12 @@ pub(crate) fn usable(system: Vec<CertificateDer<'static>>) -> RootCertStore {
 /// When rustls cannot use one of them.
 pub(crate) fn add(roots: &mut RootCertStore, named: &[CertificateDer<'static>]) -> Result<(), rustls::Error> {
     named.iter().try_for_each(|certificate| roots.add(certificate.clone()))
+}
+
+/// The end of a certificate's time; none when it cannot be read.
+pub(crate) fn valid_until(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let certificate = Certificate::from_der(certificate).ok()?;
+    Some(certificate.tbs_certificate.validity.not_after.to_system_time())
 }
 
 /// Judges a server: its certificate by the demands, its proof by the provider's algorithms, whatever the demands are.

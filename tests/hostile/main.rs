@@ -12,6 +12,7 @@ mod network;
 mod property;
 mod proxied;
 mod reader;
+mod resumption;
 mod signing;
 mod sources;
 mod support;

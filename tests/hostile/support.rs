@@ -21,7 +21,7 @@ use promptpal_relay::inside::model::{Secret, Webhook};
 use proptest::test_runner::Config as ProptestConfig;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::TempDir;
 use test_support::http::Message;
@@ -326,6 +326,8 @@ impl<T: Read + Write + Send> Wire for T {}
 pub struct Peer {
     /// 1 for the first connection.
     pub number: usize,
+    /// The TLS handshake resumed a session.
+    pub resumed: bool,
     stream: TcpStream,
     wire: BufReader<Box<dyn Wire>>,
 }
@@ -334,13 +336,14 @@ impl Peer {
     pub fn new(stream: TcpStream, number: usize) -> Peer {
         stream.set_nodelay(true).unwrap();
         let wire: Box<dyn Wire> = Box::new(stream.try_clone().unwrap());
-        Peer { number, stream, wire: BufReader::new(wire) }
+        Peer { number, resumed: false, stream, wire: BufReader::new(wire) }
     }
 
     fn encrypt(&mut self, config: Arc<ServerConfig>) -> io::Result<()> {
         let mut stream = self.stream.try_clone()?;
         let mut connection = ServerConnection::new(config).unwrap();
         connection.complete_io(&mut stream)?;
+        self.resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
         self.wire = BufReader::new(Box::new(StreamOwned::new(connection, stream)));
         Ok(())
     }
@@ -510,6 +513,13 @@ impl Authority {
         let (params, key) = certificate(name, years);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         server_config(certificate.der().clone(), &key)
+    }
+
+    /// A certificate for `name` that is valid, and its key.
+    pub fn sign(&self, name: &str) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let (params, key) = certificate(name, 2000..2999);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.der().clone(), PrivateKeyDer::Pkcs8(key.serialize_der().into()))
     }
 
     /// A server's configuration with a good certificate for `good.example`.

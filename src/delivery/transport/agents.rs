@@ -20,14 +20,16 @@ use crate::delivery::transport::names::Names;
 use crate::delivery::transport::recorder::Recorder;
 use crate::delivery::transport::repair::HEAD_BYTES_MAX;
 use crate::delivery::transport::tls::Tls;
+use crate::delivery::transport::tls_sessions::ENDPOINTS_MAX;
 use crate::delivery::way_out::WayOut;
 
 /// Idle connections rest for less than Node's Express leaves them open (5 s).
 const IDLE_MAX: Duration = Duration::from_secs(3);
 /// Idle connections of one endpoint: as many as it may have calls in flight by default.
 const IDLE_CONNECTIONS: usize = 32;
-/// Endpoints whose connections are kept. Beyond it the one that was called longest ago goes.
-const AGENTS_MAX: usize = 1024;
+/// Endpoints whose connections are kept: as many as have their TLS sessions kept. Beyond it the one that was called longest ago
+/// goes.
+const AGENTS_MAX: usize = ENDPOINTS_MAX;
 /// More than the longest head: ureq must see that it is too long.
 const INPUT_BYTES: usize = HEAD_BYTES_MAX + 4 * 1024;
 /// Space for a request. A longer request goes out in pieces, but none of its lines does.
@@ -85,7 +87,7 @@ impl Agents {
             policy,
             way_out,
             worked: Worked::default(),
-            tls: Tls(tls),
+            tls: Tls::new(tls),
             by_origin: Mutex::default(),
             since: Instant::now(),
         }
@@ -114,8 +116,9 @@ impl Agents {
         origin.used_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
-    /// Closes the connections that have rested for too long.
+    /// Closes the connections that have rested for too long, and forgets TLS sessions whose time is over.
     pub(crate) fn close_resting(&self) {
+        self.tls.forget_old_sessions();
         let now = self.now_ms();
         let rest = u64::try_from(IDLE_MAX.as_millis()).expect("some seconds");
         self.close(|origin| now.saturating_sub(origin.used_ms.load(Ordering::Relaxed)) >= rest);

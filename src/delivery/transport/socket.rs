@@ -29,6 +29,9 @@ use crate::delivery::transport::deadline::{Deadline, WAIT_MAX, in_milliseconds};
 /// How long the first read of an answer waits in the kernel: one system call for most answers, not two.
 const READ_WAITS: Duration = Duration::from_millis(100);
 
+/// Space for encrypted bytes: twice what rustls takes at a time.
+const ENCRYPTED_BYTES: usize = 8 * 1024;
+
 /// Where the round trip is in the kernel's `tcp_info`, which has words of four bytes as far as there.
 const ROUND_TRIP_AT: usize = offset_of!(libc::tcp_info, tcpi_rtt) / size_of::<u32>();
 
@@ -48,6 +51,8 @@ pub(crate) struct Socket {
     // The handle that interrupts the call has it, too, as a weak reference.
     stream: Arc<TcpStream>,
     buffers: LazyBuffers,
+    /// The sizes of the buffers, when a connection that rests gives them back.
+    gives_back: Option<(usize, usize)>,
     /// The endpoint takes no more of the request, and has answered already.
     deaf: bool,
     /// A request has gone out since the last read: its answer is not there yet, so the read waits.
@@ -66,9 +71,12 @@ impl Socket {
     /// An error of the system's, or that no call may begin any more.
     pub(crate) fn connected(details: &ConnectionDetails, made: Attempt) -> Result<Socket, Error> {
         made.stream.set_nonblocking(false)?;
-        let buffers =
-            LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        let socket = Socket::over(made.stream, buffers, made.descriptor)?;
+        let (input, output) = (details.config.input_buffer_size(), details.config.output_buffer_size());
+        // Under TLS these buffers are a second pair. What is decrypted has the large one, so a piece at a time will do. Without
+        // TLS a call is so cheap that new ones for each call would be felt.
+        let sizes = if details.needs_tls() { (input.min(ENCRYPTED_BYTES), output) } else { (input, output) };
+        let mut socket = Socket::over(made.stream, LazyBuffers::new(sizes.0, sizes.1), made.descriptor)?;
+        socket.gives_back = details.needs_tls().then_some(sizes);
         (details.register_shutdown)(Arc::downgrade(&socket.stream) as Weak<dyn ShutdownHandle>)?;
         Ok(socket)
     }
@@ -79,6 +87,7 @@ impl Socket {
         Ok(Socket {
             stream: Arc::new(stream),
             buffers,
+            gives_back: None,
             deaf: false,
             asked: false,
             answered: false,
@@ -146,6 +155,10 @@ impl Transport for Socket {
     /// it puts a connection away, a moment after the answer was read, and when it takes it again. Only then this looks.
     fn is_open(&mut self) -> bool {
         let put_away = std::mem::take(&mut self.answered);
+        if let Some((input, output)) = self.gives_back.filter(|_| put_away && self.buffers.input().is_empty())
+        {
+            self.buffers = LazyBuffers::new(input, output);
+        }
         let quiet = || self.receive(&mut [0], MsgFlags::MSG_DONTWAIT) == Err(Errno::EAGAIN);
         !self.deaf && (put_away || quiet())
     }
