@@ -140,18 +140,19 @@ impl<'a> Batches<'a> {
         Ok(head)
     }
 
-    /// Learns what has become of the peers, and begins a rescan when one is due. Returns when that began.
+    /// Learns what has become of the peers, and begins a rescan when one is due. Returns when the claim begins: the question for
+    /// the snapshot is not counted, because it costs the same however long the queue is.
     async fn begin(&mut self) -> Result<Instant> {
         self.note_peers();
-        let start = Instant::now();
-        if self.cursor.is_rescan_due(start) {
+        let now = Instant::now();
+        if self.cursor.is_rescan_due(now) {
             let snapshot = match self.cursor.needs_snapshot() {
                 true => Some(self.claim.snapshot().await?),
                 false => None,
             };
-            self.cursor.begin_rescan(snapshot, start);
+            self.cursor.begin_rescan(snapshot, now);
         }
-        Ok(start)
+        Ok(Instant::now())
     }
 
     /// When a peer died or left, its rows may be anywhere in the queue, and no other instance may know of its parked rows.
