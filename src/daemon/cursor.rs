@@ -21,9 +21,9 @@ const WHOLE_CHEAP: Duration = Duration::from_millis(1);
 /// Where a rescan of the whole queue costs no more than this, a notification is answered by one instead of a claim above the
 /// cursor and a rescan after it.
 const WHOLE_FREE: Duration = Duration::from_micros(200);
-/// A row that is claimed costs about as much as a claim that finds nothing. So many rows are counted: where more are claimed,
-/// each costs less.
-const ROWS_COUNTED: u32 = 4;
+/// Rows that a rescan claims would be claimed anyway. So many of them are counted as a claim each: where there are more, each costs
+/// less.
+const ROWS_COUNTED: usize = 4;
 /// Rescans of the whole queue that nothing asks for take one part in so many of the time, with the same limit. One that
 /// takes more than 10 ms takes a larger part.
 const WHOLE_SHARE: u32 = 1000;
@@ -72,8 +72,8 @@ pub(crate) struct Cursor {
     whole_took: Duration,
     /// What such a rescan cost more than a claim above the cursor.
     whole_cost: Duration,
-    /// What a claim above the cursor takes that finds nothing, as the last one with a row at most says.
-    empty_took: Duration,
+    /// What the last claim above the cursor took that found a row at most.
+    single_took: Duration,
     /// No rescan of the whole queue begins before this, unless there is a reason for it.
     whole_at: Instant,
     /// The last rescan began at the low-water mark: what it cannot have seen is still to be looked for.
@@ -94,7 +94,7 @@ impl Cursor {
             low_water: LowWater::default(),
             whole_took: Duration::ZERO,
             whole_cost: Duration::ZERO,
-            empty_took: Duration::ZERO,
+            single_took: Duration::ZERO,
             whole_at: now,
             owes_whole: false,
             above_first: false,
@@ -155,9 +155,8 @@ impl Cursor {
         let Claimed { last_id, rows, more, took } = claimed;
         self.id = last_id.unwrap_or(self.id);
         let Some(rescan) = &mut self.rescan else {
-            // Of many rows the rows are most of the cost.
             if rows <= 1 {
-                self.empty_took = took / parts(rows);
+                self.single_took = took;
             }
             return;
         };
@@ -171,7 +170,7 @@ impl Cursor {
         self.id = self.id.max(until);
         self.low_water.rescanned();
         self.owes_whole = !whole;
-        let cost = taken.saturating_sub(self.empty_took * parts(rows));
+        let cost = taken.saturating_sub(self.single_took * claims(rows));
         if whole {
             (self.whole_took, self.whole_cost) = (taken, cost);
             self.whole_at = now + (taken * WHOLE_SHARE).min(RESCAN_MAX);
@@ -189,9 +188,9 @@ impl Cursor {
     }
 }
 
-/// What a claim with so many rows costs, in claims that find nothing.
-fn parts(rows: usize) -> u32 {
-    1 + u32::try_from(rows).unwrap_or(ROWS_COUNTED).min(ROWS_COUNTED)
+/// How many claims above the cursor would have been made for so many rows.
+fn claims(rows: usize) -> u32 {
+    u32::try_from(rows.clamp(1, ROWS_COUNTED)).expect("a few")
 }
 
 #[cfg(test)]
@@ -255,10 +254,10 @@ mod tests {
         cursor.claimed(found(None, false, CHEAP), start);
         cursor.want_rescan();
         assert_eq!(cursor.due_at(), Some(start));
-        // Nor is a row that it claims.
+        // Nor are the rows that it claims.
         cursor.begin_rescan(None, start);
-        cursor.claimed(found(Some(101), false, 2 * CHEAP), start);
-        cursor.claimed(found(Some(102), false, 2 * CHEAP), start);
+        let rows = Claimed { rows: 3, ..found(Some(103), false, 3 * CHEAP) };
+        cursor.claimed(rows, start);
         cursor.want_rescan();
         assert_eq!(cursor.due_at(), Some(start));
     }
