@@ -133,7 +133,7 @@ impl Claimer<'_> {
                     self.membership.wake_peers(claim, Duration::ZERO).await?;
                 }
                 tokio::select! {
-                    () = tokio::time::sleep(deference::LOOK) => {}
+                    () = tokio::time::sleep(deference::look(self.membership.seniors(instance.epoch()))) => {}
                     () = self.membership.changed() => {}
                     () = self.stop.wait() => break,
                 }

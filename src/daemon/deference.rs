@@ -9,8 +9,9 @@
 
 use std::time::{Duration, Instant};
 
-/// How long an instance that defers waits between two looks at the head of the queue.
-pub(super) const LOOK: Duration = Duration::from_millis(100);
+/// How long an instance that defers waits between two looks at the head of the queue, once for each senior: as it is patient once
+/// for each.
+const LOOK: Duration = Duration::from_millis(100);
 /// The name of such a wait in the metrics.
 pub(super) const CAUSE: &str = "deferred";
 /// When the head is the same row for this time, once for each senior, the instance claims. A busy senior claims each 20 ms, and
@@ -35,6 +36,11 @@ impl Processor {
     fn is_short(self, since: Processor) -> bool {
         self.waited.saturating_sub(since.waited) > self.ran.saturating_sub(since.ran)
     }
+}
+
+/// How long an instance that defers to so many seniors waits before its next look.
+pub(super) fn look(seniors: usize) -> Duration {
+    LOOK * u32::try_from(seniors).unwrap_or(u32::MAX)
 }
 
 /// Whether this instance defers, and why.
