@@ -83,7 +83,7 @@ impl Claimer<'_> {
             }
             let Some(budget) = self.pool.claim_budget() else {
                 // A notification would be for nothing now. Peers that slept because this instance slept have to be told.
-                sleeper.found_rows(true).await?;
+                sleeper.release().await?;
                 if self.membership.owes_wake(sleeper.released()) {
                     self.membership.wake_peers(claim, Duration::ZERO).await?;
                 }
@@ -113,7 +113,7 @@ impl Claimer<'_> {
             sleeper.claimed(found.rows);
             if found.rows > 0 {
                 self.activity.note(Instant::now());
-                sleeper.found_rows(found.more).await?;
+                sleeper.release().await?;
                 let pause = match found.more {
                     true if self.membership.owes_wake(sleeper.released()) => Duration::ZERO,
                     true => WAKE_PEERS,
@@ -128,12 +128,14 @@ impl Claimer<'_> {
                 // A senior may die: the monitor goes on looking at the others.
                 self.activity.note(Instant::now());
                 // This instance is awake: no insert notifies it. Peers that slept because it slept have to be told.
-                sleeper.found_rows(true).await?;
+                sleeper.release().await?;
                 if self.membership.owes_wake(sleeper.released()) {
                     self.membership.wake_peers(claim, Duration::ZERO).await?;
                 }
                 tokio::select! {
                     () = tokio::time::sleep(deference::look(self.membership.seniors(instance.epoch()))) => {}
+                    // A slot for a parked row: those are claimed all the same.
+                    () = self.pool.capacity_freed() => {}
                     () = self.membership.changed() => {}
                     () = self.stop.wait() => break,
                 }

@@ -156,7 +156,8 @@ impl Cursor {
         self.id = last_id.unwrap_or(self.id);
         let Some(rescan) = &mut self.rescan else {
             if rows <= 1 {
-                self.single_took = took;
+                // A claim that was held up says nothing.
+                self.single_took = took.min(WHOLE_CHEAP);
             }
             return;
         };

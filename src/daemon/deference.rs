@@ -3,7 +3,7 @@
 //! Instances on one host share its processors. When these are busy, a row that a second instance claims is not called earlier.
 //! The calls of both take longer, and there are more and smaller claims and finishes for the same rows. So a
 //! junior instance defers while its host has no processor to spare. It looks at the head of the queue now and then. When the
-//! head stands still, the seniors are full, slow, frozen or dead, and the junior claims.
+//! head hardly moves, the seniors are full, slow, frozen or dead, and the junior claims.
 //!
 //! Pure: given the seniors, the processor's times, the head, and the time. Claims nothing and reads nothing.
 
@@ -14,9 +14,14 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(100);
 /// The name of such a wait in the metrics.
 pub(super) const CAUSE: &str = "deferred";
-/// When the head is the same row for this time, once for each senior, the instance claims. A busy senior claims each 20 ms, and
-/// a slow disk may hold it up for longer.
+/// When the head has moved by less than [`PROGRESS`] in this time, once for each senior, the instance claims. A busy senior claims each
+/// 20 ms, and a slow disk may hold it up for longer.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// Ids by which the head moves at least where the seniors are held up by nothing but the processors. One that waits for slow
+/// endpoints moves it by less, and there another instance's threads help.
+const PROGRESS: i64 = 500;
+/// Seniors that count, for the waits: the last of many instances waits no longer than the one behind these.
+const SENIORS_MAX: usize = 4;
 /// How long the instance claims from then on before it defers again: a row waits for a frozen senior once in this time.
 const DISTRUST: Duration = Duration::from_secs(2);
 /// The least time between two readings of the processor's times. Over a shorter one a single wait decides.
@@ -40,7 +45,12 @@ impl Processor {
 
 /// How long an instance that defers to so many seniors waits before its next look.
 pub(super) fn look(seniors: usize) -> Duration {
-    LOOK * u32::try_from(seniors).unwrap_or(u32::MAX)
+    times(LOOK, seniors)
+}
+
+/// Such a wait, once for each senior.
+fn times(wait: Duration, seniors: usize) -> Duration {
+    wait * u32::try_from(seniors.min(SENIORS_MAX)).expect("a few")
 }
 
 /// Whether this instance defers, and why.
@@ -49,7 +59,7 @@ pub(super) struct Deference {
     /// The last reading.
     processor: Option<(Processor, Instant)>,
     is_short: bool,
-    /// The head of the queue, and since when it is that row.
+    /// The head of the queue at a moment.
     head: Option<(i64, Instant)>,
     /// The seniors let the head stand: until then this instance claims.
     distrusts_until: Option<Instant>,
@@ -82,13 +92,12 @@ impl Deference {
 
     /// The head of the queue is this row `now`. True: it is left to the seniors.
     pub(super) fn leaves(&mut self, head: i64, seniors: usize, now: Instant) -> bool {
-        let patience = PATIENCE * u32::try_from(seniors).unwrap_or(u32::MAX);
         match self.head {
-            Some((id, since)) if id == head && now - since >= patience => {
+            Some((_, since)) if now - since < times(PATIENCE, seniors) => true,
+            Some((before, _)) if head.saturating_sub(before) < PROGRESS => {
                 (self.head, self.distrusts_until) = (None, Some(now + DISTRUST));
                 false
             }
-            Some((id, _)) if id == head => true,
             _ => {
                 self.head = Some((head, now));
                 true
@@ -133,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_stands_still_is_claimed_and_the_next_ones_do_not_wait() {
+    fn a_head_that_hardly_moves_is_claimed_and_the_next_ones_do_not_wait() {
         let start = Instant::now();
         let mut deference = short(start);
         assert!(deference.leaves(7, 1, start));
         assert!(deference.leaves(7, 1, start + PATIENCE / 2));
-        assert!(deference.leaves(8, 1, start + PATIENCE), "a senior claims");
-        assert!(!deference.leaves(8, 1, start + 2 * PATIENCE));
+        assert!(deference.leaves(7 + PROGRESS, 1, start + PATIENCE), "a senior claims");
+        assert!(!deference.leaves(8 + PROGRESS, 1, start + 2 * PATIENCE), "too few for its threads");
         let end = start + 2 * PATIENCE + DISTRUST;
         assert!(!deference.defers(1, end - LOOK) && deference.defers(1, end));
     }

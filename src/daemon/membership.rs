@@ -70,7 +70,7 @@ impl Membership {
 
     /// As [`Peers::seniors`].
     pub(super) fn seniors(&self, epoch: i64) -> usize {
-        self.peers.borrow().seniors(epoch)
+        self.peers.borrow().seniors(epoch, &self.epochs())
     }
 
     /// As [`Peers::any_suspect`].

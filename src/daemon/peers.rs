@@ -112,9 +112,10 @@ impl Peers {
         self.alive
     }
 
-    /// How many living ones on our host are senior to the instance of this epoch. All instances of a host agree on the order.
-    pub fn seniors(&self, epoch: i64) -> usize {
-        self.near.iter().filter(|senior| **senior < epoch).count()
+    /// How many living ones on our host are senior to the instance of this epoch. All instances of a host agree on the order. `ours` are
+    /// epochs of this instance itself: a session of an old one may live on in the server.
+    pub fn seniors(&self, epoch: i64, ours: &[i64]) -> usize {
+        self.near.iter().filter(|senior| **senior < epoch && !ours.contains(senior)).count()
     }
 
     /// Whether an instance's lock is free, and not for long enough to declare it dead.
@@ -174,9 +175,10 @@ mod tests {
         let mut peers = Peers::default();
         let far = Peer { near: false, ..near(4, Liveness::Alive) };
         peers.learn(&[near(7, Liveness::Alive), near(3, Liveness::Alive), far], start);
-        assert_eq!([2, 5, 9].map(|epoch| peers.seniors(epoch)), [0, 1, 2]);
+        assert_eq!([2, 5, 9].map(|epoch| peers.seniors(epoch, &[])), [0, 1, 2]);
+        assert_eq!(peers.seniors(9, &[3, 9]), 1, "3 was our own epoch");
         peers.learn(&[near(7, Liveness::Alive), near(3, Liveness::Free), far], start);
-        assert_eq!([2, 5, 9].map(|epoch| peers.seniors(epoch)), [0, 0, 1]);
+        assert_eq!([2, 5, 9].map(|epoch| peers.seniors(epoch, &[])), [0, 0, 1]);
     }
 
     #[test]

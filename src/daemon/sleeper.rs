@@ -26,14 +26,13 @@ impl<'a> Sleeper<'a> {
         self.wakeup.claimed(rows, Instant::now());
     }
 
-    /// To be called when a claim found rows, or when there is no capacity. `more`: there may be more than the claim found, or
-    /// than this instance can do. Releases the sleep lock, unless few rows came: then inserters notify as before.
+    /// To be called when a claim found rows: releases the sleep lock.
     ///
     /// # Errors
     ///
     /// When the session is lost.
-    pub(super) async fn found_rows(&mut self, more: bool) -> Result<()> {
-        if self.wakeup.found_rows(more) {
+    pub(super) async fn release(&mut self) -> Result<()> {
+        if self.wakeup.found_rows() {
             self.claim.wake_up().await?;
             self.released = Some(Instant::now());
         }

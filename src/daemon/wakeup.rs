@@ -7,8 +7,7 @@
 //! notifies at commit. A daemon that found nothing tries the lock exclusively. If it gets the lock, it claims one last time
 //! and sleeps: whatever was inserted before has been committed before that claim, whatever is inserted later notifies. If it
 //! does not get the lock, some transaction has inserted and not committed: the daemon claims again in a moment. When it finds
-//! many rows it releases the lock. Single rows that come now and then do not wake it for long: it keeps the lock, and each of
-//! their inserters notifies. Without NOTIFY the daemon loses latency and nothing else: polling finds every row. While rows
+//! rows it releases the lock. Without NOTIFY the daemon loses latency and nothing else: polling finds every row. While rows
 //! come briskly, the daemon does not try the lock: it claims again after a moment (`pace`).
 //!
 //! Every role that can connect may hold the lock for as long as it likes, and may notify as often as it likes. The first
@@ -91,13 +90,9 @@ pub enum Tried {
 }
 
 impl State {
-    /// A claim found rows. `few`: it found all that there were, and rows do not come briskly. Then a daemon that sleeps goes
-    /// back to sleep: inserters notify it as before. True: this daemon held the sleep lock, and must release it.
-    pub fn found_rows(&mut self, few: bool) -> bool {
-        match self {
-            State::Asleep | State::PeerSlept if few => false,
-            _ => std::mem::replace(self, State::Awake) == State::Asleep,
-        }
+    /// A claim found rows. True: this daemon held the sleep lock, and must release it.
+    pub fn found_rows(&mut self) -> bool {
+        std::mem::replace(self, State::Awake) == State::Asleep
     }
 
     /// A claim found nothing more: whether to try the sleep lock before waiting.
@@ -180,11 +175,10 @@ impl Wakeup {
         (self.state == State::Awake && self.pace.is_brisk()).then_some(LINGER)
     }
 
-    /// A claim found rows. `more`: there may be more than it found, or than this daemon can do. True: the sleep lock must be
-    /// released.
-    pub(crate) fn found_rows(&mut self, more: bool) -> bool {
+    /// As [`State::found_rows`].
+    pub(crate) fn found_rows(&mut self) -> bool {
         self.fruitless = 0;
-        self.state.found_rows(!more && !self.pace.is_brisk())
+        self.state.found_rows()
     }
 
     /// A claim found nothing more: how to wait. None: the sleep lock is to be tried first.
@@ -246,24 +240,9 @@ mod tests {
         assert_eq!(wakeup.wait(), Some(sleep));
         wakeup.woken(Cause::Notified);
         assert_eq!(wakeup.wait(), Some(sleep), "it has the lock still");
-        assert!(wakeup.found_rows(true), "the lock is to be released");
-        assert!(!wakeup.found_rows(true), "once");
+        assert!(wakeup.found_rows(), "the lock is to be released");
+        assert!(!wakeup.found_rows(), "once");
         assert_eq!(wakeup.wait(), None);
-    }
-
-    #[test]
-    fn a_row_now_and_then_does_not_cost_it_its_sleep() {
-        let mut wakeup = awake();
-        wakeup.tried(Sleep::Taken);
-        wakeup.woken(Cause::Notified);
-        wakeup.claimed(1, Instant::now());
-        assert!(!wakeup.found_rows(false), "the lock is kept");
-        assert!(wakeup.wait().is_some(), "it sleeps on, and claims no last time");
-        assert!(wakeup.found_rows(true), "there is more");
-        assert_eq!(wakeup.wait(), None);
-        wakeup.claimed(1, Instant::now());
-        assert!(!wakeup.found_rows(false), "it has no lock");
-        assert_eq!(wakeup.wait(), None, "awake as it was");
     }
 
     #[test]
@@ -277,7 +256,7 @@ mod tests {
             wakeup.woken(Cause::BackedOff);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 250, 250]);
-        wakeup.found_rows(true);
+        wakeup.found_rows();
         let Next::Wait(wait) = wakeup.tried(Sleep::Other) else { panic!("it waits") };
         assert_eq!(wait.longest, BACK_OFF_MIN, "the next one is another");
     }
@@ -291,7 +270,7 @@ mod tests {
         assert_eq!(wakeup.wait(), None, "the peer may be gone");
         assert!(matches!(wakeup.tried(Sleep::Peer), Next::Wait(_)), "it is not");
         wakeup.woken(Cause::Poll);
-        assert!(!wakeup.found_rows(true), "the lock is the peer's");
+        assert!(!wakeup.found_rows(), "the lock is the peer's");
     }
 
     #[test]
@@ -302,7 +281,7 @@ mod tests {
         assert_eq!(wakeup.linger(), Some(LINGER));
         wakeup.tried(Sleep::Taken);
         assert_eq!(wakeup.linger(), None, "it has the lock: inserters notify it");
-        assert!(wakeup.found_rows(false), "they need not");
+        wakeup.found_rows();
         assert_eq!(wakeup.linger(), Some(LINGER));
     }
 

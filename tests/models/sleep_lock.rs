@@ -87,8 +87,6 @@ enum Action {
     RollBack(usize),
     Deliver(usize),
     Look(usize),
-    /// As Look; rows do not come briskly, so a relay that sleeps goes back to sleep.
-    LookForFew(usize),
     Rest(usize),
     Wake(usize),
     /// The timer of a daemon that backs off.
@@ -156,7 +154,7 @@ impl Model for SleepLock {
                 actions.push(Action::Deliver(n));
             }
             match relay.next {
-                Next::Look => actions.extend([Action::Look(n), Action::LookForFew(n), Action::Fill(n)]),
+                Next::Look => actions.extend([Action::Look(n), Action::Fill(n)]),
                 Next::Rest => actions.push(Action::Rest(n)),
                 Next::Wait => {
                     actions.push(Action::Other(n));
@@ -192,10 +190,10 @@ impl Model for SleepLock {
                 next.relays[n].sent = false;
                 next.relays[n].notified = true;
             }
-            Action::Look(n) | Action::LookForFew(n) => {
+            Action::Look(n) => {
                 if world.rows > 0 {
                     next.rows = 0;
-                    next.relays[n].found_rows(matches!(action, Action::LookForFew(_)));
+                    next.relays[n].release();
                 }
                 next.relays[n].next = Next::Rest;
             }
@@ -206,7 +204,7 @@ impl Model for SleepLock {
             }
             Action::Timer(n) | Action::Other(n) => next.relays[n].look(),
             Action::Fill(n) => {
-                next.relays[n].found_rows(false);
+                next.relays[n].release();
                 let tells = next.relays[n].freed && self.sign != Sign::Silence;
                 next.relays[n].next = if tells { Next::Tell } else { Next::Full };
             }
@@ -275,8 +273,8 @@ impl SleepLock {
 
 impl Relay {
     /// A claim found rows, or there is no capacity.
-    fn found_rows(&mut self, few: bool) {
-        self.freed |= self.state.found_rows(few);
+    fn release(&mut self) {
+        self.freed |= self.state.found_rows();
     }
 
     /// The waiting is over.

@@ -8,7 +8,8 @@
 //!   memory. So another `--ca-file`, another trust store of the system or another way out begin without sessions, because each
 //!   needs a restart.
 //! - The server's certificate counts as verified for [`VERIFIED_FOR`], and never after its own end. A session that comes out of a
-//!   resumed one inherits that time. So a server that is called each second is verified anew after an hour, too.
+//!   resumed one inherits that time. So a server that is called each second is verified anew after an hour, too. The time stands
+//!   still while the machine is suspended.
 //! - rustls does not tell how large a session is. It has a ticket and the server's certificates. No ticket is longer than what was
 //!   read on the connection that brought it ([`Offer::keep`]), and rustls tells the certificates of a connection.
 
