@@ -1,7 +1,7 @@
 //! The claiming loop: claims what can start soon and hands it to the threads.
 //!
 //! Waits for capacity of the threads. While it leaves rows to a senior instance, it waits for its next look at the head of the
-//! queue. When it found nothing more, it waits for a moment while rows come briskly. Otherwise it waits
+//! queue, or for a slot for a parked row. When it found nothing more, it waits for a moment while rows come briskly. Otherwise it waits
 //! for a notification, the poll interval or a rescan that is due. It also wakes when the monitor finds that a peer is dead or
 //! has left. Owns the session that claims, the cursor and the sleep lock. Records nothing.
 

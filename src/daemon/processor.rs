@@ -1,5 +1,5 @@
 //! What this thread has had of a processor, as the kernel counts it. Read from `/proc/thread-self`, which the unit's fences leave
-//! readable (`ProcSubset=pid`). What an idle machine and a limit of the container leave looks the same: the thread waits.
+//! readable (`ProcSubset=pid`). Busy processors and a container's limit look the same: the thread waits.
 
 use std::fs;
 

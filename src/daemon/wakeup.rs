@@ -12,8 +12,8 @@
 //!
 //! Every role that can connect may hold the lock for as long as it likes, and may notify as often as it likes. The first
 //! costs a try of the lock and a claim each quarter of a second. Of notifications the daemon hears one each 20 ms. It then
-//! claims above the cursor, and rescans as soon as the cursor allows: two statements, or three where the rescan takes a
-//! snapshot. Beside a peer that sleeps it also tries the lock after each.
+//! rescans, where that is cheap. Elsewhere it claims above the cursor, and rescans as soon as the cursor allows: two statements, or
+//! three where the rescan takes a snapshot. Beside a peer that sleeps it also tries the lock after each.
 
 use std::time::{Duration, Instant};
 
