@@ -22,10 +22,15 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const PROGRESS: i64 = 500;
 /// Seniors that count, for the waits: the last of many instances waits no longer than the one behind these.
 const SENIORS_MAX: usize = 4;
-/// How long the instance claims from then on before it defers again: a row waits for a frozen senior once in this time.
-const DISTRUST: Duration = Duration::from_secs(2);
+/// How long the instance claims from then on before it defers again. A pause of all, as a disk makes, should cost no more.
+const DISTRUST: Duration = Duration::from_millis(250);
+/// Each time that the head has hardly moved again, it claims twice as long, up to this: a row waits for a frozen senior once in it.
+const DISTRUST_MAX: Duration = Duration::from_secs(2);
 /// The least time between two readings of the processor's times. Over a shorter one a single wait decides.
 pub(super) const READ: Duration = Duration::from_millis(50);
+/// Readings in a row that must say that there is a processor to spare. An instance that defers hardly runs: some of its readings
+/// come out wrong by chance.
+const SPARE: u32 = 3;
 
 /// What a thread has had of a processor since it started, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,10 +64,14 @@ pub(super) struct Deference {
     /// The last reading.
     processor: Option<(Processor, Instant)>,
     is_short: bool,
+    /// Readings in a row that said that there is a processor to spare.
+    spare: u32,
     /// The head of the queue at a moment.
     head: Option<(i64, Instant)>,
     /// The seniors let the head stand: until then this instance claims.
     distrusts_until: Option<Instant>,
+    /// How long that was, the last time in a row.
+    distrust: Option<Duration>,
 }
 
 impl Deference {
@@ -73,10 +82,12 @@ impl Deference {
 
     /// Takes in a reading. None: it cannot be read, and so nothing is known to be short.
     pub(super) fn read(&mut self, processor: Option<Processor>, now: Instant) {
-        self.is_short = match (processor, self.processor) {
-            (Some(processor), Some((before, _))) => processor.is_short(before),
-            _ => false,
+        self.spare = match (processor, self.processor) {
+            (Some(processor), Some((before, _))) if processor.is_short(before) => 0,
+            (Some(_), Some(_)) => self.spare.saturating_add(1),
+            _ => SPARE,
         };
+        self.is_short = self.spare == 0 || (self.is_short && self.spare < SPARE);
         self.processor = processor.map(|processor| (processor, now));
     }
 
@@ -95,10 +106,16 @@ impl Deference {
         match self.head {
             Some((_, since)) if now - since < times(PATIENCE, seniors) => true,
             Some((before, _)) if head.saturating_sub(before) < PROGRESS => {
-                (self.head, self.distrusts_until) = (None, Some(now + DISTRUST));
+                let distrust = self.distrust.map_or(DISTRUST, |last| DISTRUST_MAX.min(2 * last));
+                (self.head, self.distrusts_until, self.distrust) =
+                    (None, Some(now + distrust), Some(distrust));
                 false
             }
-            _ => {
+            before => {
+                // The first look says nothing about the seniors yet.
+                if before.is_some() {
+                    self.distrust = None;
+                }
                 self.head = Some((head, now));
                 true
             }
@@ -126,8 +143,22 @@ mod tests {
         assert!(short(now).defers(1, now));
         assert!(!short(now).defers(0, now), "the first of its host");
         let mut spare = short(now);
-        spare.read(Some(Processor { ran: 11, waited: 3 }), now);
-        assert!(!spare.defers(1, now));
+        for (reading, defers) in [(1, true), (2, true), (3, false), (4, false)] {
+            spare.read(Some(Processor { ran: 1 + 10 * reading, waited: 2 + reading }), now);
+            assert_eq!(spare.defers(1, now), defers, "reading {reading}");
+        }
+    }
+
+    #[test]
+    fn a_single_reading_that_says_otherwise_changes_nothing() {
+        let (now, mut deference) = (Instant::now(), short(Instant::now()));
+        let mut times = BUSY;
+        for reading in 0..20 {
+            let (ran, waited) = if reading % 3 == 0 { (1, 2) } else { (2, 1) };
+            times = Processor { ran: times.ran + ran, waited: times.waited + waited };
+            deference.read(Some(times), now);
+            assert!(deference.defers(1, now), "reading {reading}");
+        }
     }
 
     #[test]
@@ -151,6 +182,30 @@ mod tests {
         assert!(!deference.leaves(8 + PROGRESS, 1, start + 2 * PATIENCE), "too few for its threads");
         let end = start + 2 * PATIENCE + DISTRUST;
         assert!(!deference.defers(1, end - LOOK) && deference.defers(1, end));
+    }
+
+    #[test]
+    fn who_lets_the_head_stand_again_is_distrusted_for_longer_and_who_moves_it_is_trusted() {
+        let (mut now, mut deference) = (Instant::now(), short(Instant::now()));
+        let mut distrusted = |head, deference: &mut Deference| {
+            assert!(deference.leaves(head, 1, now));
+            now += PATIENCE;
+            assert!(!deference.leaves(head, 1, now));
+            let since = now;
+            while !deference.defers(1, now) {
+                now += Duration::from_millis(1);
+            }
+            now - since
+        };
+        for times in [1, 2, 4, 8, 8] {
+            assert_eq!(distrusted(7, &mut deference), times * DISTRUST);
+        }
+        assert_eq!(8 * DISTRUST, DISTRUST_MAX);
+        let moved = Instant::now() + Duration::from_secs(60);
+        assert!(deference.leaves(7, 1, moved) && deference.leaves(7 + PROGRESS, 1, moved + PATIENCE));
+        assert!(!deference.leaves(7 + PROGRESS, 1, moved + 2 * PATIENCE));
+        let until = moved + 2 * PATIENCE + DISTRUST;
+        assert!(!deference.defers(1, until - LOOK) && deference.defers(1, until));
     }
 
     #[test]
