@@ -1,7 +1,8 @@
 //! The monitor: watches the sessions, the other instances, the threads, and tells systemd.
 //!
 //! Waits until it is time to check the other instances: 50 ms while something goes on, 1 s while all is quiet, 100 ms while
-//! one is suspect. Also waits for the end of the quiet, for a lost session, and for the watchdog. Owns the session that
+//! one is suspect. Also waits for a call that the end of the lease holds up, for the end of the quiet, for a lost session, and
+//! for the watchdog. Owns the session that
 //! listens, with its liveness lock, and the lease until which calls may start. Claims and records nothing.
 
 use std::time::{Duration, Instant};
@@ -26,7 +27,9 @@ use crate::telemetry::metrics::Metrics;
 /// How often the other instances are looked at while this one has rows in hand, or something goes on: with [`DEAD_AFTER`],
 /// the time to a takeover.
 const WATCH: Duration = Duration::from_millis(50);
-/// How often they are looked at while all is quiet.
+/// How often the third and each further instance of a host looks while it has nothing in hand. The first two look for all.
+const WATCH_THIRD: Duration = Duration::from_millis(250);
+/// How often they are looked at while all is quiet; also while there is none and the calls in hand hang.
 const WATCH_QUIET: Duration = Duration::from_secs(1);
 /// How long calls may still start after the liveness locks should have been read again. An instance that was frozen longer
 /// asks first whether its rows are still its own.
@@ -70,40 +73,49 @@ impl Monitor<'_> {
         let mut lack_told = None;
         let mut status = StatusLine::new(self.metrics.calls(), looked);
         loop {
-            let next_look = looked + self.pause(Instant::now());
-            self.pool.lease_until(next_look + LEASE_GRACE);
+            let (pause, lease) = self.pace(&stall, sessions.instance.epoch(), Instant::now());
+            self.pool.lease_until(looked + lease);
             tokio::select! {
                 error = sessions.lost() => return Err(error),
-                _ = watchdog.tick() => self.watchdog.tell(&stall),
-                () = self.activity.stirred() => {}
-                () = tokio::time::sleep_until(next_look.into()) => {
-                    self.pool.tick();
-                    self.caller.close_resting();
-                    self.failures.flush();
-                    self.tell_status(&mut status);
-                    self.look_for_lack(&mut lack_told);
-                    self.look_for_stall(&mut stall);
-                    let start = Instant::now();
-                    in_time(SILENCE, self.look_around(sessions, start)).await?;
-                    looked = start;
-                    if asked.elapsed() >= ASK {
-                        asked = start;
-                        in_time(SILENCE, sessions.require_responsive(&mut self.silence_limit)).await?;
-                    }
+                _ = watchdog.tick() => {
+                    self.watchdog.tell(&stall);
+                    continue;
                 }
+                () = self.activity.stirred() => continue,
+                () = self.pool.lease_wanted() => {}
+                () = tokio::time::sleep_until((looked + pause).into()) => {}
+            }
+            self.pool.tick();
+            self.caller.close_resting();
+            self.failures.flush();
+            self.tell_status(&mut status);
+            self.look_for_lack(&mut lack_told);
+            self.look_for_stall(&mut stall);
+            let start = Instant::now();
+            in_time(SILENCE, self.look_around(sessions, start)).await?;
+            looked = start;
+            if asked.elapsed() >= ASK {
+                asked = start;
+                in_time(SILENCE, sessions.require_responsive(&mut self.silence_limit)).await?;
             }
         }
     }
 
-    /// How long until the next look at the other instances.
-    fn pause(&self, now: Instant) -> Duration {
-        if self.membership.any_suspect() {
-            DEAD_AFTER
-        } else if !self.activity.is_quiet(now) || !self.in_hand.is_empty() {
-            WATCH
+    /// How long after one look at the other instances the next one is due, and how long calls may start.
+    fn pace(&self, stall: &Stall, epoch: i64, now: Instant) -> (Duration, Duration) {
+        let (pause, lease) = if self.membership.any_suspect() {
+            (DEAD_AFTER, DEAD_AFTER)
+        } else if self.in_hand.is_empty() && self.activity.is_quiet(now) {
+            (WATCH_QUIET, WATCH_QUIET)
+        } else if self.in_hand.is_empty() && self.membership.seniors(epoch) >= 2 {
+            (WATCH_THIRD, WATCH_THIRD)
+        } else if self.membership.alive() == 0 && stall.is_still(now) {
+            // No other instance can die. The next call that wants to start asks for a look.
+            (WATCH_QUIET, WATCH)
         } else {
-            WATCH_QUIET
-        }
+            (WATCH, WATCH)
+        };
+        (pause, lease + LEASE_GRACE)
     }
 
     /// Looks at the other instances; while this one has anything in hand, sees to it that they look at it.

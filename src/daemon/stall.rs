@@ -1,6 +1,7 @@
-//! Whether anything moves: calls wait, none runs, none is recorded, and none starts to stay.
+//! Whether anything moves. A *stall* is a fault: calls wait, none runs, none is recorded, and none starts to stay. While
+//! endpoints hang, all is merely *still*.
 //!
-//! A pure rule, no clock of its own. In a healthy daemon a call that waits while none runs starts within milliseconds; after
+//! Pure rules, no clock of their own. In a healthy daemon a call that waits while none runs starts within milliseconds; after
 //! a shortage of ours, within a second. Rows that have ended and wait for Postgres are its business, not ours.
 
 use std::time::{Duration, Instant};
@@ -13,11 +14,16 @@ pub(super) const LIMIT: Duration = Duration::from_secs(10);
 const RUNS: Duration = Duration::from_millis(100);
 /// After this time a restart is the better thing.
 const LONG: Duration = Duration::from_secs(60);
+/// All is still when no call has started and no row was recorded for this time. Calls that run for longer are slow
+/// (`SLOW` in `dispatch/limits.rs`): no webhook's class changes any more by time alone.
+const STILL: Duration = Duration::from_secs(2);
 
 /// Since when nothing moves.
 #[derive(Debug, Default)]
 pub(super) struct Stall {
     progress: u64,
+    /// When a call had started or a row was recorded since the look before; or the first look.
+    moved: Option<Instant>,
     since: Option<Instant>,
     stalled: bool,
 }
@@ -32,8 +38,16 @@ impl Stall {
         } else {
             self.since.get_or_insert(now);
         }
+        if load.progress != self.progress || self.moved.is_none() {
+            self.moved = Some(now);
+        }
         self.progress = load.progress;
         self.stalled = self.since.is_some_and(|since| now - since >= LIMIT);
+    }
+
+    /// Whether no call has started and no row was recorded for [`STILL`].
+    pub(super) fn is_still(&self, now: Instant) -> bool {
+        self.moved.is_some_and(|moved| now - moved >= STILL)
     }
 
     /// Whether nothing has moved for [`LIMIT`].
@@ -76,6 +90,17 @@ mod tests {
         assert!(stall.is_long(start + LONG + LIMIT));
         stall.look(&load(64, 1, 0, 8), false, start + LONG + LIMIT);
         assert!(!stall.is_stalled() && !stall.is_long(start + LONG + LIMIT));
+    }
+
+    #[test]
+    fn while_calls_hang_all_is_still_and_a_start_ends_it() {
+        let (start, mut stall) = (Instant::now(), Stall::default());
+        assert!(!stall.is_still(start), "there was no look");
+        stall.look(&load(65, 4, 0, 7), false, start);
+        stall.look(&load(65, 4, 0, 7), false, start + STILL / 2);
+        assert!(!stall.is_still(start + STILL / 2) && stall.is_still(start + STILL));
+        stall.look(&load(64, 4, 0, 8), false, start + STILL);
+        assert!(!stall.is_still(start + STILL) && stall.is_still(start + 2 * STILL));
     }
 
     #[test]

@@ -21,7 +21,12 @@ pub(super) struct Gate {
 impl Gate {
     /// Whether calls may start.
     pub(super) fn is_open(&self, now: Instant) -> bool {
-        self.lease_until.is_none_or(|until| now < until) && self.paused_until(now).is_none()
+        !self.lacks_lease(now) && self.paused_until(now).is_none()
+    }
+
+    /// Whether the lease has ended.
+    pub(super) fn lacks_lease(&self, now: Instant) -> bool {
+        self.lease_until.is_some_and(|until| now >= until)
     }
 
     /// Renews the lease, or ends it.

@@ -47,6 +47,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// The daemon waits for it in [`Pool::wait_for_capacity`] or in [`Pool::capacity_freed`].
     pub(super) capacity_freed: Notify,
+    /// The monitor waits for it in [`Pool::lease_wanted`].
+    pub(super) lease_wanted: Notify,
 }
 
 impl Pool {
@@ -61,7 +63,8 @@ impl Pool {
         results: UnboundedSender<Finished>,
     ) -> Pool {
         let state = Mutex::new(State::new(limits, memory.clone(), answer_bytes_max));
-        Pool { shared: Arc::new(Shared { post, results, memory, state, capacity_freed: Notify::new() }) }
+        let (capacity_freed, lease_wanted) = (Notify::new(), Notify::new());
+        Pool { shared: Arc::new(Shared { post, results, memory, state, capacity_freed, lease_wanted }) }
     }
 
     /// What may be claimed now, if a claim is worth its round trip.
@@ -190,6 +193,11 @@ impl Pool {
         let mut state = self.shared.lock();
         state.gate.lease_until(until);
         self.shared.wake_one(state, Instant::now());
+    }
+
+    /// Resolves when a call waits for nothing but the next lease. Cancel-safe. For one loop.
+    pub(crate) async fn lease_wanted(&self) {
+        self.shared.lease_wanted.notified().await;
     }
 
     /// Gives up rows that are not ours any more: their calls that wait are dropped. Returns the rows that will never go
@@ -398,10 +406,37 @@ mod tests {
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
         pool.tick();
         assert!(out.try_recv().is_err() && pool.running() == 0);
+        tokio::time::timeout(IDLE, pool.lease_wanted()).await.expect("the calls wait for nothing else");
         assert_eq!(pool.abandon(&HashSet::from([key(1), key(7)])), HashSet::from([key(1)]));
         pool.lease_until(Instant::now() + IDLE);
         assert_eq!(out.recv().await.expect("a row").id, 2);
         assert!(out.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_is_freed_after_the_lease_asks_for_the_next_one() {
+        let (results, mut out) = unbounded_channel();
+        let (open, wait) = gate();
+        let post = move |w: &Webhook, message: &Message, _: &mut Room| {
+            wait();
+            success(w, message)
+        };
+        let pool = new(Limits { workers: 1, per_webhook: 1 }, Box::new(post), results);
+        pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
+        while pool.running() == 0 {
+            tokio::task::yield_now().await;
+        }
+        pool.lease_until(Instant::now());
+        let wanted = tokio::time::timeout(Duration::ZERO, pool.lease_wanted()).await;
+        assert!(wanted.is_err(), "no call could start");
+        open.send(()).expect("the thread waits");
+        tokio::time::timeout(IDLE, pool.lease_wanted()).await.expect("a call waits for nothing else");
+        assert_eq!((pool.running(), pool.load().waiting), (0, 1));
+        pool.lease_until(Instant::now() + IDLE);
+        open.send(()).expect("the thread takes it");
+        for id in [1, 2] {
+            assert_eq!(out.recv().await.expect("a row").id, id);
+        }
     }
 
     /// A success whose answer has so many bytes.

@@ -159,6 +159,11 @@ impl State {
         self.gate.is_open(now) && self.scheduler.may_start()
     }
 
+    /// Whether a call would start if the lease had not ended.
+    pub(super) fn wants_lease(&self, now: Instant) -> bool {
+        self.gate.lacks_lease(now) && self.scheduler.may_start()
+    }
+
     /// Takes the next call, if one may start.
     pub(super) fn start(&mut self, now: Instant) -> Option<(Ticket, Job)> {
         if !self.gate.is_open(now) {

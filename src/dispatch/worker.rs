@@ -48,6 +48,7 @@ impl Shared {
     /// call, and the other threads need not wait for it.
     pub(super) fn wake_one(self: &Arc<Self>, mut state: MutexGuard<'_, State>, now: Instant) {
         if !state.may_start(now) {
+            self.tell_lease_wanted(&state, now);
             return;
         }
         if let Some(thread) = state.threads.idle.pop() {
@@ -63,6 +64,13 @@ impl Shared {
                     state.gate.pause(now);
                 }
             }
+        }
+    }
+
+    /// Tells the monitor when a call waits for nothing but the next lease.
+    fn tell_lease_wanted(&self, state: &State, now: Instant) {
+        if state.wants_lease(now) {
+            self.lease_wanted.notify_one();
         }
     }
 
@@ -116,6 +124,7 @@ impl Shared {
                 tell();
                 return Some(started);
             }
+            self.tell_lease_wanted(&state, now);
             state.threads.idle.push(me.clone());
             drop(state);
             tell();

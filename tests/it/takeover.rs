@@ -156,6 +156,22 @@ async fn a_row_that_was_taken_from_a_relay_and_came_back_has_one_record_and_is_m
 
 #[tokio::test]
 async fn a_thawed_relay_does_not_begin_calls_of_rows_that_a_peer_took() {
+    // This is longer than a relay begins calls without a look at the locks.
+    let later = "SELECT dead_at < clock_timestamp() - interval '500 ms' FROM relay.instances ORDER BY started_at LIMIT 1";
+    freeze_and_take("SELECT true", later).await;
+}
+
+/// A relay that is alone, and whose calls hang, looks at the others once a second. Calls may start no longer for that.
+#[tokio::test]
+async fn nor_does_one_whose_calls_had_hung_for_long() {
+    let seldom = "SELECT clock_timestamp() - state_change > interval '400 ms' FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name = 'promptpal-relay listen'";
+    freeze_and_take(seldom, "SELECT true").await;
+}
+
+/// Freezes a relay with calls that hang and rows that have not begun, when `freeze` is true. Has a peer take the rows. Thaws it
+/// when `thaw` is true.
+async fn freeze_and_take(freeze: &str, thaw: &str) {
     let database = Database::new().await;
     let (receiver, gate) = gated();
     database.webhook(1, &receiver.url("/")).await;
@@ -164,18 +180,14 @@ async fn a_thawed_relay_does_not_begin_calls_of_rows_that_a_peer_took() {
     database.events(1, 8).await;
     receiver.wait_for(2);
     database.eventually("SELECT count(claimed_by) > 2 FROM relay.outbox").await;
+    database.eventually(freeze).await;
     frozen.signal(Signal::SIGSTOP);
     cut_off(&database).await;
     let _peer = Relay::start(&database, &flags);
     receiver.wait_for(4);
     gate.open();
     database.all_done().await;
-    // This is longer than a relay begins calls without a look at the locks.
-    database
-        .eventually(
-            "SELECT dead_at < clock_timestamp() - interval '500 ms' FROM relay.instances ORDER BY started_at LIMIT 1",
-        )
-        .await;
+    database.eventually(thaw).await;
     frozen.signal(Signal::SIGCONT);
     // Rows that it had claimed, and had not begun, were among those that the peer took.
     frozen
