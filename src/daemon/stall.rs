@@ -1,5 +1,5 @@
-//! Whether anything moves. A *stall* is a fault: calls wait, none runs, none is recorded, and none starts to stay. While
-//! endpoints hang, all is merely *still*.
+//! Whether anything moves. A *stall* is a fault: calls wait, none runs, none ends, and none is recorded. While endpoints hang,
+//! all is merely *still*.
 //!
 //! Pure rules, no clock of their own. In a healthy daemon a call that waits while none runs starts within milliseconds; after
 //! a shortage of ours, within a second. Rows that have ended and wait for Postgres are its business, not ours.
@@ -14,7 +14,7 @@ pub(super) const LIMIT: Duration = Duration::from_secs(10);
 const RUNS: Duration = Duration::from_millis(100);
 /// After this time a restart is the better thing.
 const LONG: Duration = Duration::from_secs(60);
-/// All is still when no call has started and no row was recorded for this time. Calls that run for longer are slow
+/// All is still when no call has ended and no row was recorded for this time. Calls that run for longer are slow
 /// (`SLOW` in `dispatch/limits.rs`): no webhook's class changes any more by time alone.
 const STILL: Duration = Duration::from_secs(2);
 
@@ -22,7 +22,7 @@ const STILL: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct Stall {
     progress: u64,
-    /// When a call had started or a row was recorded since the look before; or the first look.
+    /// When a call had ended or a row was recorded since the look before; or the first look.
     moved: Option<Instant>,
     since: Option<Instant>,
     stalled: bool,
@@ -45,7 +45,7 @@ impl Stall {
         self.stalled = self.since.is_some_and(|since| now - since >= LIMIT);
     }
 
-    /// Whether no call has started and no row was recorded for [`STILL`].
+    /// Whether no call has ended and no row was recorded for [`STILL`].
     pub(super) fn is_still(&self, now: Instant) -> bool {
         self.moved.is_some_and(|moved| now - moved >= STILL)
     }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn while_calls_hang_all_is_still_and_a_start_ends_it() {
+    fn while_calls_hang_all_is_still_until_one_ends() {
         let (start, mut stall) = (Instant::now(), Stall::default());
         assert!(!stall.is_still(start), "there was no look");
         stall.look(&load(65, 4, 0, 7), false, start);

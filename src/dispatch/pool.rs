@@ -197,7 +197,13 @@ impl Pool {
 
     /// Resolves when a call waits for nothing but the next lease. Cancel-safe. For one loop.
     pub(crate) async fn lease_wanted(&self) {
-        self.shared.lease_wanted.notified().await;
+        loop {
+            self.shared.lease_wanted.notified().await;
+            // The next lease may have come meanwhile.
+            if self.shared.lock().wants_lease(Instant::now()) {
+                return;
+            }
+        }
     }
 
     /// Gives up rows that are not ours any more: their calls that wait are dropped. Returns the rows that will never go
@@ -433,6 +439,8 @@ mod tests {
         tokio::time::timeout(IDLE, pool.lease_wanted()).await.expect("a call waits for nothing else");
         assert_eq!((pool.running(), pool.load().waiting), (0, 1));
         pool.lease_until(Instant::now() + IDLE);
+        let wanted = tokio::time::timeout(Duration::ZERO, pool.lease_wanted()).await;
+        assert!(wanted.is_err(), "it is there");
         open.send(()).expect("the thread takes it");
         for id in [1, 2] {
             assert_eq!(out.recv().await.expect("a row").id, id);

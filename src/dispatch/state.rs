@@ -171,15 +171,12 @@ impl State {
         }
         let (ticket, job) = self.scheduler.start(now)?;
         job.row.note_start();
-        self.progress += 1;
         Some((ticket, job))
     }
 
     /// A call was not made: its turn comes again.
     pub(super) fn requeue(&mut self, ticket: Ticket, job: Job, now: Instant) {
         job.row.take_back_start();
-        // The call was no progress.
-        self.progress -= 1;
         if job.row.is_abandoned() {
             self.scheduler.finish(ticket, now);
         } else {
@@ -196,6 +193,7 @@ impl State {
         call: Call,
         now: Instant,
     ) -> (Option<Arc<Row>>, bool) {
+        self.progress += 1;
         let finished = self.record(job, call);
         let mut is_capacity_freed = self.scheduler.finish(ticket, now);
         if self.awaited_in_hand.is_some_and(|most| self.scheduler.in_hand() <= most) {
@@ -401,17 +399,20 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_starts_is_progress_and_one_that_is_requeued_is_none() {
+    fn a_call_that_ends_is_progress_and_one_that_is_requeued_is_none() {
         let (now, memory) = (Instant::now(), Memory::new(MIB));
         let mut state = state(1, &memory, now);
         state.gate.lease_until(now);
         assert!(!state.may_start(now) && state.start(now).is_none());
         state.gate.lease_until(now + RELIEVE_AGAIN);
         let (ticket, job) = state.start(now).expect("a call");
-        assert!(job.row.has_begun() && state.load(now).progress == 1);
+        assert!(job.row.has_begun() && state.load(now).progress == 0);
         state.requeue(ticket, job, now);
         assert_eq!(state.load(now).progress, 0);
-        assert_eq!(state.stop(now), HashMap::from([(key(1), false)]), "it has not begun");
+        let (ticket, job) = state.start(now).expect("the call again");
+        let call = call(&job);
+        assert!(state.finish(ticket, job, call, now).0.is_some());
+        assert_eq!(state.load(now).progress, 1);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(crate) struct Load {
     pub waiting: usize,
     /// Rows that have gone out and are not committed, set aside or given up yet.
     pub ended: usize,
-    /// Grows with each call that starts and is not requeued, and with each row that is committed.
+    /// Grows with each call that ends and is not requeued, and with each row that is committed.
     pub progress: u64,
     /// Threads, busy or not.
     pub threads: usize,
