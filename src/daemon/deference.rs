@@ -31,6 +31,8 @@ pub(super) const READ: Duration = Duration::from_millis(50);
 /// Readings in a row that must say that there is a processor to spare. An instance that defers hardly runs: some of its readings
 /// come out wrong by chance.
 const SPARE: u32 = 3;
+/// A reading that is older than this says nothing beside the next one: the instance slept, or claimed for itself.
+const STALE: Duration = Duration::from_secs(1);
 
 /// What a thread has had of a processor since it started, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,7 +86,7 @@ impl Deference {
     pub(super) fn read(&mut self, processor: Option<Processor>, now: Instant) {
         self.spare = match (processor, self.processor) {
             (Some(processor), Some((before, _))) if processor.is_short(before) => 0,
-            (Some(_), Some(_)) => self.spare.saturating_add(1),
+            (Some(_), Some((_, read))) if now - read <= STALE => self.spare.saturating_add(1),
             _ => SPARE,
         };
         self.is_short = self.spare == 0 || (self.is_short && self.spare < SPARE);
@@ -97,6 +99,9 @@ impl Deference {
         let defers = seniors > 0 && self.is_short && self.distrusts_until.is_none_or(|until| now >= until);
         if !defers {
             self.head = None;
+        }
+        if seniors == 0 || !self.is_short {
+            self.distrust = None;
         }
         defers
     }
@@ -159,6 +164,13 @@ mod tests {
             deference.read(Some(times), now);
             assert!(deference.defers(1, now), "reading {reading}");
         }
+    }
+
+    #[test]
+    fn after_a_pause_one_reading_is_enough() {
+        let (now, mut deference) = (Instant::now(), short(Instant::now()));
+        deference.read(Some(Processor { ran: 11, waited: 3 }), now + 2 * STALE);
+        assert!(!deference.defers(1, now + 2 * STALE));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The monitor: watches the sessions, the other instances, the threads, and tells systemd.
 //!
 //! Waits until it is time to check the other instances: 50 ms while something goes on, 1 s while all is quiet, 100 ms while
-//! one is suspect. Also waits for a call that the end of the lease holds up, for the end of the quiet, for a lost session, and
-//! for the watchdog. Owns the session that
+//! one is suspect. It is also 1 s while there is none and the calls in hand hang, and 250 ms for the third instance of a host that has
+//! nothing in hand. Also waits for a call that the end of the lease holds up, for the end of the quiet, for a lost session,
+//! and for the watchdog. Owns the session that
 //! listens, with its liveness lock, and the lease until which calls may start. Claims and records nothing.
 
 use std::time::{Duration, Instant};
@@ -39,6 +40,41 @@ const LACK_AGAIN: Duration = Duration::from_secs(60);
 /// How often the server is asked whether it works for the sessions that claim and finish.
 const ASK: Duration = Duration::from_secs(1);
 
+/// What decides when the next look at the other instances is due.
+#[derive(Clone, Copy, Debug)]
+struct Scene {
+    /// Another instance's lock is free.
+    any_suspect: bool,
+    /// Others that live.
+    alive: usize,
+    /// Those of them that are senior, on this host.
+    seniors: usize,
+    /// Nothing is in hand.
+    is_empty: bool,
+    is_quiet: bool,
+    is_still: bool,
+}
+
+impl Scene {
+    /// How long after one look the next one is due, and how long after it calls may start.
+    fn pace(self) -> (Duration, Duration) {
+        let (pause, lease) = if self.any_suspect {
+            (DEAD_AFTER, DEAD_AFTER)
+        } else if self.is_empty && self.is_quiet {
+            (WATCH_QUIET, WATCH_QUIET)
+        } else if self.is_empty && self.seniors >= 2 {
+            (WATCH_THIRD, WATCH_THIRD)
+        } else if !self.is_empty && self.is_still && self.alive == 0 {
+            // No other instance can die but one that has come since the last look. The next call that wants to start asks for a
+            // look.
+            (WATCH_QUIET, WATCH)
+        } else {
+            (WATCH, WATCH)
+        };
+        (pause, lease + LEASE_GRACE)
+    }
+}
+
 /// The monitor.
 pub(super) struct Monitor<'a> {
     pub stop: &'a Stop,
@@ -73,9 +109,11 @@ impl Monitor<'_> {
         let mut lack_told = None;
         let mut status = StatusLine::new(self.metrics.calls(), looked);
         loop {
-            let (pause, lease) = self.pace(&stall, sessions.instance.epoch(), Instant::now());
+            let (pause, lease) = self.scene(&stall, sessions.instance.epoch(), Instant::now()).pace();
             self.pool.lease_until(looked + lease);
+            // In this order: a slow Postgres makes looks overdue all the time, and the watchdog is to be told all the same.
             tokio::select! {
+                biased;
                 error = sessions.lost() => return Err(error),
                 _ = watchdog.tick() => {
                     self.watchdog.tell(&stall);
@@ -101,21 +139,16 @@ impl Monitor<'_> {
         }
     }
 
-    /// How long after one look at the other instances the next one is due, and how long calls may start.
-    fn pace(&self, stall: &Stall, epoch: i64, now: Instant) -> (Duration, Duration) {
-        let (pause, lease) = if self.membership.any_suspect() {
-            (DEAD_AFTER, DEAD_AFTER)
-        } else if self.in_hand.is_empty() && self.activity.is_quiet(now) {
-            (WATCH_QUIET, WATCH_QUIET)
-        } else if self.in_hand.is_empty() && self.membership.seniors(epoch) >= 2 {
-            (WATCH_THIRD, WATCH_THIRD)
-        } else if self.membership.alive() == 0 && stall.is_still(now) {
-            // No other instance can die. The next call that wants to start asks for a look.
-            (WATCH_QUIET, WATCH)
-        } else {
-            (WATCH, WATCH)
-        };
-        (pause, lease + LEASE_GRACE)
+    /// What decides when the next look is due.
+    fn scene(&self, stall: &Stall, epoch: i64, now: Instant) -> Scene {
+        Scene {
+            any_suspect: self.membership.any_suspect(),
+            alive: self.membership.alive(),
+            seniors: self.membership.seniors(epoch),
+            is_empty: self.in_hand.is_empty(),
+            is_quiet: self.activity.is_quiet(now),
+            is_still: stall.is_still(now),
+        }
     }
 
     /// Looks at the other instances; while this one has anything in hand, sees to it that they look at it.
@@ -157,7 +190,7 @@ impl Monitor<'_> {
         }
         let why = stall.is_stalled().then(|| {
             format!(
-                "{} calls wait, and none has started or been recorded for {} s",
+                "{} calls wait, and none has ended or been recorded for {} s",
                 load.waiting,
                 stall::LIMIT.as_secs()
             )
@@ -186,5 +219,42 @@ impl Monitor<'_> {
             oldest_s: self.metrics.oldest_age().filter(|age| *age > 0.0),
         };
         status.tell(facts, self.metrics.calls(), now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_often_it_looks_depends_on_who_could_need_it() {
+        // Alone, with calls that hang.
+        let hanging = Scene {
+            any_suspect: false,
+            alive: 0,
+            seniors: 0,
+            is_empty: false,
+            is_quiet: true,
+            is_still: true,
+        };
+        // The third of a host, without rows.
+        let third = Scene { alive: 2, seniors: 2, is_empty: true, is_quiet: false, ..hanging };
+        let cases = [
+            (hanging, WATCH_QUIET, WATCH),
+            (Scene { alive: 1, ..hanging }, WATCH, WATCH),
+            (Scene { is_still: false, ..hanging }, WATCH, WATCH),
+            // A moment ago there were rows: the next one's call is not to wait for a look.
+            (Scene { is_empty: true, is_quiet: false, ..hanging }, WATCH, WATCH),
+            (Scene { is_empty: true, ..hanging }, WATCH_QUIET, WATCH_QUIET),
+            (third, WATCH_THIRD, WATCH_THIRD),
+            (Scene { seniors: 1, ..third }, WATCH, WATCH),
+            (Scene { is_empty: false, ..third }, WATCH, WATCH),
+            (Scene { is_quiet: true, ..third }, WATCH_QUIET, WATCH_QUIET),
+            (Scene { any_suspect: true, ..third }, DEAD_AFTER, DEAD_AFTER),
+            (Scene { any_suspect: true, ..hanging }, DEAD_AFTER, DEAD_AFTER),
+        ];
+        for (scene, pause, lease) in cases {
+            assert_eq!(scene.pace(), (pause, lease + LEASE_GRACE), "{scene:?}");
+        }
     }
 }

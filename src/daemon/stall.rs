@@ -14,7 +14,7 @@ pub(super) const LIMIT: Duration = Duration::from_secs(10);
 const RUNS: Duration = Duration::from_millis(100);
 /// After this time a restart is the better thing.
 const LONG: Duration = Duration::from_secs(60);
-/// All is still when no call has ended and no row was recorded for this time. Calls that run for longer are slow
+/// All is still when no call has started or ended and no row was recorded for this time. Calls that run for longer are slow
 /// (`SLOW` in `dispatch/limits.rs`): no webhook's class changes any more by time alone.
 const STILL: Duration = Duration::from_secs(2);
 
@@ -22,7 +22,8 @@ const STILL: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct Stall {
     progress: u64,
-    /// When a call had ended or a row was recorded since the look before; or the first look.
+    started: u64,
+    /// When a call had started or ended, or a row was recorded, since the look before; or the first look.
     moved: Option<Instant>,
     since: Option<Instant>,
     stalled: bool,
@@ -38,14 +39,14 @@ impl Stall {
         } else {
             self.since.get_or_insert(now);
         }
-        if load.progress != self.progress || self.moved.is_none() {
+        if (load.progress, load.started) != (self.progress, self.started) || self.moved.is_none() {
             self.moved = Some(now);
         }
-        self.progress = load.progress;
+        (self.progress, self.started) = (load.progress, load.started);
         self.stalled = self.since.is_some_and(|since| now - since >= LIMIT);
     }
 
-    /// Whether no call has ended and no row was recorded for [`STILL`].
+    /// Whether no call has started or ended and no row was recorded for [`STILL`].
     pub(super) fn is_still(&self, now: Instant) -> bool {
         self.moved.is_some_and(|moved| now - moved >= STILL)
     }
@@ -71,6 +72,7 @@ mod tests {
             running,
             longest_running: RUNS * u32::try_from(running).expect("few"),
             ended,
+            started: 0,
             progress,
             threads: 0,
             memory_bytes: 0,
@@ -93,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn while_calls_hang_all_is_still_until_one_ends() {
+    fn while_calls_hang_all_is_still_until_one_starts_or_ends() {
         let (start, mut stall) = (Instant::now(), Stall::default());
         assert!(!stall.is_still(start), "there was no look");
         stall.look(&load(65, 4, 0, 7), false, start);
@@ -101,6 +103,8 @@ mod tests {
         assert!(!stall.is_still(start + STILL / 2) && stall.is_still(start + STILL));
         stall.look(&load(64, 4, 0, 8), false, start + STILL);
         assert!(!stall.is_still(start + STILL) && stall.is_still(start + 2 * STILL));
+        stall.look(&Load { started: 1, ..load(64, 4, 0, 8) }, false, start + 2 * STILL);
+        assert!(!stall.is_still(start + 2 * STILL));
     }
 
     #[test]

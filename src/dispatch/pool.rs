@@ -195,7 +195,7 @@ impl Pool {
         self.shared.wake_one(state, Instant::now());
     }
 
-    /// Resolves when a call waits for nothing but the next lease. Cancel-safe. For one loop.
+    /// Resolves when a call waits for the next lease. Cancel-safe. For one loop.
     pub(crate) async fn lease_wanted(&self) {
         loop {
             self.shared.lease_wanted.notified().await;
@@ -412,7 +412,7 @@ mod tests {
         pool.hand_in(vec![claimed(1, &[10]), claimed(2, &[10])]);
         pool.tick();
         assert!(out.try_recv().is_err() && pool.running() == 0);
-        tokio::time::timeout(IDLE, pool.lease_wanted()).await.expect("the calls wait for nothing else");
+        tokio::time::timeout(IDLE, pool.lease_wanted()).await.expect("the calls wait for it");
         assert_eq!(pool.abandon(&HashSet::from([key(1), key(7)])), HashSet::from([key(1)]));
         pool.lease_until(Instant::now() + IDLE);
         assert_eq!(out.recv().await.expect("a row").id, 2);
@@ -436,7 +436,8 @@ mod tests {
         let wanted = tokio::time::timeout(Duration::ZERO, pool.lease_wanted()).await;
         assert!(wanted.is_err(), "no call could start");
         open.send(()).expect("the thread waits");
-        tokio::time::timeout(IDLE, pool.lease_wanted()).await.expect("a call waits for nothing else");
+        tokio::time::timeout(IDLE, pool.lease_wanted()).await.expect("a call waits for it");
+        pool.tick();
         assert_eq!((pool.running(), pool.load().waiting), (0, 1));
         pool.lease_until(Instant::now() + IDLE);
         let wanted = tokio::time::timeout(Duration::ZERO, pool.lease_wanted()).await;

@@ -134,6 +134,11 @@ impl<J> Scheduler<J> {
         self.slots.running()
     }
 
+    /// Calls that have started so far.
+    pub(crate) fn started(&self) -> u64 {
+        self.started
+    }
+
     /// Calls waiting and running.
     pub(crate) fn in_hand(&self) -> usize {
         self.running() + self.waiting

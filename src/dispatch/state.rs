@@ -159,9 +159,9 @@ impl State {
         self.gate.is_open(now) && self.scheduler.may_start()
     }
 
-    /// Whether a call would start if the lease had not ended.
+    /// Whether a call would start if the lease had not ended, as far as the queues tell.
     pub(super) fn wants_lease(&self, now: Instant) -> bool {
-        self.gate.lacks_lease(now) && self.scheduler.may_start()
+        self.gate.lacks_lease(now) && self.gate.paused_until(now).is_none() && self.scheduler.may_start()
     }
 
     /// Takes the next call, if one may start.
@@ -298,6 +298,7 @@ impl State {
             waiting: self.scheduler.in_hand() - self.scheduler.running()
                 + self.admission.waiting().map(|row| row.webhooks.len()).sum::<usize>(),
             ended: self.ended,
+            started: self.scheduler.started(),
             progress: self.progress,
             threads: self.threads.count(),
             memory_bytes: self.memory.used(),

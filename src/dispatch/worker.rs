@@ -48,7 +48,11 @@ impl Shared {
     /// call, and the other threads need not wait for it.
     pub(super) fn wake_one(self: &Arc<Self>, mut state: MutexGuard<'_, State>, now: Instant) {
         if !state.may_start(now) {
-            self.tell_lease_wanted(&state, now);
+            let wants_lease = state.wants_lease(now);
+            drop(state);
+            if wants_lease {
+                self.lease_wanted.notify_one();
+            }
             return;
         }
         if let Some(thread) = state.threads.idle.pop() {
@@ -64,13 +68,6 @@ impl Shared {
                     state.gate.pause(now);
                 }
             }
-        }
-    }
-
-    /// Tells the monitor when a call waits for nothing but the next lease.
-    fn tell_lease_wanted(&self, state: &State, now: Instant) {
-        if state.wants_lease(now) {
-            self.lease_wanted.notify_one();
         }
     }
 
@@ -124,9 +121,12 @@ impl Shared {
                 tell();
                 return Some(started);
             }
-            self.tell_lease_wanted(&state, now);
+            let wants_lease = state.wants_lease(now);
             state.threads.idle.push(me.clone());
             drop(state);
+            if wants_lease {
+                self.lease_wanted.notify_one();
+            }
             tell();
             let since = Instant::now();
             let is_pause = self.wait_for_work();

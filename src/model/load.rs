@@ -16,6 +16,8 @@ pub(crate) struct Load {
     pub waiting: usize,
     /// Rows that have gone out and are not committed, set aside or given up yet.
     pub ended: usize,
+    /// Calls that have started so far, also those that were requeued.
+    pub started: u64,
     /// Grows with each call that ends and is not requeued, and with each row that is committed.
     pub progress: u64,
     /// Threads, busy or not.
