@@ -3,8 +3,8 @@
 //! Waits until it is time to check the other instances: 50 ms while something goes on, 1 s while all is quiet, 100 ms while
 //! one is suspect. It is also 1 s while there is none and the calls in hand hang, and 250 ms for the third instance of a host that has
 //! nothing in hand. Also waits for a call that the end of the lease holds up, for the end of the quiet, for a lost session,
-//! and for the watchdog. Owns the session that
-//! listens, with its liveness lock, and the lease until which calls may start. Claims and records nothing.
+//! and for the watchdog. Owns the session that listens, with its liveness lock, and the lease until which calls may start.
+//! Claims and records nothing.
 
 use std::time::{Duration, Instant};
 
