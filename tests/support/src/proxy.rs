@@ -188,7 +188,7 @@ impl Shared {
             Reply::Never => return stream.read_to_end(&mut Vec::new()).map(|_| ()),
             Reply::Close => return Ok(()),
         };
-        let endpoint = request.path().parse::<SocketAddr>().ok().and_then(|to| TcpStream::connect(to).ok());
+        let endpoint = request.path().parse().ok().and_then(reach);
         let Some(endpoint) = endpoint.map(Arc::new) else {
             return stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n");
         };
@@ -202,6 +202,22 @@ impl Shared {
         });
         Ok(())
     }
+}
+
+/// What Linux says when the process has no file left.
+const EMFILE: i32 = 24;
+
+/// Connects to an endpoint. Waits for a file up to two seconds: a test that takes all files of its process takes the proxy's, too,
+/// which a real proxy has for itself.
+fn reach(endpoint: SocketAddr) -> Option<TcpStream> {
+    for _ in 0..400 {
+        match TcpStream::connect(endpoint) {
+            Ok(stream) => return Some(stream),
+            Err(error) if error.raw_os_error() == Some(EMFILE) => thread::sleep(Duration::from_millis(5)),
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 /// Passes on what one end says, and how it ends.
