@@ -29,7 +29,7 @@ use test_support::proxy;
 use uuid::Uuid;
 
 /// How long something may take to happen; long, because the machine may be busy with other tests.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 /// The timeout of calls that are not meant to reach it.
 pub const PATIENT: Duration = Duration::from_secs(30);
 

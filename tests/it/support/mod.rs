@@ -27,7 +27,7 @@ pub use self::receiver::{Gate, Receiver, Reply, gated};
 pub use self::relay::{Clock, Relay};
 
 /// How long a condition may take to come true; long, because the machine may be busy with other tests.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Pause between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(5);
 
