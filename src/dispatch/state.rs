@@ -402,18 +402,19 @@ mod tests {
     #[test]
     fn a_call_that_ends_is_progress_and_one_that_is_requeued_is_none() {
         let (now, memory) = (Instant::now(), Memory::new(MIB));
-        let mut state = state(1, &memory, now);
+        let mut state = state(2, &memory, now);
         state.gate.lease_until(now);
         assert!(!state.may_start(now) && state.start(now).is_none());
         state.gate.lease_until(now + RELIEVE_AGAIN);
         let (ticket, job) = state.start(now).expect("a call");
         assert!(job.row.has_begun() && state.load(now).progress == 0);
-        state.requeue(ticket, job, now);
-        assert_eq!(state.load(now).progress, 0);
-        let (ticket, job) = state.start(now).expect("the call again");
         let call = call(&job);
         assert!(state.finish(ticket, job, call, now).0.is_some());
         assert_eq!(state.load(now).progress, 1);
+        let (ticket, job) = state.start(now).expect("the other row's");
+        state.requeue(ticket, job, now);
+        assert_eq!(state.load(now).progress, 1);
+        assert_eq!(state.stop(now), HashMap::from([(key(2), false)]), "it has not begun");
     }
 
     #[test]

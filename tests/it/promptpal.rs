@@ -386,7 +386,7 @@ async fn the_feed_says_what_promptpal_records_and_the_view_holds_its_columns() {
     let receiver = Receiver::good();
     add_webhook(&database, 7, &receiver.url("/")).await;
     assert_eq!(script(&database, "install", &["feed=on"]), (0, String::new()));
-    let relay = Relay::start(&database, &[]);
+    let _relay = Relay::start(&database, &[]);
     // A cached answer of 300 tokens: PromptPal counts it as a failure, and its tokens as the total.
     let sql = "INSERT INTO prompt_calls (prompt_calls, project_calls, user_id, response_token, total_token, duration, result, cached, ua, ip)
                VALUES (3, 7, 'someone', 0, 300, 0, 1, true, '', '')";
@@ -425,6 +425,5 @@ async fn the_feed_says_what_promptpal_records_and_the_view_holds_its_columns() {
             assert_eq!(code.code(), expected, "{sql}");
         }
     }
-    relay.kill();
     database.client.batch_execute("ALTER TABLE webhooks ADD COLUMN of_a_new_release text").await.unwrap();
 }
